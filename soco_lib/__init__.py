@@ -1,0 +1,28 @@
+"""SoCo, "Aligning Pretraining for Detection via Object-Level Contrastive Learning" (NeurIPS 2021), as a small library.
+
+Importing the package does no work; each module owns one concern (see the README, "Where things lie").
+"""
+
+import os
+from pathlib import Path
+
+#: The checkout: notebooks, results and data are found from here, whatever the working directory.
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class BookError(ValueError):
+    """A mistake in what the user gave (a path, a name, a value): one line that names it and says the remedy."""
+
+
+def locate(path: str | os.PathLike) -> Path:
+    """Resolve a user's path: absolute, else under the checkout if it exists there, else under `$SOCO_DATA` if there.
+
+    Returns the path under the checkout when nothing exists, so that error messages name one definite place.
+    """
+    path = Path(path).expanduser()
+    if path.is_absolute() or (ROOT / path).exists():
+        return ROOT / path
+    data = os.environ.get("SOCO_DATA")
+    if data and (Path(data).expanduser() / path).exists():
+        return Path(data).expanduser().resolve() / path
+    return ROOT / path
