@@ -1,0 +1,258 @@
+"""What an experiment is: frozen dataclasses, checked on construction; every derived number is derived here.
+
+Boxes and sizes are pixels of the named view; learning rates are per global batch; "step" is one optimiser update.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from soco_lib import BookError, locate
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+ALIGNMENTS = ("whole", "c5", "neck", "head")
+ASSIGNMENTS = ("scale", "detectron2", "fixed")
+OPTIMIZERS = ("lars", "sgd", "adamw")
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise `BookError(message)` unless `condition` holds."""
+    if not condition:
+        raise BookError(message)
+
+
+def one_of(name: str, value: str, known: typing.Iterable[str]) -> None:
+    """Raise `BookError` naming the nearest known value when `value` is none of `known`."""
+    known = tuple(known)
+    if value not in known:
+        near = difflib.get_close_matches(str(value), known, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise BookError(f"{name}={value!r} is unknown{hint} (known: {', '.join(known)})")
+
+
+@dataclass(frozen=True)
+class View:
+    """An extra view V2, V3, V4, … of the image (V1 is the whole image, resized); paper Sec. 3.2."""
+
+    size: int  # side in pixels
+    source: str = "crop"  # "crop": own random crop of V1; "V2", "V3", …: that earlier view, resized
+    scale: tuple[float, float] = (0.5, 1.0)  # range of the crop's area over V1's area
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)  # range of the crop's width over height
+
+    def __post_init__(self):
+        require(self.size > 0, f"view size={self.size} must be at least 1 pixel")
+        require(0 < self.scale[0] <= self.scale[1] <= 1, f"crop scale={self.scale} must satisfy 0 < low <= high <= 1")
+        require(0 < self.ratio[0] <= self.ratio[1], f"crop ratio={self.ratio} must satisfy 0 < low <= high")
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    """One object-level pretraining; the defaults are the paper's SoCo-R50-FPN, 100 epochs (Sec. 4.1)."""
+
+    images: str  # where images come from (see sources.open_source)
+    proposals: str  # a proposal store's folder, or "whole" for one box that is the image
+    k: int = 4  # proposals an image a step (Sec. 3.2, Table 5c)
+    size: int = 224  # side of V1
+    views: tuple[View, ...] = (View(224), View(112, "V2"))  # V2, V3, …
+    jitter_p: float = 0.5  # probability that a box is jittered (Sec. 3.2 Box Jitter)
+    jitter: float = 0.1  # its largest relative shift and growth
+    cutout_p: float = 0.0  # not in the paper: probability of cutout inside a box (authors' FPN-100 and C4 files: 0.5)
+    detector: str = "mask-rcnn-r50-fpn"  # see detector.DETECTORS; or any Detectron2 model-zoo file
+    overrides: tuple[str, ...] = ()  # further Detectron2 "KEY=value" settings of the detector
+    alignment: str = "head"  # how much of the detector is pretrained: whole, c5, neck, head (Table 4)
+    assignment: str = "scale"  # box to pyramid level: scale (Sec. 3.3), detectron2 (224 on P4), fixed (one level)
+    fixed_level: int = 4  # the level of assignment="fixed"
+    hidden: int = 4096  # width of projector and predictor
+    embedding: int = 256  # dimension of their outputs
+    optimizer: str = "lars"
+    base_lr: float = 1.0  # per 256 images; the rate is base_lr x batch / 256
+    final_lr: float = 1e-6  # where the cosine ends (authors' release)
+    warmup_factor: float = 0.01  # first rate over the full one (authors' release)
+    warmup_epochs: float = 10.0
+    weight_decay: float = 1e-5
+    momentum: float = 0.9
+    trust: float = 0.001  # LARS trust coefficient
+    tau: float = 0.99  # target momentum at the start; rises to 1 (Table 5d)
+    batch: int = 2048  # images an update, over all processes
+    micro_batch: int = 0  # images a process holds at once; 0: the whole share (else gradients are accumulated)
+    epochs: float = 100.0
+    steps: int = 0  # 0: from epochs; else this many updates (warm-up shrinks alike)
+    precision: str = "bf16"  # fp32, bf16 or fp16 (with gradient scaler); paper: mixed
+    channels_last: bool = True
+    compile: bool = False
+    seed: int = 0
+    workers: int = 8  # loader processes a training process
+    log_every: int = 50  # steps
+    save_every: int = 1000  # steps
+    keep: int = 3  # checkpoints kept
+    profile: str = "paper"  # the label that every table and figure of this run carries
+
+    def __post_init__(self):
+        require(self.k >= 1, f"k={self.k} must be at least 1 proposal an image")
+        require(self.size > 0, f"view size={self.size} must be at least 1 pixel")
+        require(len(self.views) > 0, "views is empty: contrastive learning needs at least V2")
+        for number, view in enumerate(self.views, start=2):
+            one_of(f"V{number}'s source", view.source, ("crop", *(f"V{i}" for i in range(2, number))))
+        one_of("alignment", self.alignment, ALIGNMENTS)
+        one_of("assignment", self.assignment, ASSIGNMENTS)
+        one_of("optimizer", self.optimizer, OPTIMIZERS)
+        one_of("precision", self.precision, PRECISIONS)
+        require(
+            self.alignment != "whole" or (self.k == 1 and self.proposals == "whole"),
+            "alignment='whole' pools the whole image: set k=1 and proposals='whole'",
+        )
+        for name in ("batch", "log_every", "save_every", "keep", "hidden", "embedding"):
+            require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
+        for name in ("jitter_p", "cutout_p", "tau"):
+            require(0 <= getattr(self, name) <= 1, f"{name}={getattr(self, name)} must lie in [0, 1]")
+        require(self.micro_batch >= 0 and self.steps >= 0, "micro_batch and steps may not be negative")
+        require(self.steps > 0 or self.epochs > 0, f"epochs={self.epochs} must be positive when steps is 0")
+        require(self.base_lr > 0, f"base_lr={self.base_lr} must be positive")
+
+    @property
+    def view_sizes(self) -> tuple[int, ...]:
+        """Sides in pixels of V1, V2, …"""
+        return (self.size, *(view.size for view in self.views))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Numbers that follow from a `Pretrain`, the number of images and of processes; the first thing a log says."""
+
+    images: int
+    world: int
+    share: int  # images of a global batch that one process sees
+    micro_batch: int
+    accumulate: int  # micro-batches a process runs for one update
+    steps_per_epoch: int
+    steps: int
+    warmup_steps: int
+    lr: float
+
+    def describe(self, cfg: Pretrain) -> str:
+        """One line of arithmetic: batch = processes x accumulation x micro-batch, steps, learning rate."""
+        return (
+            f"global batch {cfg.batch} = {self.world} process{'es' * (self.world > 1)} x {self.accumulate} accumulation x "
+            f"{self.micro_batch} images; {self.images} images, {self.steps_per_epoch} steps an epoch, {self.steps} steps, "
+            f"{self.warmup_steps} of them warm-up; lr {cfg.base_lr} x {cfg.batch}/256 = {self.lr:g}; "
+            f"{cfg.optimizer}, {cfg.precision}"
+        )
+
+
+def plan(cfg: Pretrain, images: int, world: int = 1) -> Plan:
+    """Derive steps, rates and the batch arithmetic.
+
+    Raises BookError when the batch exceeds the images or cannot be split into equal micro-batches over the processes.
+    """
+    require(
+        cfg.batch <= images,
+        f"batch={cfg.batch} is larger than the {images} usable images of {cfg.images}: give more images or a smaller batch",
+    )
+    require(
+        cfg.batch % world == 0,
+        f"batch={cfg.batch} cannot be split evenly over {world} processes: choose a multiple of {world} or other GPUS/NODES",
+    )
+    share = cfg.batch // world
+    micro = cfg.micro_batch or share
+    require(
+        share % micro == 0,
+        f"no accumulation reaches batch={cfg.batch}: each of {world} processes has {share} images, "
+        f"not a multiple of micro_batch={micro}",
+    )
+    per_epoch = images // cfg.batch
+    steps = cfg.steps or math.ceil(cfg.epochs * per_epoch)
+    warmup = round(cfg.warmup_epochs / cfg.epochs * steps) if cfg.epochs else 0
+    return Plan(
+        images=images,
+        world=world,
+        share=share,
+        micro_batch=micro,
+        accumulate=share // micro,
+        steps_per_epoch=per_epoch,
+        steps=steps,
+        warmup_steps=min(warmup, steps),
+        lr=cfg.base_lr * cfg.batch / 256,
+    )
+
+
+# --- reading, writing, comparing -------------------------------------------------------------------------------------
+
+
+def _convert(name: str, value, hint):
+    """`value` as the annotated type; YAML's and the shell's strings become numbers where a number is asked for."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType:
+        return None if value is None else _convert(name, value, args[0])
+    if dataclasses.is_dataclass(hint):
+        return value if isinstance(value, hint) else from_dict(hint, value, name)
+    if origin is tuple:
+        require(isinstance(value, (list, tuple)), f"{name}={value!r} must be a list")
+        inner = [args[0]] * len(value) if args[-1] is Ellipsis else args
+        require(len(inner) == len(value), f"{name}={value!r} must have {len(inner)} entries")
+        return tuple(_convert(f"{name}[{i}]", v, h) for i, (v, h) in enumerate(zip(value, inner)))
+    try:
+        if hint is bool and isinstance(value, str):
+            return {"true": True, "false": False}[value.lower()]
+        if hint is int and isinstance(value, float) and value != int(value):
+            raise ValueError
+        if hint in (int, float) and isinstance(value, bool):
+            raise ValueError
+        return hint(value)
+    except (ValueError, TypeError, KeyError):
+        raise BookError(f"{name}={value!r} must be {'a number' if hint is float else f'of type {hint.__name__}'}") from None
+
+
+def from_dict(cls, values: dict, where: str = ""):
+    """Build the dataclass `cls` from plain values. Raises BookError for an unknown field (with the nearest) or a bad value."""
+    require(isinstance(values, dict), f"{where or cls.__name__}: expected fields, got {values!r}")
+    hints = typing.get_type_hints(cls)
+    fields = [f.name for f in dataclasses.fields(cls)]
+    for name in values:
+        one_of(f"{where or cls.__name__} field", name, fields)
+    missing = [
+        f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING and f.name not in values
+    ]
+    require(not missing, f"{where or cls.__name__} needs a value for {', '.join(missing)}")
+    return cls(**{name: _convert(name, value, hints[name]) for name, value in values.items()})
+
+
+def load(cls, path: str | Path, **changes):
+    """Read a YAML parameter file into `cls`, with `changes` on top (None: keep the file's value)."""
+    path = locate(path)
+    require(path.is_file(), f"no parameter file {path}: known are {', '.join(sorted(p.name for p in path.parent.glob('*.yaml')))}")
+    values = yaml.safe_load(path.read_text()) or {}
+    return from_dict(cls, {**values, **{k: v for k, v in changes.items() if v is not None}}, path.name)
+
+
+def to_dict(cfg) -> dict:
+    """Plain, JSON-ready values of a config."""
+    return json.loads(json.dumps(dataclasses.asdict(cfg)))
+
+
+#: Fields that say how a run is watched and fed, not what it computes: they may change when a run goes on.
+OPERATIONAL = frozenset({"workers", "log_every", "save_every", "keep", "eval_workers"})
+
+
+def essence(values: dict) -> dict:
+    """A plain config without its operational fields."""
+    return {k: v for k, v in values.items() if k not in OPERATIONAL}
+
+
+def identity(cfg) -> str:
+    """Twelve hex digits that two configs share exactly when all fields that matter to the result agree."""
+    return hashlib.sha256(json.dumps(essence(to_dict(cfg)), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def differences(a: dict, b: dict) -> dict[str, tuple]:
+    """Fields in which two plain configs differ: name -> (value in a, value in b)."""
+    return {k: (a.get(k), b.get(k)) for k in sorted({*a, *b}) if a.get(k) != b.get(k)}

@@ -1,0 +1,91 @@
+"""Detectron2 detectors by name: the one place that says what a detector is, for pretraining and for transfer alike."""
+
+from __future__ import annotations
+
+import copy
+import io
+import logging
+import warnings
+from contextlib import redirect_stderr
+
+from soco_lib import BookError
+from soco_lib.config import one_of, require
+
+with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+    warnings.simplefilter("ignore")  # Detectron2 imports pkg_resources and torch.jit.script, both deprecated
+    from detectron2 import model_zoo
+    from detectron2.config import CfgNode
+
+logging.getLogger("fvcore.common.checkpoint").setLevel(logging.WARNING)
+
+#: What every detector of the paper has (method.md 3 and 5): nothing frozen, batch norm everywhere, torchvision's ResNet
+#: (stride in the 3x3) and its input (RGB in 0..255, ImageNet mean and standard deviation).
+COMMON = {
+    "MODEL.WEIGHTS": "",
+    "MODEL.BACKBONE.FREEZE_AT": 0,
+    "MODEL.RESNETS.NORM": "BN",
+    "MODEL.RESNETS.STRIDE_IN_1X1": False,
+    "MODEL.FPN.NORM": "BN",
+    "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53],
+    "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],
+    "INPUT.FORMAT": "RGB",
+}
+BOX_HEAD = {
+    "MODEL.ROI_BOX_HEAD.NAME": "FastRCNNConvFCHead",
+    "MODEL.ROI_BOX_HEAD.NUM_CONV": 4,
+    "MODEL.ROI_BOX_HEAD.NUM_FC": 1,
+    "MODEL.ROI_BOX_HEAD.NORM": "BN",
+    "MODEL.ROI_MASK_HEAD.NORM": "BN",
+}
+#: ResNet-18 and 64 pyramid channels: the paper's structure at a size that two CPU cores train.
+TOY_FPN = {
+    "MODEL.RESNETS.DEPTH": 18,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 64,
+    "MODEL.FPN.OUT_CHANNELS": 64,
+    "MODEL.ROI_BOX_HEAD.CONV_DIM": 64,
+    "MODEL.ROI_BOX_HEAD.NUM_CONV": 2,
+    "MODEL.ROI_BOX_HEAD.FC_DIM": 256,
+    "MODEL.ROI_MASK_HEAD.CONV_DIM": 64,
+    "MODEL.ROI_MASK_HEAD.NUM_CONV": 2,
+}
+#: A quarter of ResNet-50's width, the same depth.
+NARROW_R50 = {
+    **{k: v for k, v in TOY_FPN.items() if "RESNETS" not in k},
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": 16,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 64,
+    "MODEL.RESNETS.WIDTH_PER_GROUP": 16,
+}
+_MASK_FPN = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"
+
+#: name -> (Detectron2 model-zoo file, settings on top of COMMON)
+DETECTORS: dict[str, tuple[str, dict]] = {
+    "mask-rcnn-r50-fpn": (_MASK_FPN, BOX_HEAD),
+    "mask-rcnn-r101-fpn": ("COCO-InstanceSegmentation/mask_rcnn_R_101_FPN_3x.yaml", BOX_HEAD),
+    "mask-rcnn-r50-c4": ("COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x.yaml", {}),
+    "toy-mask-rcnn-r18-fpn": (_MASK_FPN, {**BOX_HEAD, **TOY_FPN}),
+    "toy-mask-rcnn-narrow-r50-fpn": (_MASK_FPN, {**BOX_HEAD, **NARROW_R50}),
+}
+
+
+def detector_config(name: str, overrides: tuple[str, ...] = ()) -> CfgNode:
+    """The Detectron2 config of a named detector, or of any YAML file of Detectron2's model zoo, with COMMON applied.
+
+    overrides: "KEY=value" strings in Detectron2's own names, applied last. Raises BookError for an unknown detector
+    (with the nearest name) or key.
+    """
+    zoo_file, extra = DETECTORS.get(name, (name, {}))
+    try:
+        cfg = model_zoo.get_config(zoo_file)
+    except RuntimeError:  # the zoo's own word for a file it lacks
+        one_of("detector", name, DETECTORS)
+    for key, value in {**COMMON, **extra}.items():
+        cfg.merge_from_list([key, copy.deepcopy(value)])
+    for item in overrides:
+        key, separator, value = item.partition("=")
+        require(bool(separator), f"detector override {item!r} must read KEY=value")
+        try:
+            cfg.merge_from_list([key, value])
+        except (AssertionError, KeyError, ValueError) as error:
+            raise BookError(f"detector override {item!r} is not a setting of Detectron2's config: {error}") from None
+    cfg.MODEL.DEVICE = "cpu"  # builders move modules themselves; our loops say where a model lives
+    return cfg

@@ -1,0 +1,114 @@
+"""Figures of the book. Everything that is drawn comes from images, boxes and run records; nothing is computed here.
+
+Boxes are (N, 4) x1 y1 x2 y2 in pixels of the image they are drawn on.
+"""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from soco_lib.views import ViewSample
+
+#: One colour an object, the same in every view (Okabe-Ito, distinguishable without colour vision of red and green).
+COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#0072B2", "#FFFFFF")
+LEVELS = {2: "P2", 3: "P3", 4: "P4", 5: "P5"}
+
+
+def draw_boxes(ax, image: np.ndarray, boxes: np.ndarray, colours=None, labels=None, width: float = 2.0) -> None:
+    """Show `image` on `ax` with its boxes; colours and labels one a box (default: cycling, none)."""
+    ax.imshow(image)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    for i, (x1, y1, x2, y2) in enumerate(boxes):
+        colour = colours[i] if colours is not None else COLOURS[i % len(COLOURS)]
+        ax.add_patch(Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, ec="black", lw=width + 1.2))
+        ax.add_patch(Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, ec=colour, lw=width))
+        if labels is not None:
+            style = dict(fontsize=7, color="black", va="top", bbox=dict(fc=colour, ec="none", pad=1))
+            ax.text(x1 + 1, y1 + 1, labels[i], **style)
+
+
+def image_grid(images: list[np.ndarray], boxes: list[np.ndarray], titles: list[str], columns: int = 4, **style) -> Figure:
+    """Images with boxes, `columns` a row, about 3 inches each."""
+    rows = -(-len(images) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(3 * columns, 2.6 * rows), squeeze=False, layout="constrained")
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, image, box, title in zip(axes.flat, images, boxes, titles):
+        draw_boxes(ax, image, box, **style)
+        ax.axis("on")
+        ax.set_title(title, fontsize=9)
+    return figure
+
+
+def views_figure(image: np.ndarray, chosen: np.ndarray, rows: list[list[ViewSample]], levels=None) -> Figure:
+    """The image with its K proposals, and one row of views a draw; an object keeps its colour through all of them.
+
+    rows: draws of `make_views`; levels: for each draw and view (K,) pyramid levels, written on the boxes when given.
+    View panels are drawn to one scale, so that V3's smaller side is seen.
+    """
+    sides = [image.shape[1] * 224 / max(image.shape[:2])] + [v.image.shape[0] for v in rows[0]]
+    figure, axes = plt.subplots(
+        len(rows), len(sides), figsize=(sum(sides) / 224 * 2.6 * 224 / max(sides[1:]), 2.75 * len(rows)), squeeze=False,
+        width_ratios=[s / max(sides) for s in sides], layout="constrained",
+    )  # fmt: skip
+    for r, views in enumerate(rows):
+        draw_boxes(axes[r, 0], image, chosen, labels=[str(i + 1) for i in range(len(chosen))])
+        axes[r, 0].set_title("image and its proposals" if r == 0 else "", fontsize=9)
+        for c, view in enumerate(views, start=1):
+            seen = np.flatnonzero(view.valid)
+            marks = [f"{i + 1} {LEVELS[int(levels[r][c - 1][i])]}" if levels is not None else str(i + 1) for i in seen]
+            colours = [COLOURS[i % len(COLOURS)] for i in seen]
+            draw_boxes(axes[r, c], view.image, view.boxes[seen], colours, marks)
+            lost = len(view.valid) - len(seen)
+            title = f"V{c}  {view.image.shape[0]} px{'  flipped' if view.flip else ''}{f'  {lost} dropped' if lost else ''}"
+            axes[r, c].set_title(title, fontsize=9)
+    return figure
+
+
+def curves(rows: list[dict], panels: dict[str, tuple[str, ...]], title: str, reference: list[dict] | None = None) -> Figure:
+    """Log rows over steps, a panel an entry of `panels` (title -> keys); `reference` rows are drawn gray behind."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(3.4 * len(panels), 2.7), squeeze=False, layout="constrained")
+    for ax, (name, keys) in zip(axes.flat, panels.items()):
+        for key in keys:
+            for source, style in ((reference or [], dict(color="0.75", lw=3)), (rows, dict(marker=".", ms=3, lw=1.2))):
+                points = [(row["step"], row[key]) for row in source if row.get(key) is not None]
+                if points:
+                    ax.plot(*zip(*points), **style, label=key if source is rows and len(keys) > 1 else None)
+        ax.set_title(name, fontsize=9)
+        ax.set_xlabel("step", fontsize=8)
+        ax.tick_params(labelsize=8)
+        ax.grid(alpha=0.3)
+        if len(keys) > 1:
+            ax.legend(fontsize=7)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+HEALTH = {
+    "loss": ("loss",),
+    "spread of embeddings (1 = uniform)": ("spread",),
+    "effective rank": ("effective_rank",),
+    "images/s": ("images_per_s",),
+}
+DETECTION = {"total loss": ("loss",), "box head": ("loss_cls", "loss_box_reg"), "mask": ("loss_mask",), "images/s": ("images_per_s",)}
+
+
+def histograms(values: dict[str, tuple[np.ndarray, tuple]]) -> Figure:
+    """A histogram a panel; values: title -> (numbers, positions of gray lines)."""
+    figure, axes = plt.subplots(1, len(values), figsize=(3.4 * len(values), 2.5), squeeze=False, layout="constrained")
+    for ax, (title, (numbers, lines)) in zip(axes.flat, values.items()):
+        ax.hist(numbers, bins=40, color="#56B4E9")
+        for x in lines:
+            ax.axvline(x, color="0.4", ls="--")
+        ax.set_title(title, fontsize=9)
+        ax.tick_params(labelsize=8)
+    return figure
+
+
+def save(figure: Figure, path) -> None:
+    """Write a figure where its run lives (PNG, 110 dots an inch); the notebook shows it as well."""
+    figure.savefig(path, dpi=110)

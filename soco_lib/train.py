@@ -1,0 +1,247 @@
+"""The pretraining loop: `python -m soco_lib.train results/NAME`, alone or under torchrun.
+
+The run folder's run.json says everything (see launch.py, which makes it); a run that was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import resource
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from soco_lib import BookError, checkpoint, distributed, health
+from soco_lib.config import Plan, Pretrain, from_dict, plan, to_dict
+from soco_lib.dataset import Batch, ProposalViews, build_loader, normalize
+from soco_lib.optim import build_optimizer, learning_rate, target_momentum
+from soco_lib.results import Run
+from soco_lib.soco import SoCo
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Diverged(BookError):
+    """The loss became NaN or infinite."""
+
+
+def build_model(cfg: Pretrain, process: distributed.Process) -> SoCo:
+    """SoCo on the process's device; batch norm is synchronised wherever several GPUs share the batch."""
+    torch.manual_seed(cfg.seed)
+    model = SoCo(cfg).to(process.device)
+    if cfg.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    if process.world > 1 and process.device.type == "cuda":
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if cfg.compile:
+        for branch in (model.online, model.target):
+            branch.encoder.trunk.compile()
+    return model.train()
+
+
+class Trainer:
+    """What one update needs; plain state, no hooks."""
+
+    def __init__(self, cfg: Pretrain, plan: Plan, process: distributed.Process):
+        self.cfg, self.plan, self.process = cfg, plan, process
+        self.model = build_model(cfg, process)
+        self.optimizer = build_optimizer(self.model, cfg)
+        self.scaler = torch.amp.GradScaler(process.device.type, enabled=cfg.precision == "fp16")
+        self.parallel = self.model
+        if process.world > 1:
+            self.parallel = DistributedDataParallel(
+                self.model,
+                device_ids=[process.device] if process.device.type == "cuda" else None,
+                find_unused_parameters=cfg.assignment == "fixed",  # the other levels' convolutions get no gradient
+            )
+
+    def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Loss dictionary of one micro-batch (see SoCo.forward), under the run's precision."""
+        batch = batch.to(self.process.device)
+        images = [normalize(x) for x in batch.images]
+        dtype = AUTOCAST.get(self.cfg.precision)
+        with torch.autocast(self.process.device.type, dtype, enabled=dtype is not None):
+            return self.parallel(images, batch.boxes, batch.valid)
+
+    def update(self, step: int, batches) -> dict:
+        """One optimiser update from `accumulate` micro-batches; returns loss, pairs, embeddings, data_s, unreadable."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(step, self.plan, self.cfg)
+        parts, data_s, unreadable = [], 0.0, 0
+        for i in range(self.plan.accumulate):
+            waited = time.perf_counter()
+            batch = next(batches)
+            data_s += time.perf_counter() - waited
+            unreadable += batch.unreadable
+            last = i == self.plan.accumulate - 1
+            with contextlib.nullcontext() if last or self.process.world == 1 else self.parallel.no_sync():
+                out = self.forward(batch)
+                self.scaler.scale(out["loss"] / self.plan.accumulate).backward()
+            parts.append(out)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.model.update_target(target_momentum(step, self.plan.steps, self.cfg.tau))
+        mean = lambda name: torch.stack([p[name].detach() for p in parts]).mean(0)  # noqa: E731
+        return {
+            "loss": mean("loss"),
+            "pairs": mean("pairs"),
+            "embeddings": torch.cat([p["embeddings"] for p in parts]),
+            "data_s": data_s,
+            "unreadable": unreadable,
+        }
+
+    def state(self) -> dict:
+        """Everything a resumed run needs beyond the step: sampler and augmentation follow from (seed, step)."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "torch_rng": torch.get_rng_state(),
+        }
+
+    def restore(self, state: dict) -> int:
+        """Load a checkpoint; returns the number of updates already made."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        torch.set_rng_state(state["torch_rng"])
+        return state["step"]
+
+
+class Meter:
+    """Log rows: what happened since the last one, over all processes where that is a matter of multiplying."""
+
+    def __init__(self, cfg: Pretrain, plan: Plan):
+        self.cfg, self.plan, self.unreadable = cfg, plan, 0
+        self.reset()
+
+    def reset(self) -> None:
+        self.since, self.steps, self.data_s, self.losses = time.perf_counter(), 0, 0.0, []
+
+    def add(self, out: dict) -> None:
+        self.steps += 1
+        self.data_s += out["data_s"]
+        self.unreadable += out["unreadable"]
+        self.losses.append(out["loss"])
+
+    def row(self, done: int, out: dict, trainer: Trainer) -> dict:
+        """`done` updates are made. Loss is the mean since the last row; the rest describes the last update."""
+        seconds = time.perf_counter() - self.since
+        z = out["embeddings"]
+        cuda = trainer.process.device.type == "cuda"
+        memory = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        row = {
+            "step": done,
+            "epoch": round(done / self.plan.steps_per_epoch, 4),
+            "loss": float(torch.stack(self.losses).mean()),
+            "pairs": [round(float(p), 5) for p in out["pairs"]],
+            "spread": round(health.spread(z), 5),
+            "effective_rank": round(health.effective_rank(z), 3),
+            "lr": trainer.optimizer.param_groups[0]["lr"],
+            "tau": target_momentum(done - 1, self.plan.steps, self.cfg.tau),
+            "images_per_s": round(self.steps * self.cfg.batch / seconds, 3),
+            "data_wait": round(self.data_s / seconds, 4),
+            "memory_gb": round(memory / 2**30, 3),
+            "eta_s": round((self.plan.steps - done) * seconds / self.steps, 1),
+            "unreadable": self.unreadable,
+        }
+        trust = getattr(trainer.optimizer, "trust_ratios", None)
+        if trust is not None:
+            row["trust"] = [float(trust.min()), float(trust.max())]
+        self.reset()
+        return row
+
+
+def line(row: dict, steps: int) -> str:
+    """A log row as one plain line."""
+    return (
+        f"step {row['step']}/{steps}  loss {row['loss']:.3f}  spread {row['spread']:.3f}  rank {row['effective_rank']:.1f}  "
+        f"lr {row['lr']:.3g}  tau {row['tau']:.4f}  {row['images_per_s']:.1f} images/s  data {row['data_wait']:.0%}  "
+        f"{row['memory_gb']:.1f} GB  eta {row['eta_s']:.0f} s"
+    )
+
+
+def train(run: Run, process: distributed.Process) -> dict:
+    """Run (or go on with) a pretraining to its end; returns its metrics. Raises BookError before any work for bad input."""
+    cfg = from_dict(Pretrain, run.record["config"])
+    say = print if process.main else lambda *_: None
+    dataset = ProposalViews(cfg)
+    numbers = plan(cfg, len(dataset), process.world)
+    say(f"{process.describe()}; {numbers.describe(cfg)}", flush=True)
+    trainer = Trainer(cfg, numbers, process)
+    found = checkpoint.newest(run.folder, say)
+    done = trainer.restore(found) if found else 0
+    if found:
+        say(f"going on after step {done}", flush=True)
+    started, meter, row = time.perf_counter(), Meter(cfg, numbers), {}
+    batches = iter(build_loader(dataset, numbers, process.rank, done, pin=process.device.type == "cuda"))
+    for step in range(done, numbers.steps):
+        out = trainer.update(step, batches)
+        meter.add(out)
+        done = step + 1
+        logs = done % cfg.log_every == 0 or done == numbers.steps
+        saves = done % cfg.save_every == 0 or done == numbers.steps
+        if (logs or saves or process.device.type == "cpu") and not torch.isfinite(out["loss"]):
+            raise Diverged(
+                f"the loss is {float(out['loss'])} at step {done}: lower base_lr={cfg.base_lr} or use precision=fp32; "
+                f"the last good checkpoint stays in {run.folder / 'checkpoints'}"
+            )
+        if process.main and logs:
+            row = meter.row(done, out, trainer)
+            run.log(row)
+            print(line(row, numbers.steps), health.verdict(row["spread"]), flush=True)
+        if process.main and saves:
+            checkpoint.save(run.folder, done, to_dict(cfg), cfg.keep, **trainer.state())
+    row = row or run.rows()[-1]
+    return {
+        "profile": cfg.profile,
+        "steps": numbers.steps,
+        "images_seen": numbers.steps * cfg.batch,
+        "processes": process.world,
+        "loss": row["loss"],
+        "spread": row["spread"],
+        "effective_rank": row["effective_rank"],
+        "images_per_s": row["images_per_s"],
+        "unreadable": row["unreadable"],
+        "seconds": round(time.perf_counter() - started, 1),
+        "checkpoint": str(checkpoint.paths(run.folder)[-1].relative_to(run.folder)),
+    }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="run folder with run.json (made by soco_lib.launch)")
+    run = Run.read(parser.parse_args(arguments).folder)
+    if run.done:
+        print(f"{run.name} is done; nothing to do")
+        return 0
+    process = distributed.start()
+    try:
+        if process.main:
+            run.lock()
+            run.begin(processes=process.world, device=str(process.device))
+        metrics = train(run, process)
+        if process.main:
+            run.end("done", metrics)
+    except BaseException as error:
+        message = str(error) if isinstance(error, BookError) else f"{type(error).__name__}: {error}"
+        if process.main and run.record["status"] == "running":
+            run.end("failed", error=message)
+        if not isinstance(error, BookError):
+            raise
+        print(f"error: {message}", file=sys.stderr, flush=True)
+        return 1
+    finally:
+        distributed.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,206 @@
+"""Views of one image (Sec. 3.2): geometry first, boxes with it, then BYOL's photometry for each view by itself.
+
+Images are (S, S, 3) uint8 RGB; boxes (K, 4) float32 x1 y1 x2 y2 in pixels of the named view; K proposals.
+Every random number comes from the numpy Generator that is passed in.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from soco_lib import boxes as box_math
+from soco_lib.config import Pretrain, View
+
+#: Attempts at a crop that keeps at least half of the boxes (authors' release).
+CROP_TRIES = 5
+#: The ImageNet mean colour, which normalises to zero: what cutout fills with.
+MEAN_COLOUR = (124, 116, 104)
+
+
+@dataclass(frozen=True)
+class Branch:
+    """Probabilities in which BYOL's two augmentation branches differ."""
+
+    blur: float
+    solarize: float
+
+
+FIRST, SECOND = Branch(blur=1.0, solarize=0.0), Branch(blur=0.1, solarize=0.2)
+
+
+@dataclass(frozen=True)
+class ViewSample:
+    """One finished view. `crop` (x1, y1, x2, y2, whole pixels of V1's unflipped frame) and `flip` say where it came from."""
+
+    image: np.ndarray  # (S, S, 3) uint8
+    boxes: np.ndarray  # (K, 4) float32, view pixels, clipped to the view
+    valid: np.ndarray  # (K,) bool: the proposal overlaps this view
+    crop: tuple[int, int, int, int]
+    flip: bool
+
+
+def resize(image: np.ndarray, side: int) -> np.ndarray:
+    """Resize to (side, side): area averaging when shrinking, bilinear when growing."""
+    if image.shape[:2] == (side, side):
+        return image
+    shrinking = side * side < image.shape[0] * image.shape[1]
+    return cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR)
+
+
+def draw_crop(rng: np.random.Generator, side: int, view: View) -> tuple[int, int, int, int]:
+    """A random square-ish crop of a (side, side) image as RandomResizedCrop draws it: area uniform, aspect log-uniform."""
+    for _ in range(10):
+        area = side * side * rng.uniform(*view.scale)
+        aspect = math.exp(rng.uniform(math.log(view.ratio[0]), math.log(view.ratio[1])))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= side and 0 < h <= side:
+            x, y = int(rng.integers(0, side - w + 1)), int(rng.integers(0, side - h + 1))
+            return x, y, x + w, y + h
+    return 0, 0, side, side
+
+
+def crop_with_boxes(rng, boxes: np.ndarray, side: int, view: View) -> tuple[int, int, int, int]:
+    """A crop that keeps at least half of the boxes within CROP_TRIES, else the best one tried; the whole if none keeps any."""
+    best, kept_by_best = (0, 0, side, side), 0
+    for _ in range(CROP_TRIES):
+        crop = draw_crop(rng, side, view)
+        mapped = box_math.crop_resize(boxes, crop, (view.size, view.size))
+        kept = int(box_math.valid(mapped, view.size, view.size).sum())
+        if kept > kept_by_best:
+            best, kept_by_best = crop, kept
+        if 2 * kept >= len(boxes):
+            break
+    return best
+
+
+# --- photometry: each function is one of torchvision's operations on uint8 --------------------------------------------
+
+
+def _table(values: np.ndarray) -> np.ndarray:
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+
+
+_LEVELS = np.arange(256, dtype=np.float32)
+_GRAY = np.array([0.299, 0.587, 0.114], np.float32)
+
+
+def brightness(image: np.ndarray, factor: float) -> np.ndarray:
+    """factor >= 0; 1 changes nothing."""
+    return cv2.LUT(image, _table(_LEVELS * factor))
+
+
+def contrast(image: np.ndarray, factor: float) -> np.ndarray:
+    """Blend with the mean gray level; factor >= 0, 1 changes nothing."""
+    mean = float(np.dot(cv2.mean(image)[:3], _GRAY))
+    return cv2.LUT(image, _table(_LEVELS * factor + mean * (1 - factor)))
+
+
+def saturation(image: np.ndarray, factor: float) -> np.ndarray:
+    """Blend each pixel with its gray level; factor >= 0, 1 changes nothing."""
+    return cv2.transform(image, np.eye(3, dtype=np.float32) * factor + (1 - factor) * _GRAY)
+
+
+def hue(image: np.ndarray, shift: float) -> np.ndarray:
+    """Turn the colour circle by `shift` of its round, in [-0.5, 0.5]."""
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
+    table = np.stack([_LEVELS.astype(int) + int(shift * 255), _LEVELS, _LEVELS], 1).astype(int) % 256
+    return cv2.cvtColor(cv2.LUT(hsv, table.astype(np.uint8)[:, None]), cv2.COLOR_HSV2RGB_FULL)
+
+
+def grayscale(image: np.ndarray) -> np.ndarray:
+    """Three equal channels."""
+    return cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+
+
+def blur(image: np.ndarray, sigma: float) -> np.ndarray:
+    """Gaussian blur, sigma in pixels, kernel about a tenth of the side (23 at 224), odd."""
+    kernel = max(3, image.shape[0] // 10 | 1)
+    return cv2.GaussianBlur(image, (kernel, kernel), sigma, borderType=cv2.BORDER_REFLECT_101)
+
+
+def solarize(image: np.ndarray, threshold: int = 128) -> np.ndarray:
+    """Invert levels at or above the threshold."""
+    return cv2.LUT(image, np.where(_LEVELS >= threshold, 255 - _LEVELS, _LEVELS).astype(np.uint8))
+
+
+def photometry(rng: np.random.Generator, image: np.ndarray, branch: Branch) -> np.ndarray:
+    """BYOL's colour jitter (0.4, 0.4, 0.2, 0.1) in random order with p 0.8, grayscale 0.2, blur, solarize."""
+    if rng.random() < 0.8:
+        steps = (
+            (brightness, rng.uniform(0.6, 1.4)),
+            (contrast, rng.uniform(0.6, 1.4)),
+            (saturation, rng.uniform(0.8, 1.2)),
+            (hue, rng.uniform(-0.1, 0.1)),
+        )
+        for i in rng.permutation(4):
+            operation, value = steps[i]
+            image = operation(image, value)
+    if rng.random() < 0.2:
+        image = grayscale(image)
+    if rng.random() < branch.blur:
+        image = blur(image, rng.uniform(0.1, 2.0))
+    if rng.random() < branch.solarize:
+        image = solarize(image)
+    return image
+
+
+def cutout(rng: np.random.Generator, image: np.ndarray, boxes: np.ndarray, p: float) -> np.ndarray:
+    """With probability p a box: fill a rectangle of 10 % to 30 % of its area, inside it, with the mean colour.
+
+    An option of the authors' release, not in the paper.
+    """
+    image = image.copy()
+    for x1, y1, x2, y2 in boxes:
+        if rng.random() < p:
+            side = math.sqrt(rng.uniform(0.1, 0.3))
+            w, h = (x2 - x1) * side, (y2 - y1) * side
+            x, y = rng.uniform(x1, x2 - w), rng.uniform(y1, y2 - h)
+            image[round(y) : round(y + h), round(x) : round(x + w)] = MEAN_COLOUR
+    return image
+
+
+# --- the views ---------------------------------------------------------------------------------------------------------
+
+
+def _finish(rng, image, boxes, valid, crop, branch: Branch, cfg: Pretrain) -> ViewSample:
+    """Flip, cutout and photometry of one view, boxes following; boxes not in the view are zeroed."""
+    side = image.shape[0]
+    flip = bool(rng.random() < 0.5)
+    if flip:
+        image, boxes = cv2.flip(image, 1), box_math.hflip(boxes, side)
+    boxes = np.where(valid[:, None], box_math.clip(boxes, side, side), 0).astype(np.float32)
+    if cfg.cutout_p > 0:
+        image = cutout(rng, image, boxes[valid], cfg.cutout_p)
+    return ViewSample(photometry(rng, image, branch), boxes, valid, crop, flip)
+
+
+def make_views(rng: np.random.Generator, image: np.ndarray, boxes: np.ndarray, cfg: Pretrain) -> list[ViewSample]:
+    """V1, V2, … of one image.
+
+    image: (H, W, 3) uint8; boxes: (K, 4) in its pixels. V1 is the whole image at cfg.size with jittered copies of the
+    boxes; every other view is a crop of V1 or another view resized (config.View), with the boxes unjittered.
+    """
+    height, width = image.shape[:2]
+    whole = (0, 0, cfg.size, cfg.size)
+    base = resize(image, cfg.size)
+    boxes = box_math.crop_resize(boxes, (0, 0, width, height), (cfg.size, cfg.size))
+    jittered = box_math.jitter(boxes, rng, cfg.jitter, cfg.jitter_p)
+    everywhere = box_math.valid(jittered, cfg.size, cfg.size)
+    samples = [_finish(rng, base, jittered, everywhere, whole, FIRST, cfg)]
+    plain = {"V1": (base, boxes, everywhere, whole)}  # before flip and photometry: what later views derive from
+    for number, view in enumerate(cfg.views, start=2):
+        if view.source == "crop":
+            crop = crop_with_boxes(rng, boxes, cfg.size, view)
+            pixels = base[crop[1] : crop[3], crop[0] : crop[2]]
+            mapped = box_math.crop_resize(boxes, crop, (view.size, view.size))
+            valid = box_math.valid(mapped, view.size, view.size)
+        else:
+            pixels, parent, valid, crop = plain[view.source]
+            mapped = parent * np.float32(view.size / pixels.shape[0])
+        plain[f"V{number}"] = (resize(pixels, view.size), mapped, valid, crop)
+        samples.append(_finish(rng, *plain[f"V{number}"], SECOND, cfg))
+    return samples

@@ -1,0 +1,135 @@
+"""Model and objective on a tiny detector."""
+
+import pytest
+import torch
+
+from soco_lib.config import Pretrain, View
+from soco_lib.detector import detector_config
+from soco_lib.encoder import Encoder, pyramid
+from soco_lib.soco import SoCo
+from tests.conftest import TINY_DETECTOR
+
+from detectron2.modeling import build_backbone  # isort: skip
+from detectron2.structures import Boxes  # isort: skip
+
+SIZES = (64, 64, 48)
+
+
+def cfg(**changes):
+    base = dict(images="a", proposals="b", detector="mask-rcnn-r50-fpn", overrides=TINY_DETECTOR, hidden=32, embedding=8)
+    return Pretrain(**{**base, "views": (View(64), View(48, "V2")), "size": 64, **changes})
+
+
+def batch(sizes=SIZES, count=3, k=4, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    images = [torch.randn(count, 3, s, s, generator=g) for s in sizes]
+    boxes = []
+    for s in sizes:
+        low, high = torch.rand(count, k, 2, generator=g) * s / 2, torch.rand(count, k, 2, generator=g) * s / 2 + s / 2
+        boxes.append(torch.cat([low, high], -1))
+    valid = [torch.ones(count, k, dtype=torch.bool) for _ in sizes]
+    for v in valid[1:]:
+        v[0, : k // 2] = False  # k = 1 keeps its box
+    return images, boxes, valid
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return SoCo(cfg())
+
+
+def test_loss_equals_a_box_by_box_loop(model):
+    """Eqs. 5 and 6, symmetrised, from embeddings taken one view at a time."""
+    images, boxes, valid = batch()
+    out = model(images, boxes, valid)
+    v, z = {}, {}
+    with torch.no_grad():
+        for j in range(3):
+            of_view = [b[k] for b, k in zip(boxes[j], valid[j])]
+            names = [(n, k) for n in range(3) for k in range(4) if valid[j][n, k]]
+            v[j] = dict(zip(names, model.predictor(model.online(images[j], of_view)).double()))
+            z[j] = dict(zip(names, model.target(images[j], of_view).double()))
+    cosine = torch.nn.CosineSimilarity(dim=0)
+    total = 0.0
+    for j in (1, 2):
+        for n in range(3):
+            kept = [k for k in range(4) if valid[j][n, k]]
+            terms = [-2 * cosine(v[0][n, k], z[j][n, k]) - 2 * cosine(v[j][n, k], z[0][n, k]) for k in kept]
+            total += float(sum(terms)) / len(kept) / 3
+    assert out["loss"].item() == pytest.approx(total, abs=1e-5)
+    assert out["pairs"].sum().item() == pytest.approx(total, abs=1e-5)
+
+
+def test_gradient_reaches_the_online_network_only(model):
+    model.zero_grad()
+    model(*batch())["loss"].backward()
+    assert all(p.grad is not None for p in [*model.online.parameters(), *model.predictor.parameters()])
+    assert all(p.grad is None and not p.requires_grad for p in model.target.parameters())
+
+
+def test_target_moves_by_one_minus_tau(model):
+    name = "encoder.backbone.bottom_up.stem.conv1.weight"
+    online, target = dict(model.online.named_parameters())[name], dict(model.target.named_parameters())[name]
+    with torch.no_grad():
+        target.fill_(1.0)
+        online.fill_(3.0)
+    model.update_target(0.75)
+    assert torch.allclose(target, torch.full_like(target, 0.75 * 1 + 0.25 * 3))
+    model.update_target(1.0)
+    assert torch.allclose(target, torch.full_like(target, 1.5))
+
+
+def test_target_starts_as_a_copy_and_lacks_the_predictor():
+    fresh = SoCo(cfg())
+    for a, b in zip(fresh.online.state_dict().items(), fresh.target.state_dict().items()):
+        assert a[0] == b[0] and torch.equal(a[1], b[1])
+
+
+@pytest.mark.parametrize("side", [64, 96])
+def test_pyramid_equals_detectron2(side):
+    fpn = build_backbone(detector_config("mask-rcnn-r50-fpn", TINY_DETECTOR)).eval()
+    x = torch.randn(2, 3, side, side)
+    with torch.no_grad():
+        ours, theirs = pyramid(fpn, x), fpn(x)
+    assert sorted(ours) == ["p2", "p3", "p4", "p5"]
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in ours)
+
+
+def test_pyramid_takes_sides_that_32_does_not_divide():
+    maps = pyramid(Encoder(cfg()).backbone, torch.randn(1, 3, 112, 112))
+    assert [maps[f"p{i}"].shape[-1] for i in (2, 3, 4, 5)] == [28, 14, 7, 4]
+
+
+@pytest.mark.parametrize(("side", "level"), [(20, 2), (47.9, 2), (48.1, 3), (95.9, 3), (96.1, 4), (191.9, 4), (192.1, 5), (224, 5)])
+def test_scale_aware_assignment(side, level):
+    """Sec. 3.3: sides up to 48, 96, 192 and beyond go to P2, P3, P4, P5."""
+    pooler = Encoder(cfg()).pooler
+    maps = [torch.full((1, 1, 224 // s, 224 // s), float(p)) for p, s in zip((2, 3, 4, 5), (4, 8, 16, 32))]
+    pooled = pooler(maps, [Boxes(torch.tensor([[0.0, 0.0, side, side]]))])
+    assert pooled[..., 1:-1, 1:-1].round().unique().tolist() == [level]
+
+
+@pytest.mark.parametrize(
+    ("changes", "dim"),
+    [
+        ({}, 32),
+        ({"alignment": "neck"}, 16),
+        ({"alignment": "neck", "assignment": "fixed"}, 16),
+        ({"alignment": "c5"}, 128),
+        ({"alignment": "whole", "k": 1, "proposals": "whole"}, 128),
+        ({"views": (View(64), View(48, "V2"), View(56))}, 32),
+        ({"detector": "mask-rcnn-r50-c4", "views": (View(64),), "overrides": TINY_DETECTOR[-3:]}, 128),
+        ({"detector": "COCO-Detection/retinanet_R_50_FPN_1x.yaml", "overrides": (TINY_DETECTOR[0], *TINY_DETECTOR[-3:])}, 16),
+    ],
+)
+def test_variants_are_configuration(changes, dim):
+    c = cfg(**changes)
+    model = SoCo(c)
+    images, boxes, valid = batch(c.view_sizes, k=c.k)
+    out = model(images, boxes, valid)
+    out["loss"].backward()
+    assert model.online.encoder.dim == dim
+    assert out["pairs"].shape == (len(c.views),)
+    without = {n.split(".")[2] for n, p in model.online.named_parameters() if p.grad is None}
+    assert not without or (c.assignment == "fixed" and all(n.startswith("fpn_") for n in without))
