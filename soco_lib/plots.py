@@ -112,3 +112,19 @@ def histograms(values: dict[str, tuple[np.ndarray, tuple]]) -> Figure:
 def save(figure: Figure, path) -> None:
     """Write a figure where its run lives (PNG, 110 dots an inch); the notebook shows it as well."""
     figure.savefig(path, dpi=110)
+
+
+def compare(runs: dict[str, list[dict]], panels: dict[str, tuple[str, ...]]) -> Figure:
+    """The first key of each panel for several runs in one figure; runs: name -> log rows."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(3.4 * len(panels), 2.7), squeeze=False, layout="constrained")
+    for ax, (title, keys) in zip(axes.flat, panels.items()):
+        for name, rows in runs.items():
+            points = [(row["step"], row[keys[0]]) for row in rows if row.get(keys[0]) is not None]
+            if points:
+                ax.plot(*zip(*points), marker=".", ms=3, lw=1.2, label=name)
+        ax.set_title(title if len(keys) == 1 else f"{title}: {keys[0]}", fontsize=9)
+        ax.set_xlabel("step", fontsize=8)
+        ax.tick_params(labelsize=8)
+        ax.grid(alpha=0.3)
+    axes.flat[0].legend(fontsize=7)
+    return figure
