@@ -52,16 +52,18 @@ help: ## this list
 	@awk '/^#: / { text = substr($$0, 4); getline; value = $$3; printf "  %-22s %s\n", $$1 "=" value, text }' $(firstword $(MAKEFILE_LIST))
 
 setup: | $(READY) ## build .venv, or fill the active environment: dependencies, Detectron2 (every target does this first)
+	@echo "$(ENV) is ready"
 
 $(READY): pyproject.toml $(PINNED) $(CHANGED) | $(PY)
 	@echo "setting up $(ENV): some minutes the first time"
+	@rm -f $@ # a set-up that stops half-way is not ready, whatever it was before
 	@$(PY) -m pip --version >/dev/null 2>&1 || $(PY) -m ensurepip >/dev/null
 	@$(PIP) install -q -e '.[test]'
 ifeq ($(WANTED),pinned)
-	@pin=$$(grep -o '^[^# ]*==[^ ]*' $(PINNED)); $(PIP) freeze --all | grep -qxF "$$pin" || { \
+	@pin=$$(grep -o '^[^# ]*==[^ ]*' $(PINNED)); $(PIP) freeze --all | grep -xF "$$pin" >/dev/null || { \
 	    $(PIP) uninstall -qq -y detectron2 sal-detectron2; \
 	    $(PIP) install -q --target "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("platlib"))')" \
-	        --no-deps --only-binary=:all: --python-version 3.10 --require-hashes -r $(PINNED); }
+	        --no-deps --only-binary=:all: --python-version 3.10 --platform linux_x86_64 --require-hashes -r $(PINNED); }
 else
 	@$(PIP) uninstall -qq -y detectron2 sal-detectron2
 	@$(PIP) install -q --no-build-isolation '$(WANTED)'

@@ -147,7 +147,8 @@ def _kernel_environment():
     if "transport_encryption" in KernelManager.class_trait_names():
         # New kernels print a warning at each start unless their sockets are encrypted.
         settings.KernelManager.transport_encryption = "auto"
-    inherited = {"SOCO_HEADLESS": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    # The environment's own `python3` kernel goes before one in the user's home; no debugger, no words about it.
+    inherited = {"SOCO_HEADLESS": "1", "JUPYTER_PREFER_ENV_PATH": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     before, level = {name: os.environ.get(name) for name in inherited}, logger.level
     os.environ.update(inherited)
     logger.setLevel("ERROR")

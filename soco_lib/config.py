@@ -71,6 +71,7 @@ class Pretrain:
     overrides: tuple[str, ...] = ()  # further Detectron2 "KEY=value" settings of the detector
     alignment: str = "head"  # how much of the detector is pretrained: whole, c5, neck, head (Table 4)
     assignment: str = "scale"  # box to pyramid level: scale (Sec. 3.3), detectron2 (224 on P4), fixed (one level)
+    canonical: float = 96.0  # assignment="scale": boxes of side (canonical, 2 x canonical] pixels go to P4; for V1 of 224
     fixed_level: int = 4  # the level of assignment="fixed"
     hidden: int = 4096  # width of projector and predictor
     embedding: int = 256  # dimension of their outputs
@@ -117,7 +118,8 @@ class Pretrain:
             require(0 <= getattr(self, name) <= 1, f"{name}={getattr(self, name)} must lie in [0, 1]")
         require(self.micro_batch >= 0 and self.steps >= 0, "micro_batch and steps may not be negative")
         require(self.steps > 0 or self.epochs > 0, f"epochs={self.epochs} must be positive when steps is 0")
-        require(self.base_lr > 0, f"base_lr={self.base_lr} must be positive")
+        for name in ("base_lr", "canonical"):
+            require(getattr(self, name) > 0, f"{name}={getattr(self, name)} must be positive")
 
     @property
     def view_sizes(self) -> tuple[int, ...]:

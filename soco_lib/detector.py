@@ -11,6 +11,7 @@ from contextlib import redirect_stderr
 from soco_lib import BookError
 from soco_lib.config import one_of, require
 
+logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)  # warns whenever fvcore is imported
 with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
     warnings.simplefilter("ignore")  # Detectron2 imports pkg_resources and torch.jit.script, both deprecated
     from detectron2 import model_zoo

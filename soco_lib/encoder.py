@@ -19,9 +19,18 @@ from detectron2.modeling.backbone import FPN
 from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels
 from detectron2.structures import Boxes
 
-#: Canonical box side in pixels and its level: `scale` puts boxes of side (96, 192] on P4 (Sec. 3.3, Scale-Aware
-#: Assignment), `detectron2` is Eq. 1 of the FPN paper.
-CANONICAL = {"scale": (96, 4), "detectron2": (224, 4)}
+#: Eq. 1 of the FPN paper: a box of 224 pixels, ImageNet's pretraining size, goes to P4.
+DETECTRON2_CANONICAL = 224.0
+
+
+def canonical_size(cfg: Pretrain) -> float:
+    """Side in pixels above which a box goes to P4: the paper's 96 (Sec. 3.3, Scale-Aware Assignment) or Detectron2's 224."""
+    return cfg.canonical if cfg.assignment == "scale" else DETECTRON2_CANONICAL
+
+
+def assign_levels(boxes, cfg: Pretrain, lowest: int = 2, highest: int = 5) -> Tensor:
+    """Pyramid level of each box: boxes (N, 4) in view pixels, array or tensor. Returns (N,) int64 in lowest..highest."""
+    return assign_boxes_to_levels([Boxes(torch.as_tensor(boxes))], lowest, highest, canonical_size(cfg), 4) + lowest
 
 
 def pyramid(fpn: FPN, x: Tensor) -> dict[str, Tensor]:
@@ -81,15 +90,14 @@ class Encoder(nn.Module):
         return self.backbone.bottom_up if isinstance(self.backbone, FPN) else self.backbone
 
     def _build_pooler(self, cfg: Pretrain, d2, shapes) -> ROIPooler:
-        size, level = CANONICAL.get(cfg.assignment, CANONICAL["detectron2"])  # of no effect where there is one level
         head = d2.MODEL.ROI_BOX_HEAD
         return ROIPooler(
             output_size=head.POOLER_RESOLUTION,
             scales=[1 / shapes[name].stride for name in self.levels],
             sampling_ratio=head.POOLER_SAMPLING_RATIO,
             pooler_type=head.POOLER_TYPE,
-            canonical_box_size=size,
-            canonical_level=level,
+            canonical_box_size=canonical_size(cfg),
+            canonical_level=4,
         )
 
     def maps(self, images: Tensor) -> dict[str, Tensor]:
@@ -108,8 +116,3 @@ class Encoder(nn.Module):
             x = self.roi_heads.res5(x)
         return x.mean((2, 3))
 
-
-def assign_levels(boxes, assignment: str = "scale", levels: tuple[int, int] = (2, 5)) -> Tensor:
-    """Pyramid level of each box: boxes (N, 4) in view pixels, array or tensor. Returns (N,) int64 in levels[0]..levels[1]."""
-    size, level = CANONICAL[assignment]
-    return assign_boxes_to_levels([Boxes(torch.as_tensor(boxes))], *levels, size, level) + levels[0]

@@ -69,6 +69,16 @@ def views_figure(image: np.ndarray, chosen: np.ndarray, rows: list[list[ViewSamp
     return figure
 
 
+def _finish_panel(ax, title: str) -> None:
+    """Title, grid and small type; quantities that are never negative start at 0, so that noise is not drawn as a slope."""
+    ax.set_title(title, fontsize=9)
+    ax.set_xlabel("step", fontsize=8)
+    ax.tick_params(labelsize=8)
+    ax.grid(alpha=0.3)
+    if ax.dataLim.y0 >= 0:
+        ax.set_ylim(bottom=0)
+
+
 def curves(rows: list[dict], panels: dict[str, tuple[str, ...]], title: str, reference: list[dict] | None = None) -> Figure:
     """Log rows over steps, a panel an entry of `panels` (title -> keys); `reference` rows are drawn gray behind."""
     figure, axes = plt.subplots(1, len(panels), figsize=(3.4 * len(panels), 2.7), squeeze=False, layout="constrained")
@@ -78,10 +88,7 @@ def curves(rows: list[dict], panels: dict[str, tuple[str, ...]], title: str, ref
                 points = [(row["step"], row[key]) for row in source if row.get(key) is not None]
                 if points:
                     ax.plot(*zip(*points), **style, label=key if source is rows and len(keys) > 1 else None)
-        ax.set_title(name, fontsize=9)
-        ax.set_xlabel("step", fontsize=8)
-        ax.tick_params(labelsize=8)
-        ax.grid(alpha=0.3)
+        _finish_panel(ax, name)
         if len(keys) > 1:
             ax.legend(fontsize=7)
     figure.suptitle(title, fontsize=10)
@@ -122,9 +129,6 @@ def compare(runs: dict[str, list[dict]], panels: dict[str, tuple[str, ...]]) -> 
             points = [(row["step"], row[keys[0]]) for row in rows if row.get(keys[0]) is not None]
             if points:
                 ax.plot(*zip(*points), marker=".", ms=3, lw=1.2, label=name)
-        ax.set_title(title if len(keys) == 1 else f"{title}: {keys[0]}", fontsize=9)
-        ax.set_xlabel("step", fontsize=8)
-        ax.tick_params(labelsize=8)
-        ax.grid(alpha=0.3)
+        _finish_panel(ax, title if len(keys) == 1 else f"{title}: {keys[0]}")
     axes.flat[0].legend(fontsize=7)
     return figure

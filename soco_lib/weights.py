@@ -12,7 +12,7 @@ import argparse
 import re
 import sys
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -101,14 +101,12 @@ class KeyReport:
         require(not bad, f"{self.source} does not fit: {'; '.join(parts)}: {remedy}")
 
     def to_dict(self) -> dict:
-        """JSON: counts and names by class."""
-        values = {name: getattr(self, name) for name in CLASSES}
+        """JSON: summary and counts, and under "keys" the fields: `KeyReport(**to_dict()["keys"])` is the report again."""
         return {
-            "source": self.source,
-            "reach": list(self.reach),
-            "counts": {name: len(keys) for name, keys in values.items()},
+            "summary": self.summary(),
+            "counts": {name: len(getattr(self, name)) for name in CLASSES},
             "unexplained": self.unexplained,
-            **{name: list(keys) if isinstance(keys, tuple) else keys for name, keys in values.items()},
+            "keys": asdict(self),
         }
 
     def frame(self):
@@ -126,8 +124,10 @@ class KeyReport:
     def summary(self) -> str:
         """One line with the counts of each class."""
         classes = lambda keys: ", ".join(sorted(set(keys.values()) - {""}))  # noqa: E731
+        if not self.reach:
+            return f"{self.source}: all {len(self.new)} keys of the detector are new"
         return (
-            f"{self.source}: {len(self.loaded)} keys loaded ({', '.join(self.reach) or 'nothing pretrained'}), "
+            f"{self.source}: {len(self.loaded)} keys loaded ({', '.join(self.reach)}), "
             f"{len(self.new)} new ({classes(self.new)}), {len(self.left_behind)} left behind "
             f"({classes(self.left_behind) or 'none'}), {len(self.mismatched)} of another shape"
         )
@@ -179,8 +179,10 @@ def encoder_weights(path: str | Path, network: str = "online") -> dict[str, Tens
 
 def _why_new(name: str, reach: tuple[str, ...]) -> str:
     """Class of a detector's key without weights; '' if a pretraining that reached so far should have had it."""
+    if not reach:
+        return "not pretrained"
     not_reached = {f"{part} (not pretrained)": pattern for part, pattern in PRETRAINED.items() if part not in reach}
-    return _first_match(name, ALWAYS_NEW | not_reached, "" if reach else "scratch")
+    return _first_match(name, ALWAYS_NEW | not_reached, "")
 
 
 def _why_left(name: str, detector: set[str]) -> str:

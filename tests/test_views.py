@@ -129,11 +129,11 @@ def test_box_that_leaves_the_crop_is_dropped_and_half_must_stay(plain):
 
 
 OPERATIONS = [
-    (views.brightness, lambda x, f: F.adjust_brightness(x, f), (0.6, 1.4), 0.6),
-    (views.contrast, lambda x, f: F.adjust_contrast(x, f), (0.6, 1.4), 0.6),
-    (views.saturation, lambda x, f: F.adjust_saturation(x, f), (0.8, 1.2), 0.6),
+    (views.brightness, lambda x, f: F.adjust_brightness(x, f), (0.6, 1.4), 1.0),
+    (views.contrast, lambda x, f: F.adjust_contrast(x, f), (0.6, 1.4), 1.0),
+    (views.saturation, lambda x, f: F.adjust_saturation(x, f), (0.8, 1.2), 1.0),
     (views.hue, lambda x, f: F.adjust_hue(x, f), (-0.1, 0.1), 2.5),
-    (views.blur, lambda x, f: F.gaussian_blur(x, [23, 23], [f, f]), (0.1, 2.0), 0.6),
+    (views.blur, lambda x, f: F.gaussian_blur(x, [23, 23], [f, f]), (0.1, 2.0), 1.0),
 ]
 
 

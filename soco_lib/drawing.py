@@ -1,0 +1,94 @@
+"""A transfer's predictions beside the ground truth, read from the run folder alone (no model, no Detectron2)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+import cv2
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from pycocotools import mask as rle
+
+from soco_lib import BookError
+from soco_lib.benchmarks import read_coco
+from soco_lib.config import require
+from soco_lib.plots import COLOURS, draw_boxes
+from soco_lib.results import Run, read_json
+
+
+def predictions(folder: str | Path) -> dict[int, list[dict]]:
+    """Saved detections of a finished transfer, best first: image id -> [{category_id, bbox (xywh), score, segmentation}]."""
+    path, found = Path(folder) / "detectron2" / "coco_instances_results.json", defaultdict(list)
+    require(path.is_file(), f"{path} is missing: finish that transfer first")
+    for item in sorted(read_json(path), key=lambda item: -item["score"]):
+        found[item["image_id"]].append(item)
+    return found
+
+
+def decode_mask(segmentation, height: int, width: int) -> np.ndarray | None:
+    """Polygons or run-length code of COCO as (H, W) bool; None for no mask."""
+    if not segmentation:
+        return None
+    if isinstance(segmentation, list):
+        segmentation = rle.merge(rle.frPyObjects(segmentation, height, width))
+    elif isinstance(segmentation["counts"], list):
+        segmentation = rle.frPyObjects(segmentation, height, width)
+    return rle.decode(segmentation).astype(bool)
+
+
+def _overlay(image: np.ndarray, masks: list, colours: list[str], alpha: float = 0.45) -> np.ndarray:
+    """`image` (H, W, 3) uint8 with each mask tinted in its colour."""
+    blended = image.astype(np.float32)
+    for mask, colour in zip(masks, colours):
+        if mask is not None:
+            tint = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)], np.float32)
+            blended[mask] = (1 - alpha) * blended[mask] + alpha * tint
+    return blended.round().astype(np.uint8)
+
+
+def _panel(ax, image: np.ndarray, objects: list[dict], classes: dict[int, str], title: str) -> None:
+    """Objects on their image; a class has one colour in every panel."""
+    order = {identity: i for i, identity in enumerate(sorted(classes))}
+    colours = [COLOURS[order[o["category_id"]] % len(COLOURS)] for o in objects]
+    masks = [decode_mask(o.get("segmentation"), *image.shape[:2]) for o in objects]
+    boxes = np.array([o["bbox"] for o in objects], np.float32).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    labels = [classes[o["category_id"]] + (f" {o['score']:.2f}" if "score" in o else "") for o in objects]
+    draw_boxes(ax, _overlay(image, masks, colours), boxes, colours, labels, width=1.2)
+    ax.set_title(title, fontsize=9)
+
+
+def draw_predictions(folder: str | Path, n: int = 4, seed: int = 0, score: float = 0.3, most: int = 10) -> Figure:
+    """n test images drawn by `seed`, ground truth left of the (at most `most`) predictions scored `score` or more.
+
+    Where an image has none so sure, its best one is shown. Raises BookError when the run has no saved predictions or its
+    test data is gone.
+    """
+    folder = Path(folder)
+    found, config = predictions(folder), Run.read(folder).record["config"]
+    _, root, content = read_coco(config["test"])
+    truth = defaultdict(list)
+    for annotation in content["annotations"]:
+        if not annotation.get("iscrowd"):
+            truth[annotation["image_id"]].append(annotation)
+    classes = {category["id"]: category["name"] for category in content["categories"]}
+    labelled = [image for image in content["images"] if truth[image["id"]]] or content["images"]
+    n = min(n, len(labelled))
+    require(n >= 1, "show at least one image")
+    chosen = [labelled[i] for i in sorted(np.random.default_rng(seed).choice(len(labelled), n, replace=False))]
+    columns = min(2, n)  # pairs a row
+    rows = -(-n // columns)
+    figure, axes = plt.subplots(rows, 2 * columns, figsize=(6.4 * columns, 2.6 * rows), squeeze=False, layout="constrained")
+    for ax in axes.flat:
+        ax.axis("off")
+    for image, (left, right) in zip(chosen, axes.reshape(-1, 2)):
+        pixels = cv2.imread(str(root / image["file_name"]))
+        if pixels is None:
+            raise BookError(f"{root / image['file_name']} cannot be read")
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+        kept = [p for p in found[image["id"]] if p["score"] >= score][:most] or found[image["id"]][:1]
+        _panel(left, pixels, truth[image["id"]], classes, "ground truth")
+        _panel(right, pixels, kept, classes, f"{config['init'].rsplit('/', 1)[-1]}: {len(kept)} predictions")
+    return figure

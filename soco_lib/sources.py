@@ -1,0 +1,264 @@
+"""Where images come from: a folder tree, a list file, a zip, or a labelled set in COCO or VOC layout.
+
+A source is an ordered set of keys (posix paths, relative to its root), and a key is what identifies an image wherever one is
+named: in proposals, in training, in errors. Row i of a proposal store is `keys[i]`. Sources are picklable for worker processes.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import posixpath
+import xml.etree.ElementTree as ElementTree
+import zipfile
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from soco_lib import BookError, locate
+from soco_lib.boxes import as_boxes
+from soco_lib.config import require
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")  # in any case
+KINDS = "folder:PATH, list:FILE, coco:ANNOTATIONS.json[@IMAGE_FOLDER], voc:ROOT[@SPLIT], zip:FILE.zip, or a bare path"
+
+
+class UnreadableImage(BookError):
+    """One image cannot be read or decoded; names its key and the reason. Callers count it and go on."""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSource:
+    """Images below a folder. Other layouts override how bytes and labels are found."""
+
+    spec: str  # as the user gave it
+    root: Path
+    keys: tuple[str, ...] = field(repr=False)  # sorted, unique
+    #: Names of the labels, () for images without any.
+    classes = ()
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits over the keys, in order: two sources with the same one hold the same images by name."""
+        return hashlib.sha256("\n".join(self.keys).encode()).hexdigest()[:16]
+
+    def read(self, index: int) -> bytes:
+        """The encoded file of image `index`. Raises UnreadableImage."""
+        try:
+            return (self.root / self.keys[index]).read_bytes()
+        except OSError as error:
+            raise UnreadableImage(f"{self.keys[index]}: cannot be read from {self.root} ({error.strerror})") from None
+
+    def load(self, index: int) -> np.ndarray:
+        """Image `index` as (H, W, 3) uint8 RGB. Raises UnreadableImage when it cannot be read, decoded, or is cut short."""
+        try:
+            return decode(self.read(index))
+        except BookError as error:
+            reason = str(error)
+            raise UnreadableImage(reason if reason.startswith(self.keys[index]) else f"{self.keys[index]}: {reason}") from None
+
+    def annotations(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Labelled objects of image `index`: boxes (N, 4) float32 in its pixels and labels (N,) int64 into `classes`.
+
+        Crowd and "difficult" regions are left out. Raises BookError for images without labels.
+        """
+        raise BookError(f"{self.spec} carries no labels: give coco:ANNOTATIONS.json or voc:ROOT")
+
+
+def decode(data: bytes) -> np.ndarray:
+    """An encoded image as (H, W, 3) uint8 RGB; gray, alpha and 16 bit are converted. Raises BookError with the reason.
+
+    EXIF orientation is ignored: the width and height that COCO and VOC boxes refer to, and the authors' loader sees, are
+    those of the stored pixels. A JPEG that ends early is refused, where some OpenCV versions return it padded with gray.
+    """
+    if not data:
+        raise BookError("the file is empty")
+    if data[:2] == b"\xff\xd8" and data.find(b"\xff\xda", data.rfind(b"\xff\xd9") + 1) >= 0:  # a scan without an end
+        raise BookError("the JPEG is cut short")
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    if image is None:
+        raise BookError("not an image that OpenCV can decode")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def open_source(spec: str) -> ImageSource:
+    """The images that `spec` names: `folder:PATH`, `list:FILE` (one path a line, relative to the file), `zip:FILE.zip`,
+    `coco:ANNOTATIONS.json[@IMAGE_FOLDER]`, `voc:ROOT[@SPLIT]` (default trainval), or a bare path whose kind is seen from what
+    lies there. Paths resolve by `soco_lib.locate`. Raises BookError for what is missing, empty or of an unknown kind.
+    """
+    spec = str(spec).strip()
+    kind, colon, rest = spec.partition(":")
+    if colon and kind in _OPENERS:
+        require(rest != "", f"images={spec!r} lacks a path (known: {KINDS})")
+        return _OPENERS[kind](spec, rest)
+    path = _split(spec)[0]
+    require(spec != "" and path.exists(), f"no images at {spec!r} (looked for {path}): give an existing path, as {KINDS}")
+    if path.is_dir():
+        voc = (path / "JPEGImages").is_dir() and (path / "ImageSets").is_dir()
+        return _OPENERS["voc" if voc else "folder"](spec, spec)
+    kind = {".json": "coco", ".zip": "zip", ".txt": "list"}.get(path.suffix.lower())
+    require(kind is not None, f"images={spec!r}: cannot tell what {path.name} is; say it, as {KINDS}")
+    return _OPENERS[kind](spec, spec)
+
+
+# --- without labels ----------------------------------------------------------------------------------------------------
+
+
+def _open_folder(spec: str, path: str) -> ImageSource:
+    root = locate(path)
+    require(root.is_dir(), f"no image folder {root}: give the folder that holds the images")
+    keys = []
+    for folder, below, names in os.walk(root, followlinks=True):  # class folders are often links
+        below[:] = [name for name in below if not name.startswith(".")]
+        inner = Path(folder).relative_to(root).as_posix()
+        keys += [posixpath.normpath(f"{inner}/{name}") for name in names if _is_image(name)]
+    return ImageSource(spec, root, _keys(keys, f"folder {root}"))
+
+
+def _open_list(spec: str, path: str) -> ImageSource:
+    file = locate(path)
+    require(file.is_file(), f"no list file {file}: give a text file with one image path a line")
+    lines = (line.strip() for line in file.read_text().splitlines())
+    keys = _keys([posixpath.normpath(line) for line in lines if line and line[0] != "#"], f"list {file}")
+    require((file.parent / keys[0]).is_file(), f"{file}: no image {keys[0]!r} there; paths are relative to {file.parent}")
+    return ImageSource(spec, file.parent, keys)
+
+
+class ZipSource(ImageSource):
+    """Images inside one zip file."""
+
+    def read(self, index: int) -> bytes:
+        """As ImageSource.read."""
+        try:
+            return _archive(self.root, os.getpid()).read(self.keys[index])
+        except (OSError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+            raise UnreadableImage(f"{self.keys[index]}: cannot be read from {self.root} ({error})") from None
+
+
+@functools.lru_cache(maxsize=8)
+def _archive(path: Path, _process: int) -> zipfile.ZipFile:
+    # One handle a process: after a fork two processes would move one shared file position.
+    return zipfile.ZipFile(path)
+
+
+def _open_zip(spec: str, path: str) -> ImageSource:
+    file = locate(path)
+    require(file.is_file(), f"no zip file {file}: give the archive that holds the images")
+    _archive.cache_clear()  # the file may have been replaced since this process last opened it
+    try:
+        names = _archive(file, os.getpid()).namelist()
+    except zipfile.BadZipFile:
+        raise BookError(f"{file} is not a complete zip archive: copy it again") from None
+    keys = [name for name in names if _is_image(posixpath.basename(name)) and not name.startswith("__MACOSX")]
+    return ZipSource(spec, file, _keys(keys, f"archive {file}"))
+
+
+# --- with labels -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class CocoSource(ImageSource):
+    """Images of a COCO annotation file. Boxes of image i are rows offsets[i]:offsets[i+1]."""
+
+    classes: tuple[str, ...] = ()  # by ascending category id
+    boxes: np.ndarray = field(default=None, repr=False)
+    labels: np.ndarray = field(default=None, repr=False)
+    offsets: np.ndarray = field(default=None, repr=False)
+
+    def annotations(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """As ImageSource.annotations."""
+        require(self.classes != (), f"{self.spec} carries no labels: its file names no categories")
+        rows = slice(self.offsets[index], self.offsets[index + 1])
+        return self.boxes[rows].copy(), self.labels[rows].copy()
+
+
+def _open_coco(spec: str, path: str) -> ImageSource:
+    file, root = _split(path)
+    require(file.is_file(), f"no annotation file {file}: give coco:ANNOTATIONS.json[@IMAGE_FOLDER]")
+    try:
+        data = json.loads(file.read_bytes())
+        names = {image["id"]: posixpath.normpath(image["file_name"]) for image in data["images"]}
+        categories = {c["id"]: c["name"] for c in sorted(data.get("categories", ()), key=lambda c: c["id"])}
+        found: dict[str, list] = {name: [] for name in names.values()}
+        label = {identity: i for i, identity in enumerate(categories)}
+        for a in data.get("annotations", ()):
+            x, y, w, h = a["bbox"]
+            if not a.get("iscrowd", 0) and w > 0 and h > 0:
+                found[names[a["image_id"]]].append((x, y, x + w, y + h, label[a["category_id"]]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise BookError(f"{file} is not a COCO annotation file ({type(error).__name__}: {error}): give an instances_*.json") from None
+    keys = _keys(list(names.values()), f"annotation file {file}")
+    rows = [row for key in keys for row in found[key]]
+    return CocoSource(
+        spec, _coco_root(file, root, keys[0]), keys, tuple(categories.values()), as_boxes([row[:4] for row in rows]),
+        np.array([row[4] for row in rows], np.int64), np.cumsum([0] + [len(found[key]) for key in keys]),
+    )  # fmt: skip
+
+
+def _coco_root(file: Path, given: str | None, key: str) -> Path:
+    beside = (file.parent, file.parent / "images", file.parent.parent / "images", file.parent.parent)
+    tried = (locate(given), file.parent / given) if given else beside
+    for root in tried:
+        if (root / key).is_file():
+            return root.resolve()
+    raise BookError(f"{file}: no image {key!r} in {', '.join(map(str, tried))}; name the folder, as coco:{file.name}@IMAGE_FOLDER")
+
+
+class VocSource(ImageSource):
+    """Images of one split of a VOC layout; labels are read from `Annotations/` when they are first asked for."""
+
+    @functools.cached_property
+    def classes(self) -> tuple[str, ...]:
+        """Every object name in `Annotations/`, sorted: of all splits, so that labels agree between them."""
+        trees = (ElementTree.parse(file) for file in (self.root / "Annotations").glob("*.xml"))
+        return tuple(sorted({name.text.strip() for tree in trees for name in tree.iterfind("object/name")}))
+
+    def annotations(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """As ImageSource.annotations. VOC's 1-based inclusive corners become half-open ones from 0."""
+        file = self.root / "Annotations" / f"{Path(self.keys[index]).stem}.xml"
+        require(file.is_file(), f"{self.keys[index]}: no annotation {file}; the test split of VOC has none to give")
+        label = {name: i for i, name in enumerate(self.classes)}
+        objects = [o for o in ElementTree.parse(file).iterfind("object") if (o.findtext("difficult") or "0").strip() != "1"]
+        corners = [[float(o.findtext(f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax")] for o in objects]
+        labels = np.array([label[o.findtext("name").strip()] for o in objects], np.int64)
+        return as_boxes(corners) - np.array([1, 1, 0, 0], np.float32), labels
+
+
+def _open_voc(spec: str, path: str) -> ImageSource:
+    root, split = _split(path)
+    split = split or "trainval"
+    sets = root / "ImageSets" / "Main"
+    require(sets.is_dir(), f"no VOC layout at {root}: it needs JPEGImages, Annotations and ImageSets/Main")
+    known = sorted(f.stem for f in sets.glob("*.txt") if "_" not in f.stem)
+    require((sets / f"{split}.txt").is_file(), f"no split {split!r} in {sets} (known: {', '.join(known) or 'none'})")
+    names = [line.split()[0] for line in (sets / f"{split}.txt").read_text().splitlines() if line.strip()]
+    return VocSource(spec, root, _keys([f"JPEGImages/{name}.jpg" for name in names], f"split {split} of {root}"))
+
+
+_OPENERS = {"folder": _open_folder, "list": _open_list, "zip": _open_zip, "coco": _open_coco, "voc": _open_voc}
+
+
+def _split(text: str) -> tuple[Path, str | None]:
+    """PATH[@EXTRA] as (located path, extra); an existing path with an @ in it is a path."""
+    if "@" not in text or locate(text).exists():
+        return locate(text), None
+    path, _, extra = text.rpartition("@")
+    return locate(path), extra
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
+
+
+def _keys(names: list[str], where: str) -> tuple[str, ...]:
+    keys = tuple(sorted(set(names)))
+    require(len(keys) > 0, f"no images in {where} (known suffixes: {' '.join(SUFFIXES)})")
+    return keys

@@ -1,0 +1,292 @@
+"""Proposals: the paper's filter at its limits, selective search on drawn and real pictures, and the store's life."""
+
+import json
+import multiprocessing
+import pickle
+
+import cv2
+import numpy as np
+import pytest
+
+from soco_lib import BookError
+from soco_lib.boxes import best_overlaps, iou
+from soco_lib.proposals import (
+    ProposalConfig, key_rng, paper_filter, propose, random_proposals, selective_search, shard_paths, shard_range, whole_image,
+)  # fmt: skip
+from soco_lib.sources import open_source
+from soco_lib.store import ProposalStore, build_store, export_json, import_json, main
+
+SINGLE = ProposalConfig(mode="single", search_side=64)
+
+
+def box(w: float, h: float, x: float = 0, y: float = 0) -> list[float]:
+    return [x, y, x + w, y + h]
+
+
+@pytest.mark.parametrize(
+    "w, h, kept",
+    [
+        (300, 300, True), (299, 299, False), (800, 800, True), (801, 801, False),  # side 0.3 and 0.8 of 1000
+        (900, 300, True), (903, 300, False), (300, 900, True), (300, 903, False),  # aspect 3 and 1/3
+        (500, 500, True), (0, 500, False),
+    ],
+)  # fmt: skip
+def test_filter_at_the_papers_limits(w, h, kept):
+    for width, height in ((1000, 1000), (2000, 500)):
+        boxes, rule = paper_filter([box(w, h)], width, height, fallback=False)
+        assert (len(boxes) == 1, rule) == (kept, "paper")
+    shifted, _ = paper_filter([box(w, h, 0.7, 1.3)], 1000, 1000, fallback=False)  # float32 corners round
+    assert (len(shifted) == 1) == kept
+
+
+def test_fallback_chain():
+    paper, small, wide, tiny = box(500, 500), box(40, 40), box(200, 40), box(31, 31)
+    for given, expected, rule in (
+        ([tiny, wide, small, paper], [paper], "paper"),
+        ([tiny, wide, small], [small], "aspect"),
+        ([tiny, wide], [wide], "side"),
+        ([tiny], [box(1000, 1000)], "whole"),
+        ([], [box(1000, 1000)], "whole"),
+    ):
+        boxes, chosen = paper_filter(given, 1000, 1000)
+        assert boxes.tolist() == expected and chosen == rule
+
+
+def drawn(width: int, height: int, rectangle) -> np.ndarray:
+    rng = np.random.default_rng(3)
+    noise = rng.integers(0, 110, (height // 12, width // 12, 3), dtype=np.uint8)
+    image = cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
+    cv2.rectangle(image, rectangle[:2], (rectangle[2] - 1, rectangle[3] - 1), (230, 210, 60), -1)
+    return image
+
+
+@pytest.mark.parametrize("max_side", [96, 128, None])
+def test_selective_search_finds_a_drawn_rectangle(max_side):
+    target = (90, 60, 210, 180)
+    image = drawn(320, 240, target)
+    boxes = selective_search(image, max_side=max_side)
+    assert iou(boxes, [target]).max() > 0.8
+    assert boxes.dtype == np.float32 and boxes.min() >= 0 and (boxes.max(axis=0) <= (320, 240, 320, 240)).all()
+    assert len(np.unique(boxes, axis=0)) == len(boxes) and (boxes[:, 2:] > boxes[:, :2]).all()
+    np.testing.assert_array_equal(boxes, selective_search(image, max_side=max_side))
+
+
+def test_selective_search_of_odd_images():
+    for shape in ((1, 1), (1, 500), (500, 3), (33, 40)):
+        boxes = selective_search(np.zeros((*shape, 3), np.uint8))
+        np.testing.assert_allclose(boxes, [[0, 0, shape[1], shape[0]]], rtol=1e-6)  # a constant image is one region
+    with pytest.raises(BookError, match="mode='fas'.*fast"):
+        selective_search(np.zeros((9, 9, 3), np.uint8), mode="fas")
+
+
+@pytest.mark.parametrize("size", [(500, 375), (100, 300), (64, 64)])
+def test_random_boxes_obey_the_filter_and_are_spread(size):
+    boxes = random_proposals(np.random.default_rng(0), *size, count=500)
+    assert boxes.shape == (500, 4) and len(paper_filter(boxes, *size, fallback=False)[0]) == 500
+    assert boxes.min() >= 0 and (boxes <= np.array(size * 2)).all()
+    side = np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(axis=1) / np.prod(size))
+    assert side.min() < 0.33 and side.max() > (0.75 if size[0] >= size[1] else 0.6)
+
+
+def test_random_boxes_depend_on_seed_and_key_alone():
+    image, config = np.zeros((90, 120, 3), np.uint8), ProposalConfig(generator="random", count=10, seed=4)
+    first, rule = propose(image, "a/b.jpg", config)
+    assert rule == "paper" and first.shape == (10, 4)
+    np.testing.assert_array_equal(propose(image, "a/b.jpg", config)[0], first)
+    assert not np.array_equal(propose(image, "a/c.jpg", config)[0], first)
+    assert not np.array_equal(propose(image, "a/b.jpg", ProposalConfig(generator="random", count=10, seed=5))[0], first)
+    assert key_rng(0, "x").integers(10**6) == 949652  # the same on every machine and Python
+    assert propose(np.zeros((4, 500, 3), np.uint8), "x", config)[1] == "whole"  # no box of the filter's range fits
+
+
+def test_whole_image():
+    boxes, rule = propose(np.zeros((90, 120, 3), np.uint8), "x", ProposalConfig(generator="whole"))
+    assert boxes.tolist() == [[0, 0, 120, 90]] == whole_image(120, 90).tolist() and rule == "whole"
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        (dict(generator="selective"), "did you mean 'selective_search'.*random, whole"),
+        (dict(mode="slow"), "known: fast, quality, single"),
+        (dict(search_side=16), "search_side=16.*0 for full size"),
+        (dict(base_k=0), "base_k=0"),
+        (dict(count=0), "count=0"),
+        (dict(seed=-1), "seed=-1"),
+    ],
+)
+def test_config_is_checked(values, message):
+    with pytest.raises(BookError, match=message):
+        ProposalConfig(**values)
+
+
+# --- store -------------------------------------------------------------------------------------------------------------
+
+
+def contents(store: ProposalStore) -> list[list]:
+    return [store.boxes(i).tolist() for i in range(len(store))]
+
+
+def test_store_holds_what_propose_says(pictures, tmp_path):
+    source, lines = open_source(str(pictures)), []
+    store = build_store(source, SINGLE, tmp_path / "s", workers=1, shard_size=5, progress=lines.append)
+    assert sorted(p.name for p in (tmp_path / "s").iterdir()) == ["boxes.npy", "images.parquet", "offsets.npy", "sizes.npy", "store.json"]
+    for i, key in enumerate(source.keys):
+        np.testing.assert_array_equal(store.boxes(i), propose(source.load(i), key, SINGLE)[0])
+        assert store.size(i) == (128, 96)
+    assert store.readable.all() and len(store) == 12 and "12 images" in lines[-1]
+    assert store.boxes(0).base is not None and not store.boxes(0).flags.writeable  # a view of the file
+    table = store.table()
+    assert table["key"].tolist() == list(source.keys) and table["count"].sum() == store.meta["boxes"]
+    summary = store.summary()
+    assert summary["images"] == 12 == sum(summary[s] for s in ("paper", "aspect", "side", "whole")) and summary["error"] == 0
+    assert summary["boxes_q05"] <= summary["boxes_q50"] <= summary["boxes_q95"]
+    for wrong in (-1, 12):
+        with pytest.raises(IndexError):
+            store.boxes(wrong)
+    store.check(source)
+    again = pickle.loads(pickle.dumps(store))
+    assert contents(again) == contents(ProposalStore.open(tmp_path / "s")) == contents(store)
+    assert len(pickle.dumps(store)) < 2000  # no arrays travel to loader processes
+
+
+def test_complete_store_is_found_and_other_settings_are_refused(pictures, tmp_path):
+    source = open_source(str(pictures))
+    build_store(source, SINGLE, tmp_path / "s", workers=1)
+    stamp, lines = (tmp_path / "s" / "boxes.npy").stat().st_mtime_ns, []
+    build_store(source, ProposalConfig(mode="single", search_side=64, seed=9, count=3), tmp_path / "s", progress=lines.append)
+    assert (tmp_path / "s" / "boxes.npy").stat().st_mtime_ns == stamp and "found complete" in lines[0]  # seed, count: unused
+    with pytest.raises(BookError, match=r"mode='single' there, 'fast' asked, search_side=64 there, 128 asked\).*another folder"):
+        build_store(source, ProposalConfig(), tmp_path / "s")
+
+
+def test_two_processes_and_a_rerun_make_the_same_store(pictures, tmp_path, monkeypatch):
+    source, lines = open_source(str(pictures)), []
+    expected = contents(build_store(source, SINGLE, tmp_path / "one", workers=1))
+    assert contents(build_store(source, SINGLE, tmp_path / "two", workers=2, shard_size=4)) == expected
+    monkeypatch.setattr("soco_lib.store._merge", lambda *_: None)  # as if stopped before the end
+    build_store(source, SINGLE, tmp_path / "three", workers=1, shard_size=4)
+    monkeypatch.undo()
+    with pytest.raises(BookError, match="unfinished; build it"):
+        ProposalStore.open(tmp_path / "three")
+    shards = sorted((tmp_path / "three" / "shards").glob("*.npz"))
+    stamps = [s.stat().st_mtime_ns for s in shards]
+    shards[1].unlink()
+    shards[2].write_bytes(shards[2].read_bytes()[:100])  # a disk that was full
+    with pytest.raises(BookError, match="mode='single' there, 'fast' asked"):
+        build_store(source, ProposalConfig(), tmp_path / "three")
+    monkeypatch.setattr("soco_lib.store.shutil.rmtree", lambda *_, **__: None)
+    store = build_store(source, SINGLE, tmp_path / "three", workers=1, shard_size=7, progress=lines.append)
+    assert contents(store) == expected and lines[0].startswith("1 of 3 shards were made before")
+    assert [s.stat().st_mtime_ns == t for s, t in zip(shards, stamps)] == [True, False, False]
+
+
+def test_shards_partition_the_images(tmp_path):
+    covered = [i for shard in shard_paths(tmp_path, 10, 4) for i in shard_range(shard)]
+    assert covered == list(range(10)) and shard_range(shard_paths(tmp_path, 10, 4)[-1]) == range(8, 10)
+
+
+def test_a_corrupt_image_is_recorded_and_the_rest_goes_on(pictures, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i, file in enumerate(sorted(pictures.iterdir())[:4]):
+        (folder / file.name).write_bytes(b"junk" if i == 1 else file.read_bytes())
+    source = open_source(str(folder))
+    store = build_store(source, SINGLE, tmp_path / "s", workers=1, shard_size=1)
+    assert store.readable.tolist() == [True, False, True, True] and store.summary()["error"] == 1
+    assert store.size(1) == (0, 0) and store.boxes(1).shape == (0, 4) and len(store.boxes(2)) > 0
+    row = store.table().iloc[1]
+    assert row["status"] == "error" and row["error"].startswith("01.jpg: not an image") and store.table()["error"][0] == ""
+
+
+def test_nothing_readable_is_an_error_that_a_rerun_can_mend(pictures, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (folder / "a.jpg").write_bytes(b"junk")
+    with pytest.raises(BookError, match="none of the 1 images .* can be read .first: a.jpg: not an image"):
+        build_store(open_source(str(folder)), SINGLE, tmp_path / "s", workers=1)
+    (folder / "a.jpg").write_bytes((pictures / "00.jpg").read_bytes())
+    assert build_store(open_source(str(folder)), SINGLE, tmp_path / "s", workers=1).readable.all()
+
+
+def test_a_foreign_store_is_refused(pictures, tmp_path):
+    store = build_store(open_source(str(pictures)), ProposalConfig(generator="whole"), tmp_path / "s", workers=1)
+    folder = tmp_path / "others"
+    folder.mkdir()
+    for name in ("00.jpg", "0x.jpg"):
+        (folder / name).write_bytes((pictures / "00.jpg").read_bytes())
+    with pytest.raises(BookError, match=r"do not belong to .*others \(2 images\): first difference '01.jpg' there, '0x.jpg' here"):
+        store.check(open_source(str(folder)))
+    (folder / "0x.jpg").unlink()
+    with pytest.raises(BookError, match="first difference '01.jpg' there, 'its end' here"):
+        store.check(open_source(str(folder)))
+    with pytest.raises(BookError, match="do not belong"):
+        build_store(open_source(str(folder)), ProposalConfig(generator="whole"), tmp_path / "s")
+
+
+def test_folders_that_are_no_store(pictures, tmp_path):
+    with pytest.raises(BookError, match="no proposals at .*none; build it: python -m soco_lib.store"):
+        ProposalStore.open(tmp_path / "none")
+    with pytest.raises(BookError, match="not proposals: choose"):
+        build_store(open_source(str(pictures)), SINGLE, pictures)
+
+
+def _pairs(path, index, queue):
+    store = ProposalStore.open(path)
+    queue.put(store.boxes(index).sum())
+
+
+def test_other_processes_open_it_themselves(pictures, tmp_path):
+    store = build_store(open_source(str(pictures)), ProposalConfig(generator="random"), tmp_path / "s", workers=1)
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    process = context.Process(target=_pairs, args=(tmp_path / "s", 3, queue))
+    process.start()
+    assert queue.get(timeout=20) == store.boxes(3).sum()
+    process.join()
+
+
+def test_authors_json_goes_out_and_comes_back(pictures, tmp_path):
+    source = open_source(str(pictures))
+    store = build_store(source, SINGLE, tmp_path / "s", workers=1)
+    export_json(store, tmp_path / "boxes.json")
+    data = json.loads((tmp_path / "boxes.json").read_text())
+    x1, y1, x2, y2 = store.boxes(0)[0].tolist()
+    assert sorted(data) == [f"{i:02d}" for i in range(12)]
+    assert data["00"][0] == pytest.approx([x1, y1, x2 - x1, y2 - y1], abs=0.01)
+    back = import_json(tmp_path / "boxes.json", source, tmp_path / "back")
+    back.check(source)
+    for i in range(12):
+        np.testing.assert_allclose(back.boxes(i), store.boxes(i), atol=0.02)
+    data["00"], data["01"] = [], [[120, 90, 50, 50, 0.9], [500, 500, 9, 9]]
+    (tmp_path / "edited.json").write_text(json.dumps(data))
+    edited = import_json(tmp_path / "edited.json", source, tmp_path / "edited")
+    assert edited.boxes(0).tolist() == [[0, 0, 128, 96]] and edited.boxes(1).tolist() == [[120, 90, 128, 96]]
+    del data["03"]
+    (tmp_path / "fewer.json").write_text(json.dumps(data))
+    with pytest.raises(BookError, match=r"no boxes for 1 of 12 images .*'03'"):
+        import_json(tmp_path / "fewer.json", source, tmp_path / "fewer")
+    (tmp_path / "list.json").write_text("[1]")
+    with pytest.raises(BookError, match="not the authors' format"):
+        import_json(tmp_path / "list.json", source, tmp_path / "list")
+
+
+def test_command_line(pictures, tmp_path, capsys):
+    command = ["--images", str(pictures), "--out", str(tmp_path / "s"), "--workers", "1"]
+    assert main([*command, "--generator", "random", "--count", "5"]) == 0
+    assert "12 images, 60 boxes, 0 unreadable" in capsys.readouterr().out
+    assert main([*command, "--generator", "rndom"]) == 2
+    assert "did you mean 'random'" in capsys.readouterr().err
+
+
+def test_recall_on_real_photographs(data_root):
+    if not (data_root / "coco_masks").is_dir():
+        pytest.skip(f"no coco_masks in SOCO_DATA={data_root}")
+    source = open_source(f"coco:{data_root}/coco_masks/instances_val.json")
+    best = []
+    for index in range(10):
+        image = source.load(index)
+        boxes, rule = propose(image, source.keys[index], ProposalConfig())
+        assert rule == "paper"
+        best.extend(best_overlaps(source.annotations(index)[0], boxes, (image.shape[1], image.shape[0])))
+    assert len(best) >= 8 and np.mean(np.array(best) >= 0.5) >= 0.85 and np.mean(best) >= 0.7, best

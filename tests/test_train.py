@@ -1,0 +1,236 @@
+"""The loop on a tiny detector: it learns, stops on bad input, and goes on as if nothing had happened."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from soco_lib import BookError, checkpoint, distributed, health, train
+from soco_lib.config import Pretrain, View, plan
+from soco_lib.dataset import ProposalViews, Schedule, choose
+from soco_lib.launch import command, launch
+from soco_lib.proposals import ProposalConfig
+from soco_lib.results import Run
+from soco_lib.sources import open_source
+from soco_lib.store import build_store
+from tests.conftest import TINY_DETECTOR
+
+
+@pytest.fixture(scope="module")
+def store(pictures, tmp_path_factory):
+    out = tmp_path_factory.mktemp("store") / "proposals"
+    build_store(open_source(f"folder:{pictures}"), ProposalConfig(), out, workers=1)
+    return out
+
+
+@pytest.fixture
+def cfg(pictures, store):
+    return Pretrain(
+        images=f"folder:{pictures}", proposals=str(store), detector="mask-rcnn-r50-fpn", overrides=TINY_DETECTOR,
+        size=64, views=(View(64), View(32, "V2")), hidden=32, embedding=16, optimizer="sgd", base_lr=3.2, weight_decay=1e-4,
+        batch=4, steps=8, warmup_epochs=10, precision="fp32", workers=0, log_every=2, save_every=2, keep=2, profile="toy",
+    )  # fmt: skip
+
+
+def with_(cfg, **changes):
+    return Pretrain(**{**{f: getattr(cfg, f) for f in cfg.__dataclass_fields__}, **changes})
+
+
+def run_here(cfg, results, name="run"):
+    run = Run.start(name, "pretrain", cfg, results)
+    return run, train.main([str(run.folder)])
+
+
+def final_weights(run):
+    return checkpoint.read(checkpoint.paths(run.folder)[-1])["model"]
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_training_lowers_the_loss_and_leaves_a_record(cfg, tmp_path):
+    run, status = run_here(with_(cfg, steps=30, log_every=5), tmp_path)
+    rows, metrics = run.rows(), Run.read(run.folder).metrics
+    assert status == 0
+    assert rows[-1]["loss"] < rows[0]["loss"] - 0.5
+    assert metrics["images_seen"] == 120 and metrics["unreadable"] == 0
+    record = Run.read(run.folder).record
+    assert record["status"] == "done" and {"git", "versions", "hardware", "end"} <= record["sessions"][0].keys()
+    assert len(checkpoint.paths(run.folder)) == 2  # keep
+    assert {"pairs", "spread", "effective_rank", "tau", "lr", "images_per_s", "data_wait", "memory_gb", "eta_s"} <= rows[0].keys()
+    before = (run.folder / "metrics.json").stat().st_mtime_ns
+    assert train.main([str(run.folder)]) == 0  # done: nothing to do
+    assert (run.folder / "metrics.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("stop_at", [2, 4, 6])
+def test_resume_is_bit_equal(cfg, tmp_path, monkeypatch, stop_at):
+    whole, _ = run_here(cfg, tmp_path, "whole")
+    real = checkpoint.save
+
+    def save_then_stop(folder, step, *args, **state):
+        real(folder, step, *args, **state)
+        if step == stop_at:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "save", save_then_stop)
+    with pytest.raises(KeyboardInterrupt):
+        run_here(cfg, tmp_path, "parts")
+    monkeypatch.setattr(checkpoint, "save", real)
+    parts, status = run_here(with_(cfg, workers=1), tmp_path, "parts")  # how it is fed may change
+    assert status == 0
+    assert same(final_weights(whole), final_weights(parts))
+    assert [r["loss"] for r in whole.rows()] == [r["loss"] for r in parts.rows()]
+
+
+def test_killed_at_any_moment_and_resumed_is_bit_equal(cfg, tmp_path):
+    cfg = with_(cfg, steps=40, save_every=3, log_every=1)
+    whole, _ = run_here(cfg, tmp_path, "whole")
+    run = Run.start("killed", "pretrain", cfg, tmp_path)
+    child = subprocess.Popen(command("soco_lib.train", run.folder), stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "2"})
+    while len(run.rows()) < 11 and child.poll() is None:
+        time.sleep(0.01)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert not Run.read(run.folder).done
+    assert train.main([str(run.folder)]) == 0
+    assert same(final_weights(whole), final_weights(run))
+
+
+def test_broken_newest_checkpoint_is_passed_over(cfg, tmp_path, capsys):
+    run, _ = run_here(cfg, tmp_path)
+    newest = checkpoint.paths(run.folder)[-1]
+    newest.write_bytes(newest.read_bytes()[:1000])
+    assert checkpoint.newest(run.folder)["step"] == 6
+    assert newest.name in capsys.readouterr().out
+
+
+def test_non_finite_loss_stops_and_keeps_the_last_good_checkpoint(cfg, tmp_path, monkeypatch, capsys):
+    real = train.Trainer.forward
+
+    def poisoned(self, batch):
+        out = real(self, batch)
+        self.calls = getattr(self, "calls", 0) + 1
+        return out if self.calls < 6 else {**out, "loss": out["loss"] * float("nan")}
+
+    monkeypatch.setattr(train.Trainer, "forward", poisoned)
+    run, status = run_here(cfg, tmp_path)
+    assert status == 1 and "nan at step 6" in capsys.readouterr().err
+    assert Run.read(run.folder).record["status"] == "failed"
+    assert checkpoint.newest(run.folder)["step"] == 4
+
+
+def test_a_folder_of_another_configuration_is_refused(cfg, tmp_path):
+    Run.start("run", "pretrain", cfg, tmp_path)
+    Run.start("run", "pretrain", with_(cfg, log_every=99), tmp_path)  # only how it is watched
+    with pytest.raises(BookError, match=r"k: 4 there, 8 now"):
+        Run.start("run", "pretrain", with_(cfg, k=8), tmp_path)
+    with pytest.raises(BookError, match="run name"):
+        Run.start("../run", "pretrain", cfg, tmp_path)
+
+
+def test_two_writers_are_refused(cfg, tmp_path):
+    run = Run.start("run", "pretrain", cfg, tmp_path)
+    run.lock()
+    with pytest.raises(BookError, match="another process"):
+        Run.read(run.folder).lock()
+
+
+def test_two_gloo_processes_train_and_say_so(cfg, tmp_path):
+    run, said = Run.start("run", "pretrain", with_(cfg, steps=4), tmp_path), []
+    metrics = launch("soco_lib.train", run, gpus=2, say=said.append)
+    assert metrics["processes"] == 2
+    assert any("2 gloo processes on the CPU" in line and "2 processes x 1 accumulation x 2 images" in line for line in said)
+
+
+def test_failure_of_the_child_is_one_error(cfg, tmp_path):
+    run = Run.start("run", "pretrain", with_(cfg, batch=64), tmp_path)
+    with pytest.raises(BookError, match="larger than the 12 usable images"):
+        launch("soco_lib.train", run, say=lambda line: None)
+
+
+def test_unreadable_image_is_replaced_and_counted(cfg, pictures, store, tmp_path):
+    import shutil
+
+    folder = tmp_path / "pictures"
+    shutil.copytree(pictures, folder)
+    dataset = ProposalViews(with_(cfg, images=f"folder:{folder}"))
+    (folder / "03.jpg").write_bytes(b"not a picture")  # broken after its proposals were made
+    views, stood_in = dataset[(0, 3)]
+    assert stood_in and len(views) == 3
+    assert not dataset[(0, 4)][1]
+
+
+def test_proposals_of_other_images_are_refused(cfg, tmp_path):
+    import cv2
+
+    cv2.imwrite(str(tmp_path / "other.jpg"), np.zeros((40, 40, 3), np.uint8))
+    with pytest.raises(BookError, match="do not belong"):
+        ProposalViews(with_(cfg, images=f"folder:{tmp_path}"))
+
+
+def test_samples_depend_on_seed_and_number_only(cfg):
+    dataset = ProposalViews(cfg)
+    a, b, other = dataset[(7, 2)][0], dataset[(7, 2)][0], dataset[(8, 2)][0]
+    assert all((x.image == y.image).all() and (x.boxes == y.boxes).all() for x, y in zip(a, b))
+    assert not all((x.image == y.image).all() for x, y in zip(a, other))
+
+
+def test_processes_and_accumulation_share_out_one_global_batch(cfg):
+    c = with_(cfg, batch=6, steps=4, micro_batch=0)
+    usable = np.arange(12)
+    one = [items for items in Schedule(usable, c, plan(c, 12))]
+    halves = [list(Schedule(usable, c, plan(c, 12, 2), rank)) for rank in (0, 1)]
+    assert one == [a + b for a, b in zip(*halves)]
+    small = with_(c, micro_batch=2)
+    micro = list(Schedule(usable, small, plan(small, 12)))
+    assert one == [sum(micro[3 * i : 3 * i + 3], []) for i in range(4)]
+    assert list(Schedule(usable, c, plan(c, 12), start=2)) == one[2:]
+    assert sorted(i for items in one[:2] for _, i in items) == list(range(12))  # an epoch sees every image once
+    assert one[0] != one[2]
+
+
+def test_k_proposals_without_replacement_and_repeats_only_when_few():
+    rng = np.random.default_rng(0)
+    drawn = np.array([choose(rng, 10, 4) for _ in range(3000)])
+    assert all(len(set(row)) == 4 for row in drawn)
+    assert np.abs(np.bincount(drawn.ravel(), minlength=10) / drawn.size - 0.1).max() < 0.01
+    assert sorted(set(choose(rng, 3, 8))) == [0, 1, 2] and len(choose(rng, 3, 8)) == 8
+
+
+def test_spread_and_rank_tell_collapse_from_health():
+    g = torch.Generator().manual_seed(0)
+    healthy = torch.randn(500, 32, generator=g)
+    collapsed = torch.ones(500, 32) + 1e-3 * healthy
+    assert health.spread(healthy) == pytest.approx(1.0, abs=0.02) and health.effective_rank(healthy) > 29
+    assert health.spread(collapsed) < 0.01 and health.verdict(health.spread(collapsed)).startswith("COLLAPSE")
+    flat = healthy.clone()
+    flat[:, 4:] = 0
+    assert 3.8 < health.effective_rank(flat) <= 4.0
+
+
+def test_log_survives_a_torn_line(cfg, tmp_path):
+    run = Run.start("run", "pretrain", cfg, tmp_path)
+    run.log({"step": 1, "loss": 2.0})
+    run.log({"step": 2, "loss": 1.0})
+    run.log({"step": 1, "loss": 2.0})  # repeated by a resumed run
+    with open(run.folder / "log.jsonl", "a") as file:
+        file.write('{"step": 3, "lo')
+    assert [row["step"] for row in run.rows()] == [1, 2]
+    (run.folder / "run.json").write_text(json.dumps(run.record)[:50])
+    with pytest.raises(BookError, match="not valid JSON"):
+        Run.read(run.folder)
+
+
+def test_torchrun_command():
+    words = command("soco_lib.train", distributed.__file__ and __import__("pathlib").Path("r/x"), gpus=8, nodes=2, rendezvous="a:1")
+    assert words[:2] == [sys.executable, "-u"] and {"--nnodes=2", "--nproc-per-node=8", "--rdzv-endpoint=a:1"} <= set(words)
+    with pytest.raises(BookError, match="RENDEZVOUS"):
+        command("soco_lib.train", __import__("pathlib").Path("r/x"), gpus=8, nodes=2)

@@ -1,0 +1,229 @@
+"""Weights into a detector: every key accounted for, and the same features on both sides."""
+
+import json
+
+import pytest
+import torch
+
+from soco_lib import BookError, checkpoint
+from soco_lib.config import Pretrain, View, to_dict
+from soco_lib.detector import detector_config
+from soco_lib.encoder import Encoder
+from soco_lib.soco import SoCo
+from soco_lib.weights import KeyReport, Weights, compare, encoder_weights, export, load_into, main, read_weights
+from tests.conftest import TINY_DETECTOR
+
+from detectron2.checkpoint import DetectionCheckpointer  # isort: skip
+from detectron2.modeling import build_model  # isort: skip
+from detectron2.structures import Boxes  # isort: skip
+
+TINY_C4 = ("MODEL.RESNETS.STEM_OUT_CHANNELS=8", "MODEL.RESNETS.WIDTH_PER_GROUP=4", "MODEL.RESNETS.RES2_OUT_CHANNELS=16")
+RETINANET = "COCO-Detection/retinanet_R_50_FPN_1x.yaml"
+
+
+def settings(**changes):
+    base = dict(images="a", proposals="b", overrides=TINY_DETECTOR, hidden=16, embedding=8, size=64, views=(View(64),))
+    return Pretrain(**{**base, **changes})
+
+
+def detector(name="mask-rcnn-r50-fpn", overrides=TINY_DETECTOR, seed=1):
+    torch.manual_seed(seed)
+    return build_model(detector_config(name, overrides))
+
+
+def write(folder, cfg, rename=None, step=7):
+    """A pretraining's checkpoint in a run folder, with keys renamed old -> new."""
+    folder.mkdir(exist_ok=True)
+    torch.manual_seed(0)
+    state = SoCo(cfg).state_dict()
+    for old, new in (rename or {}).items():
+        state[new] = state.pop(old)
+    return checkpoint.save(folder, step, to_dict(cfg), 3, model=state)
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pretraining")
+    write(folder, settings())
+    return folder
+
+
+def test_every_key_has_a_class(run_folder):
+    model, weights = detector(), read_weights(run_folder)
+    report = load_into(model, weights)
+    own = model.state_dict()
+    assert set(report.loaded) | set(report.new) == set(own)
+    assert not set(report.loaded) & set(report.new) and not report.mismatched
+    assert set(report.new.values()) == {"region proposals", "predictor", "mask head"}
+    assert set(report.left_behind.values()) == {"projector", "predictor", "target network"}
+    stored = checkpoint.read(checkpoint.paths(run_folder)[-1])["model"]
+    assert len(report.loaded) + len(report.left_behind) == len(stored)
+    for name in report.loaded:
+        assert torch.equal(own[name], stored[f"online.encoder.{name}"])
+
+
+def test_backbone_fpn_and_box_head_are_loaded_whole(run_folder):
+    frame = compare(detector(), read_weights(run_folder)).frame()
+    pretrained = ["backbone stem", *(f"backbone res{i}" for i in range(2, 6)), "fpn", "box head"]
+    assert (frame.loc[pretrained, "loaded"] > 0).all() and not frame.loc[pretrained, ["new", "left_behind", "mismatched"]].to_numpy().any()
+    assert (frame.loc[["region proposals", "predictor", "mask head"], "loaded"] == 0).all()
+    assert "other" not in frame.index
+
+
+def test_report_survives_json(run_folder):
+    report = compare(detector(), read_weights(run_folder))
+    plain = json.loads(json.dumps(report.to_dict()))
+    again = KeyReport(**plain["keys"])
+    assert again.summary() == report.summary() and again.frame().equals(report.frame())
+    assert plain["counts"]["loaded"] == len(report.loaded)
+
+
+def test_target_network(run_folder, tmp_path):
+    state = checkpoint.read(checkpoint.paths(run_folder)[-1])["model"]
+    name = "backbone.bottom_up.stem.conv1.weight"
+    assert torch.equal(encoder_weights(run_folder, "target")[name], state[f"target.encoder.{name}"])
+    assert "online network" in read_weights(run_folder, "target").left.values()
+    with pytest.raises(BookError, match="network='momentum'.*online, target"):
+        read_weights(run_folder, "momentum")
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("online.encoder.backbone.fpn_lateral3.weight", "online.encoder.backbone.fpn_lateral3.wheight"),
+        ("online.encoder.roi_heads.box_head.fc1.weight", "online.encoder.roi_heads.box_head.fc7.weight"),
+        ("online.projector.0.weight", "online.projektor.0.weight"),
+        ("predictor.0.weight", "predicter.0.weight"),
+    ],
+)
+def test_renamed_key_stops_with_its_name(tmp_path, old, new):
+    write(tmp_path, settings(), {old: new})
+    model = detector()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(BookError) as caught:
+        load_into(model, read_weights(tmp_path), "mask-rcnn-r50-fpn")
+    message = str(caught.value)
+    assert new.removeprefix("online.encoder.") in message and "\n" not in message
+    if "encoder" in old:
+        assert old.removeprefix("online.encoder.") in message
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items()), "a refused file must change nothing"
+
+
+def test_other_architecture_is_one_line(run_folder):
+    other = detector(overrides=(*TINY_DETECTOR, "MODEL.RESNETS.RES2_OUT_CHANNELS=32"))
+    with pytest.raises(BookError, match=r"\d+ keys of another shape: backbone.*\(.* in the file, .* in the detector\)"):
+        load_into(other, read_weights(run_folder))
+    with pytest.raises(BookError, match="pretrained with detector='mask-rcnn-r50-fpn', not 'mask-rcnn-r50-c4'") as caught:
+        load_into(detector("mask-rcnn-r50-c4", TINY_C4), read_weights(run_folder), "mask-rcnn-r50-c4")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "alignment, new",
+    [
+        ("neck", {"head (not pretrained)"}),
+        ("c5", {"neck (not pretrained)", "head (not pretrained)"}),
+    ],
+)
+def test_reach_comes_from_the_checkpoint(tmp_path, alignment, new):
+    write(tmp_path, settings(alignment=alignment))
+    report = load_into(detector(), read_weights(tmp_path))
+    assert set(report.new.values()) == {"region proposals", "predictor", "mask head"} | new
+    assert all(("fpn" in name) == (why == "neck (not pretrained)") for name, why in report.new.items() if "fpn" in name)
+
+
+def test_c4_loads_res5_into_its_head(tmp_path):
+    for alignment in ("head", "c5"):
+        write(tmp_path / alignment, settings(detector="mask-rcnn-r50-c4", overrides=TINY_C4, alignment=alignment, views=(View(64),)))
+        report = load_into(detector("mask-rcnn-r50-c4", TINY_C4), read_weights(tmp_path / alignment))
+        assert any(name.startswith("roi_heads.res5.2.") for name in report.loaded)
+        assert set(report.new.values()) == {"region proposals", "predictor", "mask head"}
+
+
+def test_one_stage_detector_takes_backbone_and_fpn(run_folder):
+    report = load_into(detector(RETINANET, TINY_DETECTOR[:1] + TINY_C4), read_weights(run_folder), RETINANET)
+    assert set(report.new.values()) == {"extra levels", "predictor"}
+    homeless = {name: why for name, why in report.left_behind.items() if "not in this detector" in why}
+    assert {why for why in homeless.values()} == {"neck (not in this detector)", "head (not in this detector)"}
+    assert all("fpn_lateral2" in n or "fpn_output2" in n or "box_head" in n for n in homeless)
+
+
+def test_scratch_is_all_new():
+    report = compare(detector(), Weights({}))
+    report.check()
+    assert not report.loaded and len(report.new) == len(detector().state_dict()) and "all" in report.summary()
+
+
+def test_missing_files(tmp_path):
+    with pytest.raises(BookError, match="does not exist.*init=scratch"):
+        read_weights(tmp_path / "nowhere")
+    with pytest.raises(BookError, match="holds no checkpoints"):
+        read_weights(tmp_path)
+    (tmp_path / "torn.pt").write_bytes(b"PK\x03\x04")
+    with pytest.raises(BookError, match="torn.pt cannot be read"):
+        read_weights(tmp_path / "torn.pt")
+
+
+def test_export_is_read_by_plain_detectron2(run_folder, tmp_path, capsys):
+    assert main(["export", str(run_folder), str(tmp_path / "out" / "soco.pth")]) == 0
+    model = detector()
+    checkpointer, seen = DetectionCheckpointer(model), []
+    checkpointer._log_incompatible_keys = seen.append
+    checkpointer.load(str(tmp_path / "out" / "soco.pth"))
+    report = compare(detector(), read_weights(run_folder))
+    assert not seen[0].unexpected_keys and not seen[0].incorrect_shapes and set(seen[0].missing_keys) <= set(report.new)
+    assert all(torch.equal(model.state_dict()[k], v) for k, v in encoder_weights(run_folder).items())
+    with pytest.raises(BookError, match="must end in .pth"):
+        export(run_folder, tmp_path / "soco.bin")
+    assert main(["export", str(tmp_path / "nowhere"), str(tmp_path / "a.pth")]) == 1
+    assert "does not exist" in capsys.readouterr().err
+
+
+# --- the same image and boxes through the encoder and through the detector --------------------------------------------
+
+
+def inputs(side=96, count=2, boxes=5):
+    g = torch.Generator().manual_seed(3)
+    low, high = torch.rand(count, boxes, 2, generator=g) * side / 2, side / 2 + torch.rand(count, boxes, 2, generator=g) * side / 2
+    return torch.randn(count, 3, side, side, generator=g), list(torch.cat([low, high], -1))
+
+
+def pair(cfg, tmp_path):
+    """The encoder of a checkpoint and the detector that was loaded from it, both with used batch-norm statistics."""
+    torch.manual_seed(0)
+    model = SoCo(cfg).train()
+    images, boxes = inputs()
+    for _ in range(2):
+        model.online.encoder(images, boxes)
+    path = checkpoint.save(tmp_path, 1, to_dict(cfg), 3, model=model.state_dict())
+    built = detector(cfg.detector, cfg.overrides)
+    load_into(built, read_weights(path), cfg.detector)
+    return model.online.encoder.eval(), built.eval()
+
+
+@torch.no_grad()
+def test_fpn_features_equal_the_detectors(tmp_path):
+    encoder, built = pair(settings(assignment="detectron2"), tmp_path)
+    images, boxes = inputs()
+    ours, theirs = encoder.maps(images), built.backbone(images)
+    assert set(ours) == {"p2", "p3", "p4", "p5"}
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], atol=1e-5, rtol=0)
+    heads = built.roi_heads
+    pooled = heads.box_pooler([theirs[name] for name in heads.box_in_features], [Boxes(b) for b in boxes])
+    ours_pooled = encoder.pooler([ours[name] for name in encoder.levels], [Boxes(b) for b in boxes])
+    torch.testing.assert_close(ours_pooled, pooled, atol=1e-5, rtol=0)
+    torch.testing.assert_close(encoder(images, boxes), heads.box_head(pooled), atol=1e-5, rtol=0)
+    assert encoder(images, boxes).std() > 1e-3, "features of zero would agree too"
+
+
+@torch.no_grad()
+def test_c4_features_equal_the_detectors(tmp_path):
+    cfg = settings(detector="mask-rcnn-r50-c4", overrides=TINY_C4, assignment="detectron2")
+    encoder, built = pair(cfg, tmp_path)
+    images, boxes = inputs()
+    ours, theirs = encoder.maps(images), built.backbone(images)
+    torch.testing.assert_close(ours["res4"], theirs["res4"], atol=1e-5, rtol=0)
+    shared = built.roi_heads._shared_roi_transform([theirs["res4"]], [Boxes(b) for b in boxes])
+    torch.testing.assert_close(encoder(images, boxes), shared.mean((2, 3)), atol=1e-5, rtol=0)
+    assert isinstance(encoder, Encoder)
