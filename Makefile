@@ -18,6 +18,21 @@ NODES := 1
 SEED := 0
 #: where run folders go
 RESULTS := results
+#: pictures to pretrain on: folder:PATH, coco:JSON, voc:ROOT, zip:FILE, list:FILE (default: the parameter file's)
+IMAGES :=
+#: folder of their proposals (default: data/<name of the pictures>-proposals)
+PROPOSALS :=
+#: what a transfer starts from: a pretraining's run folder, a checkpoint, or scratch
+INIT := scratch
+#: training and test data of a transfer, coco:JSON@IMAGES (default: the parameter file's)
+TRAIN :=
+TEST :=
+#: transfer runs of a report, by name (default: the quickstart's)
+RUNS :=
+#: other settings of a pretraining or transfer, such as SET='k: 8, steps: 200'
+SET :=
+#: host:port that all nodes reach, for NODES > 1
+RENDEZVOUS :=
 #: interpreter that builds .venv, Python 3.11 to 3.13 (default: the first found)
 PYTHON ?=
 #: any pip specification in place of the pinned Detectron2; `pinned` goes back
@@ -92,7 +107,72 @@ lab: | $(READY) ## open JupyterLab on notebooks/
 	@PATH="$(abspath $(ENV))/bin:$$PATH" $(PY) -m jupyterlab --ServerApp.root_dir='$(CURDIR)' --LabApp.default_url=/lab/tree/notebooks $(ARGS)
 
 # ----------------------------------------------------------------------------------------------------------- pipeline
-# (the book's steps: each product is made from its inputs, `| $(READY)`)
+# A notebook's product is its HTML: it is rendered last and put in place by a rename, so it stands for the whole run.
+BOOK := $(PY) -m soco_lib.book
+NB := notebooks
+SCENES := data/scenes
+.PHONY: data proposals views pretrain transfer report quickstart
+
+$(SCENES)/scenes.json: | $(READY)
+	@$(PY) -m soco_lib.scenes --out $(SCENES) --train 400 --val 100
+
+data: $(SCENES)/scenes.json ## draw the embedded scenes (data/scenes, COCO layout)
+
+# The toy profile's data are the scenes, unless others are named.
+TOY_DATA := $(if $(filter toy,$(PROFILE)),$(SCENES)/scenes.json)
+PICTURES := $(or $(IMAGES),$(if $(filter toy,$(PROFILE)),coco:$(SCENES)/annotations/instances_train.json,folder:imagenet/train))
+# data/scenes-proposals for the scenes, else by the last part of the path: folder:photos/cats -> data/cats-proposals
+STORE := $(or $(PROPOSALS),data/$(if $(findstring $(SCENES)/,$(PICTURES)),scenes,$(basename $(notdir $(lastword $(subst :, ,$(firstword $(subst @, ,$(PICTURES))))))))-proposals)
+DATA_FLAGS = -p images '$(PICTURES)' -p proposals '$(STORE)'
+LAUNCH_FLAGS = -p seed $(SEED) -p gpus $(GPUS) -p nodes $(NODES) -p rendezvous '$(RENDEZVOUS)' -p overrides '{$(SET)}'
+
+proposals: $(TOY_DATA) | $(READY) ## proposals of IMAGES, and a look at them
+	@$(BOOK) $(NB)/01_proposals.ipynb --results $(RESULTS) --run-name $(or $(RUN),$(notdir $(STORE))) $(DATA_FLAGS)
+
+views: $(TOY_DATA) | $(READY) ## the views that pretraining sees of IMAGES
+	@$(PY) -m soco_lib.store --images '$(PICTURES)' --out '$(STORE)'
+	@$(BOOK) $(NB)/02_views.ipynb --results $(RESULTS) --run-name $(or $(RUN),views-$(PROFILE)) $(DATA_FLAGS) \
+	    -p config $(NB)/params/pretrain-$(PROFILE).yaml
+
+pretrain: $(TOY_DATA) | $(READY) ## pretrain on IMAGES with GPUS x NODES processes; goes on where it was interrupted
+	@$(PY) -m soco_lib.store --images '$(PICTURES)' --out '$(STORE)'
+	@$(BOOK) $(NB)/03_pretrain.ipynb --results $(RESULTS) --run-name $(or $(RUN),pretrain-$(PROFILE)) $(DATA_FLAGS) \
+	    $(LAUNCH_FLAGS) -p config $(NB)/params/pretrain-$(PROFILE).yaml
+
+transfer: $(TOY_DATA) | $(READY) ## fine-tune a detector from INIT on TRAIN and evaluate it on TEST
+	@$(BOOK) $(NB)/04_transfer.ipynb --results $(RESULTS) --run-name $(or $(RUN),transfer-$(PROFILE)) \
+	    $(LAUNCH_FLAGS) -p config $(NB)/params/transfer-$(PROFILE).yaml -p init '$(INIT)' -p train '$(TRAIN)' -p test '$(TEST)'
+
+report: | $(READY) ## the table of RUNS beside the paper's
+	@$(BOOK) $(NB)/05_report.ipynb --results $(RESULTS) --run-name $(or $(RUN),report) $(if $(RUNS),-p runs '[$(subst $(SPACE),$(COMMA) ,$(strip $(RUNS)))]')
+
+EMPTY :=
+SPACE := $(EMPTY) $(EMPTY)
+COMMA := ,
+
+# The quickstart: five notebooks, each made from what it needs. Its seed is its own, so that it is the same for everyone.
+QS := $(RESULTS)/quickstart
+# A run older than what it was made from is made anew; a newer one was interrupted and goes on.
+QUICK = if [ $(@D)/run.json -ot $< ]; then rm -rf $(@D); fi; $(BOOK) $(NB)/$(basename $(@F)).ipynb --results $(RESULTS) --run-name $(notdir $(@D))
+
+$(QS)-proposals/01_proposals.html: $(SCENES)/scenes.json | $(READY)
+	@$(QUICK)
+$(QS)-views/02_views.html: $(QS)-proposals/01_proposals.html | $(READY)
+	@$(QUICK)
+$(QS)-soco/03_pretrain.html: $(QS)-proposals/01_proposals.html | $(READY)
+	@$(QUICK)
+$(QS)-transfer/04_transfer.html: $(QS)-soco/03_pretrain.html | $(READY)
+	@$(QUICK) -p init $(QS)-soco
+$(QS)-scratch/04_transfer.html: $(SCENES)/scenes.json | $(READY)
+	@$(QUICK)
+$(QS)-report/05_report.html: $(QS)-scratch/04_transfer.html $(QS)-transfer/04_transfer.html | $(READY)
+	@$(QUICK)
+
+.NOTPARALLEL: # two runs at a time on the same cores take longer than one after the other
+quickstart: $(QS)-views/02_views.html $(QS)-report/05_report.html ## the whole book, small, on embedded data: about ten minutes on two cores
+	@echo; cat $(QS)-report/table.md
+	@echo; echo "Notebooks as executed and as HTML (open $(QS)-report/05_report.html first):"; ls -1 $(QS)-*/*.html | sed 's/^/  /'
+	@echo; echo "Next: make lab; make proposals IMAGES=folder:/your/photos; make pretrain IMAGES=folder:/your/photos GPUS=2; make transfer INIT=$(RESULTS)/pretrain-toy"
 
 # -------------------------------------------------------------------------------------------------------------- checks
 test: | $(READY) ## run the tests; ARGS='-k boxes' chooses among them

@@ -42,6 +42,15 @@ def start() -> Process:
     return Process(rank, local, int(os.environ.get("LOCAL_WORLD_SIZE", 1)), world, device)
 
 
+def mean(value: torch.Tensor) -> torch.Tensor:
+    """Mean of a detached tensor over all processes, on each of them."""
+    if not dist.is_initialized():
+        return value
+    total = value.clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()
+
+
 def stop() -> None:
     """Leave the group, if there is one."""
     if dist.is_initialized():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import resource
 import time
 import weakref
@@ -51,7 +52,7 @@ class Progress(hooks.HookBase):
 
     def before_train(self):
         earlier = [row for row in self.run.rows() if row["step"] <= self.trainer.start_iter]
-        self.row = earlier[-1] if earlier else {}
+        self.row = earlier[-1] if earlier else dict.fromkeys(("loss", "lr", "images_per_s", "memory_gb", "eta_s"), math.nan)
         self.before = self.row.get("seconds", 0.0)  # spent by sessions before this one
         self.started = self.since = time.perf_counter()
         self.steps = 0
@@ -189,7 +190,7 @@ class FineTuner(DefaultTrainer):
 # --- evaluation -------------------------------------------------------------------------------------------------------
 
 
-def scores(results: dict, classes: tuple[str, ...], predictions: int) -> dict:
+def scores(results: dict, classes: tuple[str, ...], predictions: bool) -> dict:
     """Detectron2's flat COCO results as {task: {AP, AP50, AP75, APs, APm, APl, per_class: {class: AP}}}, in percent.
 
     A detector without predictions has AP 0, where Detectron2 says NaN; NaN stays for what the data lacks (no small object).

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import resource
 import sys
 import time
@@ -115,7 +116,7 @@ class Trainer:
 
 
 class Meter:
-    """Log rows: what happened since the last one, over all processes where that is a matter of multiplying."""
+    """Log rows: what happened since the last one. Losses are means over all processes; the rest is the first one's."""
 
     def __init__(self, cfg: Pretrain, plan: Plan):
         self.cfg, self.plan, self.unreadable = cfg, plan, 0
@@ -131,7 +132,7 @@ class Meter:
         self.losses.append(out["loss"])
 
     def row(self, done: int, out: dict, trainer: Trainer) -> dict:
-        """`done` updates are made. Loss is the mean since the last row; the rest describes the last update."""
+        """`done` updates are made. Loss is the mean since the last row; the rest describes the last update. Collective."""
         seconds = time.perf_counter() - self.since
         z = out["embeddings"]
         cuda = trainer.process.device.type == "cuda"
@@ -139,8 +140,8 @@ class Meter:
         row = {
             "step": done,
             "epoch": round(done / self.plan.steps_per_epoch, 4),
-            "loss": float(torch.stack(self.losses).mean()),
-            "pairs": [round(float(p), 5) for p in out["pairs"]],
+            "loss": float(distributed.mean(torch.stack(self.losses).mean())),
+            "pairs": [round(p, 5) for p in distributed.mean(out["pairs"]).tolist()],
             "spread": round(health.spread(z), 5),
             "effective_rank": round(health.effective_rank(z), 3),
             "lr": trainer.optimizer.param_groups[0]["lr"],
@@ -170,7 +171,7 @@ def line(row: dict, steps: int) -> str:
 def train(run: Run, process: distributed.Process) -> dict:
     """Run (or go on with) a pretraining to its end; returns its metrics. Raises BookError before any work for bad input."""
     cfg = from_dict(Pretrain, run.record["config"])
-    say = print if process.main else lambda *_: None
+    say = print if process.main else lambda *_, **__: None
     dataset = ProposalViews(cfg)
     numbers = plan(cfg, len(dataset), process.world)
     say(f"{process.describe()}; {numbers.describe(cfg)}", flush=True)
@@ -187,13 +188,16 @@ def train(run: Run, process: distributed.Process) -> dict:
         done = step + 1
         logs = done % cfg.log_every == 0 or done == numbers.steps
         saves = done % cfg.save_every == 0 or done == numbers.steps
-        if (logs or saves or process.device.type == "cpu") and not torch.isfinite(out["loss"]):
-            raise Diverged(
-                f"the loss is {float(out['loss'])} at step {done}: lower base_lr={cfg.base_lr} or use precision=fp32; "
-                f"the last good checkpoint stays in {run.folder / 'checkpoints'}"
-            )
-        if process.main and logs:
+        if logs or saves or process.device.type == "cpu":  # asking a GPU at every step would make it wait
+            loss = float(distributed.mean(out["loss"]))
+            if not math.isfinite(loss):
+                raise Diverged(
+                    f"the loss is {loss} at step {done}: lower base_lr={cfg.base_lr} or use precision=fp32; "
+                    f"the last good checkpoint stays in {run.folder / 'checkpoints'}"
+                )
+        if logs:
             row = meter.row(done, out, trainer)
+        if process.main and logs:
             run.log(row)
             print(line(row, numbers.steps), health.verdict(row["spread"]), flush=True)
         if process.main and saves:
@@ -236,10 +240,10 @@ def main(arguments: list[str] | None = None) -> int:
             run.end("failed", error=message)
         if not isinstance(error, BookError):
             raise
-        print(f"error: {message}", file=sys.stderr, flush=True)
+        if process.main:  # every process has the same bad input
+            print(f"error: {message}", file=sys.stderr, flush=True)
         return 1
-    finally:
-        distributed.stop()
+    distributed.stop()  # not after an error: the others may be waiting in a collective, and torchrun ends them
     return 0
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from soco_lib import BookError, checkpoint, locate
 from soco_lib.config import one_of, require
+from soco_lib.results import read_json
 
 NETWORKS = ("online", "target")
 #: What a pretraining trained of the detector, by its `alignment` (Table 4).
@@ -101,13 +102,20 @@ class KeyReport:
         require(not bad, f"{self.source} does not fit: {'; '.join(parts)}: {remedy}")
 
     def to_dict(self) -> dict:
-        """JSON: summary and counts, and under "keys" the fields: `KeyReport(**to_dict()["keys"])` is the report again."""
+        """JSON: summary and counts, and under "keys" every name: what `read` reads."""
         return {
             "summary": self.summary(),
             "counts": {name: len(getattr(self, name)) for name in CLASSES},
             "unexplained": self.unexplained,
             "keys": asdict(self),
         }
+
+    @classmethod
+    def read(cls, path: Path) -> KeyReport:
+        """The report that a run saved (to_dict as JSON)."""
+        values = read_json(path)["keys"]
+        values |= {name: tuple(values[name]) for name in ("reach", "loaded")}
+        return cls(**values)
 
     def frame(self):
         """pandas: one row a group of modules, one column a class, counts of keys."""

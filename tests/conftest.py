@@ -1,4 +1,4 @@
-"""What the tests share: quiet threads, a small data set, a small experiment."""
+"""What the tests share: a small data set, a small experiment."""
 
 import os
 from pathlib import Path
@@ -6,9 +6,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
-
-torch.set_num_threads(min(2, os.cpu_count() or 1))
 
 
 @pytest.fixture(scope="session")

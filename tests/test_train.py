@@ -2,16 +2,19 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
-from soco_lib import BookError, checkpoint, distributed, health, train
+from soco_lib import BookError, checkpoint, health, train
 from soco_lib.config import Pretrain, View, plan
 from soco_lib.dataset import ProposalViews, Schedule, choose
 from soco_lib.launch import command, launch
@@ -49,6 +52,11 @@ def run_here(cfg, results, name="run"):
 
 def final_weights(run):
     return checkpoint.read(checkpoint.paths(run.folder)[-1])["model"]
+
+
+def same_threads():
+    """A child's sums come out bit-equal only with as many threads."""
+    return {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
 
 
 def same(a, b):
@@ -94,7 +102,8 @@ def test_killed_at_any_moment_and_resumed_is_bit_equal(cfg, tmp_path):
     cfg = with_(cfg, steps=40, save_every=3, log_every=1)
     whole, _ = run_here(cfg, tmp_path, "whole")
     run = Run.start("killed", "pretrain", cfg, tmp_path)
-    child = subprocess.Popen(command("soco_lib.train", run.folder), stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "2"})
+    words = command("soco_lib.train", run.folder)
+    child = subprocess.Popen(words, stdout=subprocess.DEVNULL, env=same_threads())
     while len(run.rows()) < 11 and child.poll() is None:
         time.sleep(0.01)
     child.send_signal(signal.SIGKILL)
@@ -157,8 +166,6 @@ def test_failure_of_the_child_is_one_error(cfg, tmp_path):
 
 
 def test_unreadable_image_is_replaced_and_counted(cfg, pictures, store, tmp_path):
-    import shutil
-
     folder = tmp_path / "pictures"
     shutil.copytree(pictures, folder)
     dataset = ProposalViews(with_(cfg, images=f"folder:{folder}"))
@@ -169,8 +176,6 @@ def test_unreadable_image_is_replaced_and_counted(cfg, pictures, store, tmp_path
 
 
 def test_proposals_of_other_images_are_refused(cfg, tmp_path):
-    import cv2
-
     cv2.imwrite(str(tmp_path / "other.jpg"), np.zeros((40, 40, 3), np.uint8))
     with pytest.raises(BookError, match="do not belong"):
         ProposalViews(with_(cfg, images=f"folder:{tmp_path}"))
@@ -230,7 +235,7 @@ def test_log_survives_a_torn_line(cfg, tmp_path):
 
 
 def test_torchrun_command():
-    words = command("soco_lib.train", distributed.__file__ and __import__("pathlib").Path("r/x"), gpus=8, nodes=2, rendezvous="a:1")
+    words = command("soco_lib.train", Path("r/x"), gpus=8, nodes=2, rendezvous="a:1")
     assert words[:2] == [sys.executable, "-u"] and {"--nnodes=2", "--nproc-per-node=8", "--rdzv-endpoint=a:1"} <= set(words)
     with pytest.raises(BookError, match="RENDEZVOUS"):
-        command("soco_lib.train", __import__("pathlib").Path("r/x"), gpus=8, nodes=2)
+        command("soco_lib.train", Path("r/x"), gpus=8, nodes=2)
