@@ -10,6 +10,7 @@ import hashlib
 import io
 import multiprocessing
 import os
+import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
@@ -161,6 +162,7 @@ def key_rng(seed: int, key: str) -> np.random.Generator:
 # A shard FIRST-LAST.npz holds images FIRST..LAST-1 of a source: count, status (code into STATUSES), size (width, height),
 # error, boxes (all images' one after the other), and the seconds of one core that it took.
 
+Say = Callable[[str], None]  # receives a line of progress
 #: An image's entry in a shard: (width, height), boxes (n, 4), status, error text.
 Row = tuple[tuple[int, int], np.ndarray, str, str]
 
@@ -182,14 +184,18 @@ def write_shard(shard: Path, rows: Iterable[Row]) -> None:
     temporary = shard.with_suffix(f".{os.getpid()}.tmp")
     with open(temporary, "wb") as file:
         np.savez(
-            file, count=np.array([len(b) for b in boxes], np.int32), status=np.array([STATUSES.index(s) for s in status], np.int8),
-            size=np.array(sizes, np.int32), error=np.array(errors, np.str_), boxes=np.concatenate(boxes).astype(np.float32),
+            file,
+            count=np.array([len(b) for b in boxes], np.int32),
+            status=np.array([STATUSES.index(s) for s in status], np.int8),
+            size=np.array(sizes, np.int32),
+            error=np.array(errors, np.str_),
+            boxes=np.concatenate(boxes).astype(np.float32),
             seconds=time.thread_time() - start,
-        )  # fmt: skip
+        )
     os.replace(temporary, shard)
 
 
-def make_shards(shards: list[Path], source: ImageSource, config: ProposalConfig, workers: int, say: Callable[[str], None]) -> None:
+def make_shards(shards: list[Path], source: ImageSource, config: ProposalConfig, workers: int, say: Say) -> None:
     """Make those of `shards` that are missing, with up to `workers` processes; `say` gets a progress line now and then.
 
     Raises BookError when a process dies; finished shards stay, a rerun goes on from them.
@@ -203,7 +209,8 @@ def make_shards(shards: list[Path], source: ImageSource, config: ProposalConfig,
         done, now = done + count, time.monotonic()
         if done < todo and now - told >= min(30.0, max(2.0, (now - start) / done * todo / 10)):  # ten lines, or two a minute
             rate, told = done / (now - start), now
-            say(f"proposals: {done}/{todo} images, {rate:.1f} images/s with {workers} workers, {_clock((todo - done) / rate)} to go")
+            left = _clock((todo - done) / rate)
+            say(f"proposals: {done}/{todo} images, {rate:.1f} images/s with {workers} workers, {left} to go")
 
 
 def _finished(shards: list[Path], source: ImageSource, config: ProposalConfig, workers: int) -> Iterator[int]:
@@ -236,6 +243,12 @@ def _start_worker(source: ImageSource, config: ProposalConfig) -> None:
     global _job
     _job = source, config
     cv2.setNumThreads(1)  # one core a worker: OpenCV's own pool only fights the other workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()  # a killed parent cannot tell its workers: they would wait for ever
+    os._exit(1)
 
 
 def _worker_shard(shard: Path) -> int:
@@ -274,4 +287,6 @@ def given_row(source: ImageSource, index: int, boxes: np.ndarray) -> Row:
 
 def _clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"

@@ -194,7 +194,8 @@ def _open_coco(spec: str, path: str) -> ImageSource:
             if not a.get("iscrowd", 0) and w > 0 and h > 0:
                 found[names[a["image_id"]]].append((x, y, x + w, y + h, label[a["category_id"]]))
     except (ValueError, KeyError, TypeError) as error:
-        raise BookError(f"{file} is not a COCO annotation file ({type(error).__name__}: {error}): give an instances_*.json") from None
+        reason = f"{type(error).__name__}: {error}"
+        raise BookError(f"{file} is not a COCO annotation file ({reason}): give an instances_*.json") from None
     keys = _keys(list(names.values()), f"annotation file {file}")
     rows = [row for key in keys for row in found[key]]
     return CocoSource(
@@ -209,7 +210,8 @@ def _coco_root(file: Path, given: str | None, key: str) -> Path:
     for root in tried:
         if (root / key).is_file():
             return root.resolve()
-    raise BookError(f"{file}: no image {key!r} in {', '.join(map(str, tried))}; name the folder, as coco:{file.name}@IMAGE_FOLDER")
+    places = ", ".join(map(str, tried))
+    raise BookError(f"{file}: no image {key!r} in {places}; name the folder, as coco:{file.name}@IMAGE_FOLDER")
 
 
 class VocSource(ImageSource):

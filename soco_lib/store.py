@@ -168,7 +168,8 @@ def import_json(path: str | os.PathLike, source: ImageSource, out_dir: str | os.
     try:
         found = {name: as_boxes([entry[:4] for entry in entries]) for name, entries in json.loads(file.read_bytes()).items()}
     except (ValueError, TypeError, AttributeError, KeyError):
-        raise BookError(f"{file} is not the authors' format: a dictionary, file name without suffix -> [[x, y, w, h], ...]") from None
+        form = "a dictionary, file name without suffix -> [[x, y, w, h], ...]"
+        raise BookError(f"{file} is not the authors' format: {form}") from None
     missing = [name for name in names if name not in found]
     require(not missing, f"{file} names no boxes for {len(missing)} of {len(names)} images of {source.spec}, first {missing[:1]}")
 
@@ -273,7 +274,8 @@ def _merge(out: Path, shards: list[Path], source: ImageSource, essence: dict, sa
     }  # fmt: skip
     _write_json(out / "store.json", meta)
     shutil.rmtree(out / "shards", ignore_errors=True)
-    say(f"{out}: {len(counts)} images, {meta['boxes']} boxes, {status[-1]} unreadable, {seconds / len(counts):.3f} s an image a core")
+    each = seconds / len(counts)
+    say(f"{out}: {len(counts)} images, {meta['boxes']} boxes, {status[-1]} unreadable, {each:.3f} s an image a core")
     return ProposalStore.open(out)
 
 

@@ -130,7 +130,8 @@ def contents(store: ProposalStore) -> list[list]:
 def test_store_holds_what_propose_says(pictures, tmp_path):
     source, lines = open_source(str(pictures)), []
     store = build_store(source, SINGLE, tmp_path / "s", workers=1, shard_size=5, progress=lines.append)
-    assert sorted(p.name for p in (tmp_path / "s").iterdir()) == ["boxes.npy", "images.parquet", "offsets.npy", "sizes.npy", "store.json"]
+    names = sorted(p.name for p in (tmp_path / "s").iterdir())
+    assert names == ["boxes.npy", "images.parquet", "offsets.npy", "sizes.npy", "store.json"]
     for i, key in enumerate(source.keys):
         np.testing.assert_array_equal(store.boxes(i), propose(source.load(i), key, SINGLE)[0])
         assert store.size(i) == (128, 96)
@@ -176,7 +177,7 @@ def test_two_processes_and_a_rerun_make_the_same_store(pictures, tmp_path, monke
     with pytest.raises(BookError, match="mode='single' there, 'fast' asked"):
         build_store(source, ProposalConfig(), tmp_path / "three")
     monkeypatch.setattr("soco_lib.store.shutil.rmtree", lambda *_, **__: None)
-    store = build_store(source, SINGLE, tmp_path / "three", workers=1, shard_size=7, progress=lines.append)
+    store = build_store(source, SINGLE, tmp_path / "three", 1, shard_size=7, progress=lines.append)
     assert contents(store) == expected and lines[0].startswith("1 of 3 shards were made before")
     assert [s.stat().st_mtime_ns == t for s, t in zip(shards, stamps)] == [True, False, False]
 

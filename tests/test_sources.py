@@ -34,14 +34,21 @@ def tree(tmp_path):
 def coco(tmp_path):
     for name in ("2.png", "1.png", "3.png"):
         write(tmp_path / "coco" / "images" / name, picture(int(name[0])))
-    box = lambda image, category, bbox, crowd=0: {"image_id": image, "category_id": category, "bbox": bbox, "iscrowd": crowd}  # noqa: E731
+
+    def box(image, category, bbox, crowd=0):
+        return {"image_id": image, "category_id": category, "bbox": bbox, "iscrowd": crowd}
+
     data = {
         "images": [{"id": 20, "file_name": "2.png"}, {"id": 10, "file_name": "1.png"}, {"id": 30, "file_name": "3.png"}],
         "categories": [{"id": 7, "name": "dog"}, {"id": 3, "name": "cat"}],
         "annotations": [
-            box(20, 7, [1, 2, 3, 4]), box(10, 3, [0.5, 0, 2, 2]), box(20, 3, [0, 0, 8, 6], 1), box(20, 3, [0, 0, 1, 1]), box(10, 7, [1, 1, 0, 3]),
+            box(20, 7, [1, 2, 3, 4]),
+            box(10, 3, [0.5, 0, 2, 2]),
+            box(20, 3, [0, 0, 8, 6], crowd=1),
+            box(20, 3, [0, 0, 1, 1]),
+            box(10, 7, [1, 1, 0, 3]),
         ],
-    }  # fmt: skip
+    }
     (tmp_path / "coco" / "annotations").mkdir()
     (tmp_path / "coco" / "annotations" / "set.json").write_text(json.dumps(data))
     return tmp_path / "coco" / "annotations" / "set.json"
@@ -49,7 +56,8 @@ def coco(tmp_path):
 
 @pytest.fixture
 def voc(tmp_path):
-    root, item = tmp_path / "voc", "<object><name>{}</name><difficult>{}</difficult><bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>"
+    root, corners = tmp_path / "voc", "<xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax>"
+    item = "<object><name>{}</name><difficult>{}</difficult><bndbox>" + corners + "</bndbox></object>"
     (root / "Annotations").mkdir(parents=True)
     (root / "ImageSets" / "Main").mkdir(parents=True)
     for name, objects in {"p": [("dog", 0, 1, 1, 8, 6), ("cat", 1, 2, 2, 3, 3)], "q": [("cat", 0, 3, 2, 3, 2)], "r": []}.items():
@@ -104,7 +112,8 @@ def test_zip_reads_in_another_process_too(tree):
 def test_coco_by_hand(coco):
     source = open_source(f"coco:{coco}")
     assert source.keys == ("1.png", "2.png", "3.png") and source.classes == ("cat", "dog")
-    for s in (source, pickle.loads(pickle.dumps(source)), open_source(f"{coco}@{coco.parents[1]}/images"), open_source(f"{coco}@../images")):
+    named = [open_source(f"{coco}@{folder}") for folder in (f"{coco.parents[1]}/images", "../images")]
+    for s in (source, pickle.loads(pickle.dumps(source)), *named):
         boxes, labels = s.annotations(1)
         assert boxes.tolist() == [[1, 2, 4, 6], [0, 0, 1, 1]] and labels.tolist() == [1, 0]  # the crowd is left out
         assert boxes.dtype == np.float32 and labels.dtype == np.int64

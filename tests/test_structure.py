@@ -18,6 +18,7 @@ LIBRARY = Path(soco_lib.__file__).parent
 ORDER = """
 config boxes sources proposals store views dataset detector encoder loss soco optim
 results checkpoint health distributed scene_textures scene_light scene_objects scene_picture scenes
+probe
 launch train weights benchmarks detection finetune transfer
 paper tables plots drawing parameters book live
 """.split()

@@ -1,0 +1,50 @@
+"""The object probe on features whose answer is known, and on a tiny labelled set."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from soco_lib import BookError, scenes
+from soco_lib.config import Pretrain, View
+from soco_lib.probe import class_mean, knn, linear, probe, random_encoder
+from tests.conftest import TINY_DETECTOR
+
+
+def clusters(counts, spread, seed=0):
+    """Unit vectors around one axis a class, `counts[c]` of class c."""
+    g = torch.Generator().manual_seed(seed)
+    y = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    return F.normalize(F.one_hot(y, 8).float() + spread * torch.randn(len(y), 8, generator=g), dim=1), y
+
+
+@pytest.mark.parametrize("classify", [knn, linear])
+def test_separable_classes_are_told_apart(classify):
+    x, y = clusters((200, 12, 12), 0.1)
+    q, truth = clusters((100, 30, 30), 0.1, seed=1)
+    assert class_mean(classify(x, y, q, 3), truth, 3) > 0.98
+
+
+def test_votes_and_means_are_class_balanced():
+    """The frequent class's answer everywhere is worth 1 / classes, and does not win by its number of neighbours."""
+    _, truth = clusters((90, 5, 5), 0.1)
+    assert class_mean(torch.zeros_like(truth), truth, 3) == pytest.approx(1 / 3)
+    x, y = clusters((400, 10, 10), 0.6)
+    q, truth = clusters((50, 50, 50), 0.6, seed=1)
+    plain = y[(q @ x.T).topk(20).indices].mode(1).values
+    assert class_mean(knn(x, y, q, 3), truth, 3) > class_mean(plain, truth, 3) + 0.1
+
+
+def test_probe_of_a_network(tmp_path):
+    scenes.write_scenes(tmp_path / "scenes", 60, 1, workers=1)
+    cfg = Pretrain("a", "b", detector="mask-rcnn-r50-fpn", overrides=TINY_DETECTOR, size=64, views=(View(64),))
+    encoder = random_encoder(cfg)
+    before = {k: v.clone() for k, v in encoder.state_dict().items()}
+    scores = probe(encoder, cfg, f"coco:{tmp_path}/scenes/annotations/instances_train.json")
+    assert scores.classes >= 8 and 0 <= scores.knn <= 1 and 0 <= scores.linear <= 1
+    assert scores == probe(random_encoder(cfg), cfg, f"coco:{tmp_path}/scenes/annotations/instances_train.json")
+    assert all(torch.equal(v, before[k]) for k, v in encoder.state_dict().items())
+
+
+def test_images_without_labels_are_refused(pictures):
+    with pytest.raises(BookError, match="no labels"):
+        probe(torch.nn.Identity(), Pretrain("a", "b"), f"folder:{pictures}")
