@@ -7,26 +7,13 @@ contrib). Boxes are `x1 y1 x2 y2`, half-open, float32 (N, 4), in pixels of the i
 from __future__ import annotations
 
 import hashlib
-import io
-import multiprocessing
-import os
-import threading
-import time
-import zipfile
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
-import PIL.Image
 
-from soco_lib import BookError
-from soco_lib.boxes import aspect_fits, clip, side_fits, valid
+from soco_lib.boxes import aspect_fits, side_fits
 from soco_lib.config import one_of, require
-from soco_lib.sources import ImageSource
 
 GENERATORS = ("selective_search", "random", "whole")
 MODES = ("fast", "quality", "single")
@@ -47,7 +34,7 @@ class ProposalConfig:
     generator: str = "selective_search"  # selective_search; random (Table 5c); whole: the image as one box (Table 4)
     mode: str = "fast"  # OpenCV's strategies: fast (4 groupings in 2 colour spaces), quality (slow), single (rough)
     search_side: int = 128  # pixels, longer side of the copy that is searched; 0 searches the image at full size
-    base_k: int = 150  # k of the finest graph segmentation: smaller gives smaller first regions, more boxes, more time
+    base_k: int = 100  # k of the finest graph segmentation: smaller gives smaller first regions, more boxes, more time
     count: int = 64  # boxes an image of the random generator
     seed: int = 0  # of the random generator
 
@@ -67,7 +54,7 @@ class ProposalConfig:
         return {name: getattr(self, name) for name in ("generator", *_USED[self.generator])}
 
 
-def selective_search(image: np.ndarray, mode: str = "fast", max_side: int | None = 128, base_k: int = 150) -> np.ndarray:
+def selective_search(image: np.ndarray, mode: str = "fast", max_side: int | None = 128, base_k: int = 100) -> np.ndarray:
     """All boxes that selective search proposes for `image` (H, W, 3) uint8 RGB, unfiltered: (N, 4) in its pixels, N >= 1.
 
     The search runs on a copy whose longer side is at most `max_side` pixels (None or 0: full size); boxes are scaled back.
@@ -102,13 +89,13 @@ def paper_filter(boxes: np.ndarray, width: int, height: int, fallback: bool = Tr
     With `fallback=False` the rule is always "paper" and the result may be empty.
     """
     boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
-    for rule, keep in _fulfilled(boxes, width, height).items():
+    for rule, keep in fulfilled(boxes, width, height).items():
         if keep.any() or not fallback:
             return boxes[keep], rule
     return whole_image(width, height), "whole"
 
 
-def _fulfilled(boxes: np.ndarray, width: int, height: int) -> dict[str, np.ndarray]:
+def fulfilled(boxes: np.ndarray, width: int, height: int) -> dict[str, np.ndarray]:
     """Rule -> (N,) bool, strictest rule first."""
     aspect, large = aspect_fits(boxes), (boxes[:, 2:] - boxes[:, :2] >= FALLBACK_SIDE).all(axis=1)
     return {"paper": aspect & side_fits(boxes, width, height), "aspect": aspect & large, "side": large}
@@ -156,137 +143,3 @@ def propose(image: np.ndarray, key: str, config: ProposalConfig) -> tuple[np.nda
 def key_rng(seed: int, key: str) -> np.random.Generator:
     """A generator that is a function of (seed, image key), the same on every machine."""
     return np.random.default_rng((seed, int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")))
-
-
-# --- many images: shards -----------------------------------------------------------------------------------------------
-# A shard FIRST-LAST.npz holds images FIRST..LAST-1 of a source: count, status (code into STATUSES), size (width, height),
-# error, boxes (all images' one after the other), and the seconds of one core that it took.
-
-Say = Callable[[str], None]  # receives a line of progress
-#: An image's entry in a shard: (width, height), boxes (n, 4), status, error text.
-Row = tuple[tuple[int, int], np.ndarray, str, str]
-
-
-def shard_paths(folder: Path, images: int, size: int) -> list[Path]:
-    """The files that hold `images` images, `size` a shard, in order."""
-    return [folder / f"{first:09d}-{min(first + size, images):09d}.npz" for first in range(0, images, size)]
-
-
-def shard_range(shard: Path) -> range:
-    """Positions of the shard's images in their source."""
-    return range(*map(int, shard.stem.split("-")))
-
-
-def write_shard(shard: Path, rows: Iterable[Row]) -> None:
-    """Write a shard at once: a process that dies leaves no half a shard under the shard's name."""
-    start = time.thread_time()
-    sizes, boxes, status, errors = zip(*rows)
-    temporary = shard.with_suffix(f".{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        np.savez(
-            file,
-            count=np.array([len(b) for b in boxes], np.int32),
-            status=np.array([STATUSES.index(s) for s in status], np.int8),
-            size=np.array(sizes, np.int32),
-            error=np.array(errors, np.str_),
-            boxes=np.concatenate(boxes).astype(np.float32),
-            seconds=time.thread_time() - start,
-        )
-    os.replace(temporary, shard)
-
-
-def make_shards(shards: list[Path], source: ImageSource, config: ProposalConfig, workers: int, say: Say) -> None:
-    """Make those of `shards` that are missing, with up to `workers` processes; `say` gets a progress line now and then.
-
-    Raises BookError when a process dies; finished shards stay, a rerun goes on from them.
-    """
-    missing = [shard for shard in shards if not zipfile.is_zipfile(shard)]
-    todo, done, start = sum(len(shard_range(s)) for s in missing), 0, time.monotonic()
-    workers, told = min(workers, len(missing)), start
-    if len(missing) < len(shards):
-        say(f"{len(shards) - len(missing)} of {len(shards)} shards were made before; going on")
-    for count in _finished(missing, source, config, workers):
-        done, now = done + count, time.monotonic()
-        if done < todo and now - told >= min(30.0, max(2.0, (now - start) / done * todo / 10)):  # ten lines, or two a minute
-            rate, told = done / (now - start), now
-            left = _clock((todo - done) / rate)
-            say(f"proposals: {done}/{todo} images, {rate:.1f} images/s with {workers} workers, {left} to go")
-
-
-def _finished(shards: list[Path], source: ImageSource, config: ProposalConfig, workers: int) -> Iterator[int]:
-    """Number of images of each shard, as it gets ready."""
-    if workers <= 1:
-        threads = cv2.getNumThreads()
-        try:
-            cv2.setNumThreads(1)
-            yield from (_make_shard(shard, source, config) for shard in shards)
-        finally:
-            cv2.setNumThreads(threads)
-        return
-    spawn = multiprocessing.get_context("spawn")  # a forked copy of a process with threads (notebooks, torch) may hang
-    with ProcessPoolExecutor(workers, spawn, _start_worker, (source, config)) as pool:
-        try:
-            for future in as_completed([pool.submit(_worker_shard, shard) for shard in shards]):
-                yield future.result()
-        except BrokenProcessPool:
-            raise BookError(
-                f"a worker process died (out of memory?); finished shards are kept: run again with workers below {workers}"
-            ) from None
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-_job: tuple[ImageSource, ProposalConfig]  # of a worker process: sent once, not with every shard
-
-
-def _start_worker(source: ImageSource, config: ProposalConfig) -> None:
-    global _job
-    _job = source, config
-    cv2.setNumThreads(1)  # one core a worker: OpenCV's own pool only fights the other workers
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()  # a killed parent cannot tell its workers: they would wait for ever
-    os._exit(1)
-
-
-def _worker_shard(shard: Path) -> int:
-    return _make_shard(shard, *_job)
-
-
-def _make_shard(shard: Path, source: ImageSource, config: ProposalConfig) -> int:
-    write_shard(shard, (_row(source, index, config) for index in shard_range(shard)))
-    return len(shard_range(shard))
-
-
-def _row(source: ImageSource, index: int, config: ProposalConfig) -> Row:
-    try:
-        image = source.load(index)
-        boxes, rule = propose(image, source.keys[index], config)
-    except (BookError, cv2.error) as error:
-        return (0, 0), np.empty((0, 4), np.float32), "error", " ".join(str(error).split())
-    return (image.shape[1], image.shape[0]), boxes, rule, ""
-
-
-def given_row(source: ImageSource, index: int, boxes: np.ndarray) -> Row:
-    """The entry of image `index` for boxes (n, 4) that somebody else proposed: clipped; only the file's header is read.
-
-    Its status is the strictest rule that all of them fulfil, "side" where none is fulfilled by all.
-    """
-    try:
-        width, height = PIL.Image.open(io.BytesIO(source.read(index))).size
-    except (BookError, OSError) as error:
-        return (0, 0), boxes[:0], "error", " ".join(str(error).split())
-    boxes = clip(boxes[valid(boxes, width, height)], width, height)
-    if len(boxes) == 0:
-        return (width, height), whole_image(width, height), "whole", ""
-    rule = next((rule for rule, keep in _fulfilled(boxes, width, height).items() if keep.all()), "side")
-    return (width, height), boxes, rule, ""
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60:02d} min"
-    return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"

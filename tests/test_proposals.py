@@ -11,10 +11,12 @@ import pytest
 from soco_lib import BookError
 from soco_lib.boxes import best_overlaps, iou
 from soco_lib.proposals import (
-    ProposalConfig, key_rng, paper_filter, propose, random_proposals, selective_search, shard_paths, shard_range, whole_image,
+    ProposalConfig, key_rng, paper_filter, propose, random_proposals, selective_search, whole_image,
 )  # fmt: skip
+from soco_lib.shards import shard_paths, shard_range
 from soco_lib.sources import open_source
-from soco_lib.store import ProposalStore, build_store, export_json, import_json, main
+from soco_lib.interchange import export_json, import_json
+from soco_lib.store import ProposalStore, build_store, main
 
 SINGLE = ProposalConfig(mode="single", search_side=64)
 
