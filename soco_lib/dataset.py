@@ -149,6 +149,5 @@ def build_loader(dataset: ProposalViews, plan: Plan, rank: int, start: int, pin:
         collate_fn=collate,
         pin_memory=pin,
         worker_init_fn=_single_threaded,
-        multiprocessing_context="forkserver" if workers else None,
         prefetch_factor=4 if workers else None,
     )

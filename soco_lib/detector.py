@@ -17,6 +17,8 @@ with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
     from detectron2 import model_zoo
     from detectron2.config import CfgNode
 
+    import soco_lib.fcos  # noqa: F401  (registers FCOSFromConfig)
+
 logging.getLogger("fvcore.common.checkpoint").setLevel(logging.WARNING)
 
 #: What every detector of the paper has (method.md 3 and 5): nothing frozen, batch norm everywhere, torchvision's ResNet
@@ -63,6 +65,8 @@ DETECTORS: dict[str, tuple[str, dict]] = {
     "mask-rcnn-r50-fpn": (_MASK_FPN, BOX_HEAD),
     "mask-rcnn-r101-fpn": ("COCO-InstanceSegmentation/mask_rcnn_R_101_FPN_3x.yaml", BOX_HEAD),
     "mask-rcnn-r50-c4": ("COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x.yaml", {}),
+    "retinanet-r50-fpn": ("COCO-Detection/retinanet_R_50_FPN_1x.yaml", {}),
+    "fcos-r50-fpn": ("COCO-Detection/retinanet_R_50_FPN_1x.yaml", {"MODEL.META_ARCHITECTURE": "FCOSFromConfig"}),
     "toy-mask-rcnn-r18-fpn": (_MASK_FPN, {**BOX_HEAD, **TOY_FPN}),
     "toy-mask-rcnn-narrow-r50-fpn": (_MASK_FPN, {**BOX_HEAD, **NARROW_R50}),
 }
@@ -79,6 +83,7 @@ def detector_config(name: str, overrides: tuple[str, ...] = ()) -> CfgNode:
         cfg = model_zoo.get_config(zoo_file)
     except RuntimeError:  # the zoo's own word for a file it lacks
         one_of("detector", name, DETECTORS)
+    require(isinstance(cfg, CfgNode), f"detector={name!r} is a Python config: name a YAML file of the zoo, or one of {', '.join(DETECTORS)}")
     for key, value in {**COMMON, **extra}.items():
         cfg.merge_from_list([key, copy.deepcopy(value)])
     for item in overrides:

@@ -1,28 +1,36 @@
-"""From a parameter file to running processes: `python -m soco_lib.launch pretrain --config F --run-name N`.
+"""From a run folder to running processes: one for one device, torchrun (one node or several) for more, SLURM for a cluster.
 
-One process for one device, torchrun (one node or several) for more; nothing home-made below that.
+    python -m soco_lib.launch join RUN_FOLDER --module soco_lib.train --gpus 8 --nodes 2 --rendezvous HOST:PORT
+
+runs one node's processes of a run that was started elsewhere: `make pretrain NODES=2 …` on the first node, `join` on the others.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from soco_lib import ROOT, BookError
-from soco_lib.config import require
+from soco_lib import ROOT, BookError, slurm
+from soco_lib.config import one_of, require
 from soco_lib.results import Run
+
+LAUNCHERS = ("local", "slurm")
 
 
 def command(module: str, folder: Path, gpus: int = 1, nodes: int = 1, rendezvous: str = "", restarts: int = 0) -> list[str]:
     """The command of one node: plain Python for one process, else torchrun with `gpus` processes a node.
 
-    rendezvous: host:port that all nodes reach, needed when nodes > 1. Raises BookError when it is missing.
+    rendezvous: host:port that all nodes reach, needed when nodes > 1. restarts: how often torchrun starts all processes anew
+    after one died; they go on from the newest checkpoint. Raises BookError for a missing or impossible value.
     """
     require(gpus >= 1 and nodes >= 1, f"GPUS={gpus} and NODES={nodes} must be at least 1")
-    if gpus == nodes == 1:
+    require(restarts >= 0, f"RESTARTS={restarts} must not be negative")
+    if gpus == nodes == 1 and not restarts:
         return [sys.executable, "-u", "-m", module, str(folder)]
     require(nodes == 1 or bool(rendezvous), f"NODES={nodes} needs RENDEZVOUS=host:port, the same on every node")
     where = ["--rdzv-backend=c10d", f"--rdzv-endpoint={rendezvous}", f"--rdzv-id={folder.name}"] if nodes > 1 else ["--standalone"]
@@ -31,46 +39,120 @@ def command(module: str, folder: Path, gpus: int = 1, nodes: int = 1, rendezvous
 
 
 def environment(gpus: int) -> dict[str, str]:
-    """The child's environment: the cores shared out among the processes of this node."""
-    threads = max(1, (os.cpu_count() or 1) // gpus)
-    return {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)), "PYTHONUNBUFFERED": "1"}
+    """The child's environment: the cores shared out among the processes of this node, and time to save when told to stop."""
+    threads = max(1, len(os.sched_getaffinity(0)) // gpus)
+    ours = {"OMP_NUM_THREADS": str(threads), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "90"}
+    ours["OMP_WAIT_POLICY"] = "PASSIVE"  # threads that spin while they wait cost up to ten times on busy cores (measured)
+    return {**ours, **os.environ, "PYTHONUNBUFFERED": "1"}
 
 
-def stream(module: str, run: Run, gpus: int = 1, **torchrun) -> Iterator[str]:
+def join(module: str, folder: Path, gpus: int = 1, **torchrun) -> None:
+    """Become this node's part of a run; its output is appended to <run>/output.txt, as all nodes' is. Does not return.
+
+    Raises BookError when the folder is no run's.
+    """
+    folder = Run.read(folder).folder.resolve()
+    words = command(module, folder, gpus, **torchrun)
+    with open(folder / "output.txt", "a") as output:
+        os.dup2(output.fileno(), sys.stdout.fileno())
+        os.dup2(output.fileno(), sys.stderr.fileno())
+    os.chdir(ROOT)
+    os.execvpe(words[0], words, environment(gpus))
+
+
+def follow(path: Path, begin: int, alive: Callable[[], bool]) -> Iterator[str]:
+    """Yield the lines that appear in `path` after byte `begin`, until `alive()` is false."""
+    with open(path, errors="replace") as file:
+        file.seek(begin)
+        text, going = "", True
+        while going:
+            going = alive()
+            while piece := file.readline():
+                text += piece
+                if text.endswith("\n"):
+                    yield text.rstrip()
+                    text = ""
+            if going:
+                time.sleep(0.1)
+        if text:
+            yield text
+
+
+def stream(
+    module: str,
+    run: Run,
+    gpus: int = 1,
+    *,
+    nodes: int = 1,
+    rendezvous: str = "",
+    restarts: int = 0,
+    launcher: str = "local",
+    partition: str = "",
+    minutes: int = 240,
+    cpus: int = 0,
+) -> Iterator[str]:
     """Run `module` on the run folder and yield its lines of output as they come; the output is kept in <run>/output.txt.
 
-    Raises BookError with the run's own error when it fails.
+    launcher: "local" starts this node's processes here, "slurm" submits a job for all nodes (partition, minutes, cpus: see
+    slurm.submit). Whoever leaves the iteration stops the processes or cancels the job; the run can go on later.
+    Raises BookError for a bad value, and with the run's own error when it fails.
     """
-    with open(run.folder / "output.txt", "a") as copy:
-        child = subprocess.Popen(
-            command(module, run.folder, gpus, **torchrun),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            cwd=ROOT,
-            env=environment(gpus),
-        )
-        try:
-            last = ""
-            for text in child.stdout:
-                copy.write(text)
-                copy.flush()
-                text = text.rstrip()
-                last = text or last
-                yield text
-        finally:
-            if child.poll() is None and sys.exc_info()[0] is not None:
-                child.terminate()
-            status = child.wait()
-    if status:
-        record = Run.read(run.folder).record
-        reason = record["sessions"][-1].get("error") if record["sessions"] else ""
-        raise BookError(f"{run.name} failed (exit {status}): {reason or last}; all output is in {run.folder / 'output.txt'}")
+    one_of("LAUNCHER", launcher, LAUNCHERS)
+    output, folder = run.folder / "output.txt", run.folder.resolve()
+    output.touch()
+    begin = output.stat().st_size
+    if launcher == "slurm":
+        rendezvous = slurm.RENDEZVOUS
+        counts = ["--gpus", str(gpus), "--nodes", str(nodes), "--rendezvous", rendezvous, "--restarts", str(restarts)]
+        command(module, folder, gpus, nodes, rendezvous, restarts)  # raises here what would be raised in the job
+        words = [sys.executable, "-m", "soco_lib.launch", "join", str(folder), "--module", module, *counts]
+        child = slurm.start(words, folder, gpus=gpus, nodes=nodes, partition=partition, minutes=minutes, cpus=cpus)
+    else:
+        words = command(module, folder, gpus, nodes, rendezvous, restarts)
+        with open(output, "a") as file:  # a file and no pipe: with several nodes the process that speaks may be another's
+            child = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, env=environment(gpus))
+    last = ""
+    try:
+        for text in follow(output, begin, lambda: child.poll() is None):
+            last = text or last
+            yield text
+    except BaseException:
+        child.terminate()
+        raise
+    finally:
+        status = child.wait()
+    run = Run.read(run.folder)
+    if status or not run.done:
+        reason = run.record["sessions"][-1].get("error") if run.record["sessions"] else ""
+        how = "was stopped" if run.record["status"] == "stopped" else f"failed (exit {status})" if status else "ended before it was done"
+        raise BookError(f"{run.name} {how}: {reason or last}; all output is in {output}")
 
 
-def launch(module: str, run: Run, gpus: int = 1, say: Callable[[str], None] = print, **torchrun) -> dict:
-    """Run to the end, `say`-ing each line; returns the metrics. A finished run is returned at once."""
+def launch(module: str, run: Run, gpus: int = 1, say: Callable[[str], None] = print, **how) -> dict:
+    """Run to the end, `say`-ing each line; returns the metrics. A finished run is returned at once. `how`: see `stream`."""
     if not run.done:
-        for text in stream(module, run, gpus, **torchrun):
+        for text in stream(module, run, gpus, **how):
             say(text)
     return Run.read(run.folder).metrics
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("verb", choices=["join"])
+    parser.add_argument("folder", type=Path, help="run folder, the same on every node")
+    parser.add_argument("--module", default="soco_lib.train")
+    parser.add_argument("--gpus", type=int, default=1, help="processes on this node, as many as on the others")
+    parser.add_argument("--nodes", type=int, default=1)
+    parser.add_argument("--rendezvous", default="", help="host:port, the same on every node")
+    parser.add_argument("--restarts", type=int, default=0)
+    given = parser.parse_args(arguments)
+    try:
+        join(given.module, given.folder, given.gpus, nodes=given.nodes, rendezvous=given.rendezvous, restarts=given.restarts)
+    except BookError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

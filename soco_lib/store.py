@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import importlib.metadata
 import json
 import os
 import shutil
@@ -24,6 +23,7 @@ import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from soco_lib import BookError, locate
@@ -212,7 +212,7 @@ def _merge(out: Path, shards: list[Path], source: ImageSource, essence: dict, sa
     boxes.flush()
     np.save(out / "offsets.npy", offsets)
     np.save(out / "sizes.npy", sizes)
-    versions = {name: importlib.metadata.version(name) for name in ("numpy", "opencv-contrib-python", "pyarrow")}
+    versions = {"numpy": np.__version__, "opencv": cv2.__version__, "pyarrow": pyarrow.__version__}
     meta = {
         "format": FORMAT, "config": essence, "source": source.spec, "fingerprint": source.fingerprint, "images": len(counts),
         "boxes": int(offsets[-1]), "status": dict(zip(STATUSES, map(int, status))), "core_seconds": round(seconds, 3),

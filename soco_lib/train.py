@@ -9,8 +9,10 @@ import argparse
 import contextlib
 import math
 import resource
+import signal
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -27,8 +29,29 @@ from soco_lib.soco import SoCo
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+#: Exit status of a run that was told to stop and saved a checkpoint: the shell's number for SIGTERM.
+STOPPED = 128 + signal.SIGTERM
+#: Updates between two looks at the loss and at whether to stop, on a GPU: asking it at every step would make it wait.
+LOOK_EVERY = 10
+
+
 class Diverged(BookError):
     """The loss became NaN or infinite."""
+
+
+class Stopped(BookError):
+    """A process was told to stop (SIGTERM: an interrupted notebook, a preempted job); a checkpoint is saved."""
+
+
+@contextlib.contextmanager
+def told_to_stop() -> Iterator[list]:
+    """Within, SIGTERM ends nothing: it is appended to the list that this yields."""
+    told = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
+    try:
+        yield told
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def build_model(cfg: Pretrain, process: distributed.Process) -> SoCo:
@@ -168,8 +191,11 @@ def line(row: dict, steps: int) -> str:
     )
 
 
-def train(run: Run, process: distributed.Process) -> dict:
-    """Run (or go on with) a pretraining to its end; returns its metrics. Raises BookError before any work for bad input."""
+def train(run: Run, process: distributed.Process, told: Sequence = ()) -> dict:
+    """Run (or go on with) a pretraining to its end; returns its metrics. Raises BookError before any work for bad input.
+
+    told: no longer empty once this process shall stop; all processes then do so after the same update, with Stopped.
+    """
     cfg = from_dict(Pretrain, run.record["config"])
     say = print if process.main else lambda *_, **__: None
     dataset = ProposalViews(cfg)
@@ -181,15 +207,20 @@ def train(run: Run, process: distributed.Process) -> dict:
     if found:
         say(f"going on after step {done}", flush=True)
     started, meter, row = time.perf_counter(), Meter(cfg, numbers), {}
+    # A cluster signals every process: the loader's, which inherit this mask, have to deliver what the last update needs.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     batches = iter(build_loader(dataset, numbers, process.rank, done, pin=process.device.type == "cuda"))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     for step in range(done, numbers.steps):
         out = trainer.update(step, batches)
         meter.add(out)
         done = step + 1
         logs = done % cfg.log_every == 0 or done == numbers.steps
         saves = done % cfg.save_every == 0 or done == numbers.steps
-        if logs or saves or process.device.type == "cpu":  # asking a GPU at every step would make it wait
-            loss = float(distributed.mean(out["loss"]))
+        stop = False
+        if logs or saves or done % LOOK_EVERY == 0 or process.device.type == "cpu":
+            asked = torch.tensor(float(bool(told)), device=process.device)
+            loss, stop = distributed.mean(torch.stack([out["loss"].float(), asked])).tolist()
             if not math.isfinite(loss):
                 raise Diverged(
                     f"the loss is {loss} at step {done}: lower base_lr={cfg.base_lr} or use precision=fp32; "
@@ -200,8 +231,10 @@ def train(run: Run, process: distributed.Process) -> dict:
         if process.main and logs:
             run.log(row)
             print(line(row, numbers.steps), health.verdict(row["spread"]), flush=True)
-        if process.main and saves:
+        if process.main and (saves or stop):
             checkpoint.save(run.folder, done, to_dict(cfg), cfg.keep, **trainer.state())
+        if stop and done < numbers.steps:
+            raise Stopped(f"told to stop after step {done}, of which a checkpoint is saved: run again to go on")
     row = row or run.rows()[-1]
     return {
         "profile": cfg.profile,
@@ -231,18 +264,19 @@ def main(arguments: list[str] | None = None) -> int:
         if process.main:
             run.lock()
             run.begin(processes=process.world, device=str(process.device))
-        metrics = train(run, process)
+        with told_to_stop() as told:
+            metrics = train(run, process, told)
         if process.main:
             run.end("done", metrics)
     except BaseException as error:
         message = str(error) if isinstance(error, BookError) else f"{type(error).__name__}: {error}"
         if process.main and run.record["status"] == "running":
-            run.end("failed", error=message)
+            run.end("stopped" if isinstance(error, Stopped) else "failed", error=message)
         if not isinstance(error, BookError):
             raise
         if process.main:  # every process has the same bad input
             print(f"error: {message}", file=sys.stderr, flush=True)
-        return 1
+        return STOPPED if isinstance(error, Stopped) else 1
     distributed.stop()  # not after an error: the others may be waiting in a collective, and torchrun ends them
     return 0
 

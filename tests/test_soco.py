@@ -120,6 +120,8 @@ def test_scale_aware_assignment(side, level):
         ({"alignment": "whole", "k": 1, "proposals": "whole"}, 128),
         ({"views": (View(64), View(48, "V2"), View(56))}, 32),
         ({"detector": "mask-rcnn-r50-c4", "views": (View(64),), "overrides": TINY_DETECTOR[-3:]}, 128),
+        ({"detector": "fcos-r50-fpn", "overrides": (TINY_DETECTOR[0], *TINY_DETECTOR[-3:])}, 16),
+        ({"detector": "COCO-InstanceSegmentation/mask_rcnn_R_101_FPN_3x.yaml"}, 32),
         ({"detector": "COCO-Detection/retinanet_R_50_FPN_1x.yaml", "overrides": (TINY_DETECTOR[0], *TINY_DETECTOR[-3:])}, 16),
     ],
 )

@@ -16,7 +16,7 @@ from detectron2.modeling import build_model  # isort: skip
 LIBRARY = Path(soco_lib.__file__).parent
 #: Data flows down this list (design.md 2): a file may import from files above it only.
 ORDER = """
-config boxes sources proposals shards store interchange views dataset detector encoder loss soco optim
+config boxes sources proposals shards store interchange views dataset fcos detector encoder loss soco optim
 results checkpoint health distributed scene_textures scene_light scene_objects scene_picture scenes
 probe
 launch train weights benchmarks detection finetune transfer

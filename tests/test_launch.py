@@ -1,0 +1,124 @@
+"""Many processes: killed workers, told to stop, several nodes; whatever happens on the way, the weights are the same."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from soco_lib import ROOT, BookError, launch, train
+from soco_lib.launch import command, environment
+from soco_lib.results import Run
+from tests.test_train import cfg, final_weights, same, same_threads, store, with_  # noqa: F401 (fixtures)
+
+
+@pytest.fixture
+def one_thread(monkeypatch):
+    """Sums come out bit-equal only with as many threads."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def undisturbed(cfg, results, **how):
+    run = Run.start("whole", "pretrain", cfg, results)
+    launch.launch("soco_lib.train", run, say=lambda line: None, **how)
+    return final_weights(run)
+
+
+def workers_of(agent: int) -> dict[int, int]:
+    """RANK -> process number of the training processes that a torchrun started."""
+    found = {}
+    for child in Path(f"/proc/{agent}/task/{agent}/children").read_text().split():
+        words = dict(word.partition("=")[::2] for word in Path(f"/proc/{child}/environ").read_text().split("\0"))
+        if "RANK" in words:
+            found[int(words["RANK"])] = int(child)
+    return found
+
+
+def wait_for_rows(run, rows, child):
+    while len(run.rows()) < rows and child.poll() is None:
+        time.sleep(0.01)
+    assert child.poll() is None, "it ended before it could be disturbed"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_worker_is_restarted_and_the_weights_are_the_same(cfg, tmp_path, one_thread, rank):
+    cfg = with_(cfg, steps=30, save_every=3, log_every=1, workers=1)
+    whole = undisturbed(cfg, tmp_path, gpus=2)
+    run = Run.start("killed", "pretrain", cfg, tmp_path)
+    words = command("soco_lib.train", run.folder, gpus=2, restarts=1)
+    with open(tmp_path / "output.txt", "w") as output:
+        child = subprocess.Popen(words, stdout=output, stderr=output, env=environment(2))
+    wait_for_rows(run, 11, child)
+    os.kill(workers_of(child.pid)[rank], signal.SIGKILL)
+    said = child.wait(), (tmp_path / "output.txt").read_text()
+    assert said[0] == 0 and "going on after step" in said[1], said
+    assert len(Run.read(run.folder).record["sessions"]) == 2
+    assert same(whole, final_weights(run))
+
+
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_told_to_stop_it_loses_nothing(cfg, tmp_path, one_thread, gpus):
+    cfg = with_(cfg, steps=30, save_every=1000, log_every=1, workers=1)
+    whole = undisturbed(cfg, tmp_path, gpus=gpus)
+    run, seen = Run.start("stopped", "pretrain", cfg, tmp_path), []
+    lines = launch.stream("soco_lib.train", run, gpus)
+    for line in lines:
+        seen += [line] if line.startswith("step ") else []
+        if len(seen) == 9:
+            lines.close()  # as an interrupted notebook does
+    record = Run.read(run.folder).record
+    assert record["status"] == "stopped"
+    last = run.rows()[-1]["step"]
+    assert 9 <= last < 30 and f"told to stop after step {last}" in record["sessions"][0]["error"]
+    said = []
+    launch.launch("soco_lib.train", run, gpus, said.append)
+    assert f"going on after step {last}" in said
+    assert same(whole, final_weights(run))
+
+
+def test_a_stopped_process_says_so_by_its_status(cfg, tmp_path):
+    run = Run.start("run", "pretrain", with_(cfg, steps=1000, log_every=1), tmp_path)
+    child = subprocess.Popen(command("soco_lib.train", run.folder), stdout=subprocess.DEVNULL, env=same_threads())
+    wait_for_rows(run, 3, child)
+    child.terminate()
+    assert child.wait() == train.STOPPED == 143
+
+
+def test_two_nodes_train_one_run(cfg, tmp_path, one_thread):
+    cfg = with_(cfg, steps=4)
+    whole = undisturbed(cfg, tmp_path, gpus=2)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        rendezvous = f"localhost:{free.getsockname()[1]}"
+    run, said = Run.start("nodes", "pretrain", cfg, tmp_path), []
+    words = ["--module", "soco_lib.train", "--gpus", "1", "--nodes", "2", "--rendezvous", rendezvous]
+    other = subprocess.Popen([sys.executable, "-m", "soco_lib.launch", "join", str(run.folder), *words], cwd=ROOT)
+    metrics = launch.launch("soco_lib.train", run, say=said.append, nodes=2, rendezvous=rendezvous)
+    assert other.wait() == 0
+    assert metrics["processes"] == 2 and any("2 gloo processes" in line for line in said)
+    assert same(whole, final_weights(run))
+
+
+def test_joining_nothing_is_one_line(tmp_path, capfd):
+    assert launch.main(["join", str(tmp_path)]) == 1
+    assert capfd.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"launcher": "slrum"}, "LAUNCHER='slrum' is unknown; did you mean 'slurm'"),
+        ({"nodes": 2}, "NODES=2 needs RENDEZVOUS=host:port"),
+        ({"gpus": 0}, "GPUS=0"),
+        ({"restarts": -1}, "RESTARTS=-1"),
+        ({"launcher": "slurm", "minutes": 0}, "MINUTES=0|sbatch"),
+    ],
+)
+def test_wrong_values_are_told_before_anything_starts(cfg, tmp_path, wrong, says):
+    run = Run.start("run", "pretrain", cfg, tmp_path)
+    with pytest.raises(BookError, match=says):
+        next(launch.stream("soco_lib.train", run, **wrong))

@@ -1,0 +1,76 @@
+"""Every notebook, executed once in its smallest form, each on what the one before it made."""
+
+import json
+
+import pytest
+
+from soco_lib import ROOT, scenes
+from soco_lib.book import execute
+from soco_lib.results import Run
+from tests.conftest import TINY_DETECTOR
+
+DETECTOR = {"detector": "mask-rcnn-r50-fpn", "overrides": list(TINY_DETECTOR)}
+SMALL_MODEL = {
+    **DETECTOR, "size": 64, "views": [{"size": 64}, {"size": 32, "source": "V2"}], "hidden": 32, "embedding": 16,
+    "batch": 4, "steps": 4, "log_every": 2, "save_every": 4, "workers": 0,
+}  # fmt: skip
+SMALL_TRANSFER = {
+    **DETECTOR, "iterations": 3, "warmup": 1, "batch": 2, "log_every": 1, "precise_bn": 0, "workers": 0,
+    "min_sizes": [64], "max_size": 96, "test_size": 64,
+}  # fmt: skip
+SMALL_TRANSFER["overrides"] = [
+    *TINY_DETECTOR, "MODEL.ROI_MASK_HEAD.CONV_DIM=16", "MODEL.ROI_MASK_HEAD.NUM_CONV=1", "MODEL.RPN.POST_NMS_TOPK_TRAIN=50",
+    "MODEL.RPN.POST_NMS_TOPK_TEST=20", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE=16",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Twelve scenes and an empty results folder."""
+    folder = tmp_path_factory.mktemp("book")
+    scenes.write_scenes(folder / "scenes", 12, 6, workers=1)
+    return folder
+
+
+def data(world, split):
+    return f"coco:{world}/scenes/annotations/instances_{split}.json@{world}/scenes/images"
+
+
+def run(world, notebook, name, **params):
+    execute(ROOT / "notebooks" / notebook, name, params | {"results": str(world / "results")}, results=world / "results")
+    folder = world / "results" / name
+    page = (folder / notebook.replace(".ipynb", ".html")).read_text()
+    assert "data:image/png;base64" in page and "Traceback" not in page
+    return Run.read(folder)
+
+
+def test_1_proposals(world):
+    made = run(world, "01_proposals.ipynb", "p", images=data(world, "train"), proposals=f"{world}/proposals", workers=1, show=2)
+    assert made.done and made.metrics["images"] == 12 and made.metrics["recall"]["recall_50"] > 0.5
+
+
+def test_2_views(world):
+    made = run(world, "02_views.ipynb", "v", images=data(world, "train"), proposals=f"{world}/proposals", pictures=1, draws=1)
+    assert made.done and made.metrics["survival"][0] == 1.0
+
+
+def test_3_pretrain(world):
+    given = {"images": data(world, "train"), "proposals": f"{world}/proposals", "overrides": SMALL_MODEL}
+    made = run(world, "03_pretrain.ipynb", "soco", **given)
+    assert made.done and made.metrics["images_seen"] == 16
+
+
+def test_4_transfer_from_scratch_and_from_the_pretraining(world):
+    given = {"train": data(world, "train"), "test": data(world, "val"), "overrides": SMALL_TRANSFER}
+    assert run(world, "04_transfer.ipynb", "scratch", **given).done
+    made = run(world, "04_transfer.ipynb", "transfer", init=f"{world}/results/soco", **given)
+    report = json.loads((made.folder / "key_report.json").read_text())
+    assert made.done and report["unexplained"] == {"new": [], "left_behind": [], "mismatched": []}
+    assert {"bbox", "segm"} <= made.metrics.keys()
+
+
+def test_5_report(world):
+    made = run(world, "05_report.ipynb", "report", runs=["scratch", "transfer"], show=1)
+    table = (made.folder / "table.md").read_text()
+    assert "Scratch" in table and "SoCo (soco)" in table and "43.0" in table and "not comparable" in table
+    assert len(made.metrics["rows"]) == 6

@@ -1,0 +1,106 @@
+"""A real SLURM, of one node (slurm_cluster.sh): requeued, timed out or cancelled, a run ends with the same weights."""
+
+import os
+import shutil
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from soco_lib import BookError, launch, slurm
+from soco_lib.results import Run
+from tests.test_launch import one_thread, undisturbed  # noqa: F401 (fixture)
+from tests.test_train import cfg, final_weights, same, store, with_  # noqa: F401 (fixtures)
+
+CLUSTER = Path(__file__).with_name("slurm_cluster.sh")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """SLURM_CONF of a running cluster in the environment."""
+    missing = [name for name in ("slurmctld", "slurmd", "munged", "sbatch") if not shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")]
+    if missing:
+        pytest.skip(f"no {', '.join(missing)} here: apt-get install slurm-wlm munge")
+    if os.geteuid():
+        pytest.skip("the test cluster's daemons start jobs as root only")
+    folder = tmp_path_factory.mktemp("slurm")
+    with pytest.MonkeyPatch.context() as patch:
+        subprocess.run([CLUSTER, "start", folder], check=True, timeout=60, stdout=subprocess.DEVNULL)
+        patch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
+        patch.setattr(slurm, "POLL", 0.5)
+        yield folder
+        subprocess.run([CLUSTER, "stop", folder], check=True, timeout=60)
+
+
+def disturbed(run, disturb, **how):
+    """Launch through SLURM; `disturb(job number)` when nine steps were logged. Returns what was said."""
+    said = []
+
+    def watch():
+        while len(run.rows()) < 9:
+            time.sleep(0.02)
+        disturb((run.folder / "slurm" / "job").read_text())
+
+    threading.Thread(target=watch, daemon=True).start()
+    launch.launch("soco_lib.train", run, say=said.append, launcher="slurm", minutes=30, **how)
+    print("\n".join(said))
+    return said
+
+
+@pytest.mark.parametrize(
+    ("words", "gpus"),
+    [
+        (["scontrol", "requeue"], 1),  # as by an administrator, or by SLURM itself upon preemption
+        (["scontrol", "requeue"], 2),
+        (["scancel", "--signal=USR2"], 2),  # SLURM's word that the time limit is near: submitit requeues
+    ],
+)
+def test_requeued_it_finishes_with_the_same_weights(cluster, cfg, tmp_path, one_thread, words, gpus):
+    cfg = with_(cfg, steps=30, save_every=1000, log_every=1, workers=1)
+    whole = undisturbed(cfg, tmp_path, gpus=gpus)
+    run = Run.start("requeued", "pretrain", cfg, tmp_path)
+    said = disturbed(run, lambda job: subprocess.run([*words, job], check=True), gpus=gpus, restarts=1)
+    assert len(Run.read(run.folder).record["sessions"]) == 2
+    first = Run.read(run.folder).record["sessions"][0]
+    assert "told to stop after step" in first["error"], first
+    assert any(line.startswith("going on after step") for line in said)
+    assert same(whole, final_weights(run))
+
+
+def test_preempted_by_a_job_of_higher_priority(cluster, cfg, tmp_path, one_thread):
+    cfg = with_(cfg, steps=30, save_every=1000, log_every=1)
+    whole = undisturbed(cfg, tmp_path)
+    run = Run.start("preempted", "pretrain", cfg, tmp_path)
+    urgent = ["sbatch", "--partition=high", "--exclusive", "--output=/dev/null", "--wrap=sleep 3"]
+    said = disturbed(run, lambda job: subprocess.run(urgent, check=True, cwd=tmp_path), partition="low")
+    assert any("PENDING" in line for line in said[3:]) and any(line.startswith("going on after step") for line in said)
+    assert same(whole, final_weights(run))
+
+
+def test_left_alone_the_job_is_cancelled_and_goes_on_later(cluster, cfg, tmp_path, one_thread):
+    run = Run.start("cancelled", "pretrain", with_(cfg, steps=12, save_every=1000, log_every=1), tmp_path)
+    lines = launch.stream("soco_lib.train", run, launcher="slurm", minutes=30)
+    next(line for line in lines if line.startswith("step 4/"))
+    lines.close()
+    assert slurm.state((run.folder / "slurm" / "job").read_text()) == ""
+    assert Run.read(run.folder).record["status"] == "stopped"
+    assert launch.launch("soco_lib.train", run, say=lambda line: None)["steps"] == 12
+
+
+def test_the_jobs_own_error_comes_back(cluster, cfg, tmp_path):
+    run = Run.start("run", "pretrain", with_(cfg, batch=64), tmp_path)
+    with pytest.raises(BookError, match="larger than the 12 usable images"):
+        launch.launch("soco_lib.train", run, say=lambda line: None, launcher="slurm")
+
+
+def test_wrong_values_are_told_before_anything_is_submitted(cluster, cfg, tmp_path):
+    run = Run.start("run", "pretrain", cfg, tmp_path)
+    for wrong, says in (
+        ({"partition": "lwo"}, "PARTITION='lwo' is unknown; did you mean 'low'"),
+        ({"minutes": 0}, "MINUTES=0"),
+        ({"nodes": 2}, "sbatch refused"),
+    ):
+        with pytest.raises(BookError, match=says):
+            next(launch.stream("soco_lib.train", run, launcher="slurm", **wrong))
