@@ -111,7 +111,7 @@ lab: | $(READY) ## open JupyterLab on notebooks/
 BOOK := $(PY) -m soco_lib.book
 NB := notebooks
 SCENES := data/scenes
-.PHONY: data proposals views pretrain transfer report quickstart
+.PHONY: data proposals views pretrain transfer report quickstart gallery probe
 
 $(SCENES)/scenes.json: | $(READY)
 	@$(PY) -m soco_lib.scenes --out $(SCENES) --train 400 --val 100
@@ -173,6 +173,12 @@ quickstart: $(QS)-views/02_views.html $(QS)-report/05_report.html ## the whole b
 	@echo; cat $(QS)-report/table.md
 	@echo; echo "Notebooks as executed and as HTML (open $(QS)-report/05_report.html first):"; ls -1 $(QS)-*/*.html | sed 's/^/  /'
 	@echo; echo "Next: make lab; make proposals IMAGES=folder:/your/photos; make pretrain IMAGES=folder:/your/photos GPUS=2; make transfer INIT=$(RESULTS)/pretrain-toy"
+
+gallery: $(QS)-report/05_report.html | $(READY) ## put the quickstart's figures and table into the README
+	@$(PY) -m soco_lib.gallery
+
+probe: | $(READY) ## class of labelled objects (TEST=coco:... or voc:...) from the frozen features of the pretraining INIT
+	@$(PY) -m soco_lib.probe '$(INIT)' --data '$(TEST)'
 
 # -------------------------------------------------------------------------------------------------------------- checks
 test: | $(READY) ## run the tests; ARGS='-k boxes' chooses among them

@@ -228,21 +228,30 @@ def from_dict(cls, values: dict, where: str = ""):
     return cls(**{name: _convert(name, value, hints[name]) for name, value in values.items()})
 
 
+#: Fields that say how a run is watched and fed, not what it computes: they may change when a run goes on.
+OPERATIONAL = frozenset({"workers", "log_every", "save_every", "keep", "eval_workers"})
+#: Fields that say on what a parameter file's experiment is run, not at which scale.
+SUBJECT = frozenset({"images", "proposals", "train", "test", "init", "seed", "profile"})
+
+
 def load(cls, path: str | Path, **changes):
-    """Read a YAML parameter file into `cls`, with `changes` on top (None: keep the file's value)."""
+    """Read a YAML parameter file into `cls`, with `changes` on top (None: keep the file's value).
+
+    The profile, which labels every table and figure, then names what was changed: a file's scale is no longer the run's.
+    """
     path = locate(path)
     require(path.is_file(), f"no parameter file {path}: known are {', '.join(sorted(p.name for p in path.parent.glob('*.yaml')))}")
     values = yaml.safe_load(path.read_text()) or {}
-    return from_dict(cls, {**values, **{k: v for k, v in changes.items() if v is not None}}, path.name)
+    changes = {k: v for k, v in changes.items() if v is not None and values.get(k) != v}
+    said = [f"{k}={v}" if isinstance(v, (int, float, str)) else k for k, v in changes.items() if k not in SUBJECT | OPERATIONAL]
+    if said and "profile" not in changes:
+        changes["profile"] = f"{values.get('profile', '')}, {', '.join(said)}"
+    return from_dict(cls, {**values, **changes}, path.name)
 
 
 def to_dict(cfg) -> dict:
     """Plain, JSON-ready values of a config."""
     return json.loads(json.dumps(dataclasses.asdict(cfg)))
-
-
-#: Fields that say how a run is watched and fed, not what it computes: they may change when a run goes on.
-OPERATIONAL = frozenset({"workers", "log_every", "save_every", "keep", "eval_workers"})
 
 
 def essence(values: dict) -> dict:

@@ -16,16 +16,16 @@ from soco_lib.results import Run
 EVERY = {True: 10.0, False: 3.0}
 
 
-def watch(module: str, run: Run, panels: dict, gpus: int = 1, **torchrun) -> Run:
+def watch(module: str, run: Run, panels: dict, gpus: int = 1, reference=(), **how) -> Run:
     """Run `module` (soco_lib.train or soco_lib.transfer) on the run folder and show how it goes; returns the finished run.
 
-    A finished run is returned at once. Raises BookError with the run's own message when it fails.
+    reference: log rows drawn gray behind; how: nodes, launcher, … (see launch.stream). A finished run is returned at once. Raises BookError with the run's own message when it fails.
     """
     if run.done:
         print(f"{run.name} is already done: showing its record")
         return run
     handle, shown, quiet = None, -float("inf"), headless()
-    for text in stream(module, run, gpus, **torchrun):
+    for text in stream(module, run, gpus, **how):
         step = text.startswith("step ")
         if step and time.monotonic() - shown < EVERY[quiet]:
             continue
@@ -33,7 +33,7 @@ def watch(module: str, run: Run, panels: dict, gpus: int = 1, **torchrun) -> Run
         if quiet or not step:
             print(text, flush=True)
             continue
-        figure = plots.curves(run.rows(), panels, text)
+        figure = plots.curves(run.rows(), panels, text, reference)
         handle = handle or display(display_id=True)
         handle.update(figure)
         plt.close(figure)

@@ -79,12 +79,12 @@ def _finish_panel(ax, title: str) -> None:
         ax.set_ylim(bottom=0)
 
 
-def curves(rows: list[dict], panels: dict[str, tuple[str, ...]], title: str, reference: list[dict] | None = None) -> Figure:
+def curves(rows: list[dict], panels: dict[str, tuple[str, ...]], title: str, reference=()) -> Figure:
     """Log rows over steps, a panel an entry of `panels` (title -> keys); `reference` rows are drawn gray behind."""
     figure, axes = plt.subplots(1, len(panels), figsize=(3.4 * len(panels), 2.7), squeeze=False, layout="constrained")
     for ax, (name, keys) in zip(axes.flat, panels.items()):
         for key in keys:
-            for source, style in ((reference or [], dict(color="0.75", lw=3)), (rows, dict(marker=".", ms=3, lw=1.2))):
+            for source, style in ((reference, dict(color="0.75", lw=3)), (rows, dict(marker=".", ms=3, lw=1.2))):
                 points = [(row["step"], row[key]) for row in source if row.get(key) is not None]
                 if points:
                     ax.plot(*zip(*points), **style, label=key if source is rows and len(keys) > 1 else None)

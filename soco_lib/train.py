@@ -12,6 +12,7 @@ import resource
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -235,6 +236,8 @@ def train(run: Run, process: distributed.Process, told: Sequence = ()) -> dict:
             checkpoint.save(run.folder, done, to_dict(cfg), cfg.keep, **trainer.state())
         if stop and done < numbers.steps:
             raise Stopped(f"told to stop after step {done}, of which a checkpoint is saved: run again to go on")
+    if not process.main:  # the first one may still be writing what follows
+        return {}
     row = row or run.rows()[-1]
     return {
         "profile": cfg.profile,
@@ -269,6 +272,7 @@ def main(arguments: list[str] | None = None) -> int:
         if process.main:
             run.end("done", metrics)
     except BaseException as error:
+        traceback.clear_frames(error.__traceback__)  # lets go of the loader: at exit its workers, deaf to SIGTERM, hold us up
         message = str(error) if isinstance(error, BookError) else f"{type(error).__name__}: {error}"
         if process.main and run.record["status"] == "running":
             run.end("stopped" if isinstance(error, Stopped) else "failed", error=message)

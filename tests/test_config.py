@@ -66,6 +66,14 @@ def test_file_values_and_overrides(tmp_path):
     assert from_dict(Pretrain, yaml.safe_load(yaml.safe_dump(to_dict(c)))) == c
 
 
+def test_label_names_what_was_changed(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("images: a\nproposals: b\nprofile: toy\nk: 4\n")
+    assert load(Pretrain, path, images="c", seed=3, workers=1, k=4).profile == "toy"
+    assert load(Pretrain, path, k=8, steps=30).profile == "toy, k=8, steps=30"
+    assert load(Pretrain, path, k=8, profile="mine").profile == "mine"
+
+
 def test_unknown_field_names_the_nearest():
     with pytest.raises(BookError, match="did you mean 'batch'"):
         from_dict(Pretrain, {"images": "a", "proposals": "b", "bach": 3})

@@ -19,8 +19,8 @@ ORDER = """
 config boxes sources proposals shards store interchange views dataset fcos detector encoder loss soco optim
 results checkpoint health distributed scene_textures scene_light scene_objects scene_picture scenes
 probe
-launch train weights benchmarks detection finetune transfer
-paper tables plots drawing parameters book live
+slurm launch train weights benchmarks detection finetune transfer
+paper tables gallery plots drawing parameters book live
 """.split()
 
 

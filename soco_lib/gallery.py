@@ -1,0 +1,60 @@
+"""What the README shows comes from a finished quickstart: `python -m soco_lib.gallery` copies it, with the records that earned it.
+
+    results/gallery/views.png, curves.png, predictions.png    figures
+                    healthy-toy/                              run.json and log.jsonl of the pretraining: the reference curve
+                    table.md                                  the table, also between the README's markers
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+from soco_lib import ROOT, BookError
+from soco_lib.config import require
+from soco_lib.results import Run
+
+BEGIN, END = "<!-- quickstart table -->", "<!-- end of the quickstart table -->"
+#: The reference that notebook 3 draws behind a toy run.
+HEALTHY = ROOT / "results" / "gallery" / "healthy-toy"
+FIGURES = {
+    "views.png": "quickstart-views/views_1.png",
+    "proposals.png": "quickstart-proposals/proposals.png",
+    "curves.png": "quickstart-soco/curves.png",
+    "predictions.png": "quickstart-report/predictions-quickstart-transfer.png",
+    "table.md": "quickstart-report/table.md",
+    "healthy-toy/run.json": "quickstart-soco/run.json",
+    "healthy-toy/log.jsonl": "quickstart-soco/log.jsonl",
+    "healthy-toy/metrics.json": "quickstart-soco/metrics.json",
+    "report.json": "quickstart-report/run.json",
+}
+
+
+def reference(profile: str) -> list[dict]:
+    """Log rows of the tracked healthy run of that profile; [] where there is none."""
+    if not (HEALTHY / "run.json").exists():
+        return []
+    run = Run.read(HEALTHY)
+    return run.rows() if run.record["config"]["profile"] == profile else []
+
+
+def collect(results: Path) -> None:
+    """Copy the quickstart's figures, table and records. Raises BookError when it is not finished."""
+    missing = [source for source in FIGURES.values() if not (results / source).exists()]
+    require(not missing, f"{results / missing[0] if missing else ''} is missing: run `make quickstart` first")
+    for name, source in FIGURES.items():
+        target = ROOT / "results" / "gallery" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(results / source, target)
+    readme = ROOT / "README.md"
+    head, rest = readme.read_text().split(BEGIN)
+    tail = rest.split(END)[1]
+    readme.write_text(f"{head}{BEGIN}\n{(results / 'quickstart-report' / 'table.md').read_text()}{END}{tail}")
+
+
+if __name__ == "__main__":
+    try:
+        collect(ROOT / "results")
+    except BookError as error:
+        sys.exit(f"error: {error}")
