@@ -96,6 +96,9 @@ class Pretrain:
     log_every: int = 50  # steps
     save_every: int = 1000  # steps
     keep: int = 3  # checkpoints kept
+    probe: str = ""  # labelled images for the object probe (coco:… or voc:…); "": none
+    probe_every: float = 0.0  # epochs between two probes; 0: at the end only
+    probe_images: int = 1000  # at most so many images
     profile: str = "paper"  # the label that every table and figure of this run carries
 
     def __post_init__(self):
@@ -229,7 +232,7 @@ def from_dict(cls, values: dict, where: str = ""):
 
 
 #: Fields that say how a run is watched and fed, not what it computes: they may change when a run goes on.
-OPERATIONAL = frozenset({"workers", "log_every", "save_every", "keep", "eval_workers"})
+OPERATIONAL = frozenset({"workers", "log_every", "save_every", "keep", "probe", "probe_every", "probe_images"})
 #: Fields that say on what a parameter file's experiment is run, not at which scale.
 SUBJECT = frozenset({"images", "proposals", "train", "test", "init", "seed", "profile"})
 

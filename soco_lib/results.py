@@ -154,12 +154,13 @@ class Run:
             file.write(json.dumps(row) + "\n")
 
     def rows(self) -> list[dict]:
-        """Rows of log.jsonl, the last one for each step (a resumed run repeats some); a torn last line is left out."""
+        """Rows of log.jsonl, one a step (a resumed run repeats some: the last value counts); a torn last line is left out."""
         path, rows = self.folder / "log.jsonl", {}
         for line in path.read_text().splitlines() if path.exists() else []:
             try:
                 row = json.loads(line)
             except json.JSONDecodeError:
                 continue
-            rows[row.get("step", len(rows))] = row
+            step = row.get("step", len(rows))
+            rows[step] = rows.get(step, {}) | row
         return [rows[step] for step in sorted(rows)]

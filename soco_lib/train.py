@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
-import resource
 import signal
 import sys
 import time
@@ -20,9 +19,10 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from soco_lib import BookError, checkpoint, distributed, health
+from soco_lib import BookError, checkpoint, distributed
 from soco_lib.config import Plan, Pretrain, from_dict, plan, to_dict
 from soco_lib.dataset import Batch, ProposalViews, build_loader, normalize
+from soco_lib.meter import Meter, Record
 from soco_lib.optim import build_optimizer, learning_rate, target_momentum
 from soco_lib.results import Run
 from soco_lib.soco import SoCo
@@ -139,59 +139,6 @@ class Trainer:
         return state["step"]
 
 
-class Meter:
-    """Log rows: what happened since the last one. Losses are means over all processes; the rest is the first one's."""
-
-    def __init__(self, cfg: Pretrain, plan: Plan):
-        self.cfg, self.plan, self.unreadable = cfg, plan, 0
-        self.reset()
-
-    def reset(self) -> None:
-        self.since, self.steps, self.data_s, self.losses = time.perf_counter(), 0, 0.0, []
-
-    def add(self, out: dict) -> None:
-        self.steps += 1
-        self.data_s += out["data_s"]
-        self.unreadable += out["unreadable"]
-        self.losses.append(out["loss"])
-
-    def row(self, done: int, out: dict, trainer: Trainer) -> dict:
-        """`done` updates are made. Loss is the mean since the last row; the rest describes the last update. Collective."""
-        seconds = time.perf_counter() - self.since
-        z = out["embeddings"]
-        cuda = trainer.process.device.type == "cuda"
-        memory = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        row = {
-            "step": done,
-            "epoch": round(done / self.plan.steps_per_epoch, 4),
-            "loss": float(distributed.mean(torch.stack(self.losses).mean())),
-            "pairs": [round(p, 5) for p in distributed.mean(out["pairs"]).tolist()],
-            "spread": round(health.spread(z), 5),
-            "effective_rank": round(health.effective_rank(z), 3),
-            "lr": trainer.optimizer.param_groups[0]["lr"],
-            "tau": target_momentum(done - 1, self.plan.steps, self.cfg.tau),
-            "images_per_s": round(self.steps * self.cfg.batch / seconds, 3),
-            "data_wait": round(self.data_s / seconds, 4),
-            "memory_gb": round(memory / 2**30, 3),
-            "eta_s": round((self.plan.steps - done) * seconds / self.steps, 1),
-            "unreadable": self.unreadable,
-        }
-        trust = getattr(trainer.optimizer, "trust_ratios", None)
-        if trust is not None:
-            row["trust"] = [float(trust.min()), float(trust.max())]
-        self.reset()
-        return row
-
-
-def line(row: dict, steps: int) -> str:
-    """A log row as one plain line."""
-    return (
-        f"step {row['step']}/{steps}  loss {row['loss']:.3f}  spread {row['spread']:.3f}  rank {row['effective_rank']:.1f}  "
-        f"lr {row['lr']:.3g}  tau {row['tau']:.4f}  {row['images_per_s']:.1f} images/s  data {row['data_wait']:.0%}  "
-        f"{row['memory_gb']:.1f} GB  eta {row['eta_s']:.0f} s"
-    )
-
-
 def train(run: Run, process: distributed.Process, told: Sequence = ()) -> dict:
     """Run (or go on with) a pretraining to its end; returns its metrics. Raises BookError before any work for bad input.
 
@@ -208,6 +155,7 @@ def train(run: Run, process: distributed.Process, told: Sequence = ()) -> dict:
     if found:
         say(f"going on after step {done}", flush=True)
     started, meter, row = time.perf_counter(), Meter(cfg, numbers), {}
+    record = Record(run, cfg, numbers) if process.main else None
     # A cluster signals every process: the loader's, which inherit this mask, have to deliver what the last update needs.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     batches = iter(build_loader(dataset, numbers, process.rank, done, pin=process.device.type == "cuda"))
@@ -230,15 +178,17 @@ def train(run: Run, process: distributed.Process, told: Sequence = ()) -> dict:
         if logs:
             row = meter.row(done, out, trainer)
         if process.main and logs:
-            run.log(row)
-            print(line(row, numbers.steps), health.verdict(row["spread"]), flush=True)
+            record.row(row)
         if process.main and (saves or stop):
             checkpoint.save(run.folder, done, to_dict(cfg), cfg.keep, **trainer.state())
+        if process.main and record.probes_after(done):
+            record.probe(done, trainer.model.online.encoder)
         if stop and done < numbers.steps:
             raise Stopped(f"told to stop after step {done}, of which a checkpoint is saved: run again to go on")
     if not process.main:  # the first one may still be writing what follows
         return {}
     row = row or run.rows()[-1]
+    probed = {k: v for k, v in run.rows()[-1].items() if k.startswith(("knn", "linear"))}
     return {
         "profile": cfg.profile,
         "steps": numbers.steps,
@@ -250,6 +200,7 @@ def train(run: Run, process: distributed.Process, told: Sequence = ()) -> dict:
         "images_per_s": row["images_per_s"],
         "unreadable": row["unreadable"],
         "seconds": round(time.perf_counter() - started, 1),
+        **probed,
         "checkpoint": str(checkpoint.paths(run.folder)[-1].relative_to(run.folder)),
     }
 

@@ -18,7 +18,7 @@ LIBRARY = Path(soco_lib.__file__).parent
 ORDER = """
 config boxes sources proposals shards store interchange views dataset fcos detector encoder loss soco optim
 results checkpoint health distributed scene_textures scene_light scene_objects scene_picture scenes
-probe
+probe meter
 slurm launch train weights benchmarks detection finetune transfer
 paper tables gallery plots drawing parameters book live
 """.split()
