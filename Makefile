@@ -33,6 +33,14 @@ RUNS :=
 SET :=
 #: host:port that all nodes reach, for NODES > 1
 RENDEZVOUS :=
+#: times that torchrun starts all processes anew after one died
+RESTARTS := 0
+#: local, or slurm
+LAUNCHER := local
+#: of SLURM, with MINUTES a job (requeued, it goes on) and CPUS a process
+PARTITION :=
+MINUTES := 240
+CPUS := 0
 #: interpreter that builds .venv, Python 3.11 to 3.13 (default: the first found)
 PYTHON ?=
 #: any pip specification in place of the pinned Detectron2; `pinned` goes back
@@ -111,7 +119,7 @@ lab: | $(READY) ## open JupyterLab on notebooks/
 BOOK := $(PY) -m soco_lib.book
 NB := notebooks
 SCENES := data/scenes
-.PHONY: data proposals views pretrain transfer report quickstart gallery probe
+.PHONY: data proposals views pretrain join transfer report quickstart gallery probe
 
 $(SCENES)/scenes.json: | $(READY)
 	@$(PY) -m soco_lib.scenes --out $(SCENES) --train 400 --val 100
@@ -124,7 +132,8 @@ PICTURES := $(or $(IMAGES),$(if $(filter toy,$(PROFILE)),coco:$(SCENES)/annotati
 # data/scenes-proposals for the scenes, else by the last part of the path: folder:photos/cats -> data/cats-proposals
 STORE := $(or $(PROPOSALS),data/$(if $(findstring $(SCENES)/,$(PICTURES)),scenes,$(basename $(notdir $(lastword $(subst :, ,$(firstword $(subst @, ,$(PICTURES))))))))-proposals)
 DATA_FLAGS = -p images '$(PICTURES)' -p proposals '$(STORE)'
-LAUNCH_FLAGS = -p seed $(SEED) -p gpus $(GPUS) -p nodes $(NODES) -p rendezvous '$(RENDEZVOUS)' -p overrides '{$(SET)}'
+LAUNCH_FLAGS = -p seed $(SEED) -p gpus $(GPUS) -p nodes $(NODES) -p rendezvous '$(RENDEZVOUS)' -p restarts $(RESTARTS) \
+    -p launcher $(LAUNCHER) -p partition '$(PARTITION)' -p minutes $(MINUTES) -p cpus $(CPUS) -p overrides '{$(SET)}'
 
 proposals: $(TOY_DATA) | $(READY) ## proposals of IMAGES, and a look at them
 	@$(BOOK) $(NB)/01_proposals.ipynb --results $(RESULTS) --run-name $(or $(RUN),$(notdir $(STORE))) $(DATA_FLAGS)
@@ -138,6 +147,9 @@ pretrain: $(TOY_DATA) | $(READY) ## pretrain on IMAGES with GPUS x NODES process
 	@$(PY) -m soco_lib.store --images '$(PICTURES)' --out '$(STORE)'
 	@$(BOOK) $(NB)/03_pretrain.ipynb --results $(RESULTS) --run-name $(or $(RUN),pretrain-$(PROFILE)) $(DATA_FLAGS) \
 	    $(LAUNCH_FLAGS) -p config $(NB)/params/pretrain-$(PROFILE).yaml
+
+join: | $(READY) ## on every other node: this node's part of the run RUN (NODES, GPUS, RENDEZVOUS as on the first)
+	@$(PY) -m soco_lib.launch join $(RESULTS)/$(RUN) --gpus $(GPUS) --nodes $(NODES) --rendezvous '$(RENDEZVOUS)' --restarts $(RESTARTS) $(ARGS)
 
 transfer: $(TOY_DATA) | $(READY) ## fine-tune a detector from INIT on TRAIN and evaluate it on TEST
 	@$(BOOK) $(NB)/04_transfer.ipynb --results $(RESULTS) --run-name $(or $(RUN),transfer-$(PROFILE)) \

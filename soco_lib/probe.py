@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from fvcore.nn.precise_bn import update_bn_stats
 from torch import Tensor, nn
 
 from soco_lib import BookError, checkpoint
@@ -27,6 +26,8 @@ from soco_lib.encoder import Encoder
 from soco_lib.results import Run, write_json
 from soco_lib.sources import ImageSource, UnreadableImage, open_source
 from soco_lib.views import resize
+
+from fvcore.nn.precise_bn import update_bn_stats  # noqa: E402  (after soco_lib.detector, which silences its imports)
 
 #: Objects whose box is smaller than this, in view pixels a side, are left out: they hold no feature of their own.
 SMALLEST = 8.0
