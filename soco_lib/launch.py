@@ -39,9 +39,13 @@ def command(module: str, folder: Path, gpus: int = 1, nodes: int = 1, rendezvous
 
 
 def environment(gpus: int) -> dict[str, str]:
-    """The child's environment: the cores shared out among the processes of this node, and time to save when told to stop."""
+    """The child's environment: the cores shared out among the processes of this node, and what torchrun reads."""
     threads = max(1, len(os.sched_getaffinity(0)) // gpus)
-    ours = {"OMP_NUM_THREADS": str(threads), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "90"}
+    ours = {
+        "OMP_NUM_THREADS": str(threads),
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "90",  # seconds to save in when told to stop; 30 otherwise
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # torch 2.14's shared store gives restarted processes the dead ones' addresses
+    }
     ours["OMP_WAIT_POLICY"] = "PASSIVE"  # threads that spin while they wait cost up to ten times on busy cores (measured)
     return {**ours, **os.environ, "PYTHONUNBUFFERED": "1"}
 

@@ -112,11 +112,10 @@ def submit(words: list[str], folder: Path, gpus: int, nodes: int, partition: str
     Raises BookError when SLURM is absent, does not know the partition or refuses the job.
     """
     require(minutes > 0, f"MINUTES={minutes} must be positive: the job's time limit, after which it is requeued and goes on")
-    known = dict(line.split("|") for line in ask("sinfo", "--noheader", "--format", "%R|%G").splitlines())
+    known = [line.split() for line in ask("sinfo", "--noheader", "--format", "%R %P %G").splitlines()]  # name, name or name*, "gpu:8"
     if partition:
-        one_of("PARTITION", partition, known)
-    default = ask("sinfo", "--noheader", "--format", "%P").partition("*")[0].split()[-1]
-    has_gpus = "gpu" in known[partition or default]
+        one_of("PARTITION", partition, sorted({name for name, _, _ in known}))
+    has_gpus = any("gpu" in kinds for name, mark, kinds in known if (name == partition if partition else mark.endswith("*")))
     from submitit import SlurmExecutor
     from submitit.core.utils import FailedJobError
     from submitit.helpers import clean_env
@@ -132,8 +131,10 @@ def submit(words: list[str], folder: Path, gpus: int, nodes: int, partition: str
         **({"cpus_per_task": cpus} if cpus else {}),
         **({"gpus_per_node": gpus} if has_gpus else {}),
     )
+    where = {name: os.environ[name] for name in ("SLURM_CONF",) if name in os.environ}
     try:
         with clean_env():  # this process may be a job's own
+            os.environ.update(where)  # which cluster it is
             return executor.submit(Node(words)).job_id
     except FailedJobError as error:
         raise BookError(f"sbatch refused the job: {str(error).strip().splitlines()[-1]}") from None

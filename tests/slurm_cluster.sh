@@ -58,6 +58,8 @@ PreemptMode=REQUEUE
 JobRequeue=1
 ReturnToService=2
 KillWait=20
+# A job that can never start is refused at once.
+EnforcePartLimits=ALL
 MinJobAge=5
 SchedulerParameters=sched_interval=2,batch_sched_delay=0
 NodeName=$(hostname -s) NodeAddr=127.0.0.1 CPUs=$(nproc) State=UNKNOWN

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from soco_lib import ROOT, BookError, launch, train
+from soco_lib.config import identity
 from soco_lib.launch import command, environment
 from soco_lib.results import Run
 from tests.test_train import cfg, final_weights, same, same_threads, store, with_  # noqa: F401 (fixtures)
@@ -22,10 +23,17 @@ def one_thread(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
-def undisturbed(cfg, results, **how):
-    run = Run.start("whole", "pretrain", cfg, results)
-    launch.launch("soco_lib.train", run, say=lambda line: None, **how)
-    return final_weights(run)
+#: Weights of undisturbed runs, by configuration and processes: several tests compare with the same ones.
+WHOLE = {}
+
+
+def undisturbed(cfg, tmp_path, gpus=1):
+    key = identity(cfg), gpus
+    if key not in WHOLE:
+        run = Run.start("whole", "pretrain", cfg, tmp_path)
+        launch.launch("soco_lib.train", run, gpus, say=lambda line: None)
+        WHOLE[key] = final_weights(run)
+    return WHOLE[key]
 
 
 def workers_of(agent: int) -> dict[int, int]:
@@ -46,7 +54,7 @@ def wait_for_rows(run, rows, child):
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_worker_is_restarted_and_the_weights_are_the_same(cfg, tmp_path, one_thread, rank):
-    cfg = with_(cfg, steps=30, save_every=3, log_every=1, workers=1)
+    cfg = with_(cfg, steps=20, save_every=3, log_every=1, workers=1)
     whole = undisturbed(cfg, tmp_path, gpus=2)
     run = Run.start("killed", "pretrain", cfg, tmp_path)
     words = command("soco_lib.train", run.folder, gpus=2, restarts=1)
@@ -62,7 +70,7 @@ def test_a_killed_worker_is_restarted_and_the_weights_are_the_same(cfg, tmp_path
 
 @pytest.mark.parametrize("gpus", [1, 2])
 def test_told_to_stop_it_loses_nothing(cfg, tmp_path, one_thread, gpus):
-    cfg = with_(cfg, steps=30, save_every=1000, log_every=1, workers=1)
+    cfg = with_(cfg, steps=20, save_every=1000, log_every=1, workers=1)
     whole = undisturbed(cfg, tmp_path, gpus=gpus)
     run, seen = Run.start("stopped", "pretrain", cfg, tmp_path), []
     lines = launch.stream("soco_lib.train", run, gpus)
@@ -73,7 +81,7 @@ def test_told_to_stop_it_loses_nothing(cfg, tmp_path, one_thread, gpus):
     record = Run.read(run.folder).record
     assert record["status"] == "stopped"
     last = run.rows()[-1]["step"]
-    assert 9 <= last < 30 and f"told to stop after step {last}" in record["sessions"][0]["error"]
+    assert 9 <= last < 20 and f"told to stop after step {last}" in record["sessions"][0]["error"]
     said = []
     launch.launch("soco_lib.train", run, gpus, said.append)
     assert f"going on after step {last}" in said
@@ -89,7 +97,7 @@ def test_a_stopped_process_says_so_by_its_status(cfg, tmp_path):
 
 
 def test_two_nodes_train_one_run(cfg, tmp_path, one_thread):
-    cfg = with_(cfg, steps=4)
+    cfg = with_(cfg, steps=20)
     whole = undisturbed(cfg, tmp_path, gpus=2)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

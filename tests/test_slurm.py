@@ -58,7 +58,7 @@ def disturbed(run, disturb, **how):
     ],
 )
 def test_requeued_it_finishes_with_the_same_weights(cluster, cfg, tmp_path, one_thread, words, gpus):
-    cfg = with_(cfg, steps=30, save_every=1000, log_every=1, workers=1)
+    cfg = with_(cfg, steps=20, save_every=1000, log_every=1, workers=1)
     whole = undisturbed(cfg, tmp_path, gpus=gpus)
     run = Run.start("requeued", "pretrain", cfg, tmp_path)
     said = disturbed(run, lambda job: subprocess.run([*words, job], check=True), gpus=gpus, restarts=1)
@@ -70,7 +70,7 @@ def test_requeued_it_finishes_with_the_same_weights(cluster, cfg, tmp_path, one_
 
 
 def test_preempted_by_a_job_of_higher_priority(cluster, cfg, tmp_path, one_thread):
-    cfg = with_(cfg, steps=30, save_every=1000, log_every=1)
+    cfg = with_(cfg, steps=20, save_every=1000, log_every=1)
     whole = undisturbed(cfg, tmp_path)
     run = Run.start("preempted", "pretrain", cfg, tmp_path)
     urgent = ["sbatch", "--partition=high", "--exclusive", "--output=/dev/null", "--wrap=sleep 3"]
@@ -100,7 +100,7 @@ def test_wrong_values_are_told_before_anything_is_submitted(cluster, cfg, tmp_pa
     for wrong, says in (
         ({"partition": "lwo"}, "PARTITION='lwo' is unknown; did you mean 'low'"),
         ({"minutes": 0}, "MINUTES=0"),
-        ({"nodes": 2}, "sbatch refused"),
+        ({"cpus": 10**4}, "sbatch refused the job: .*not available"),
     ):
         with pytest.raises(BookError, match=says):
             next(launch.stream("soco_lib.train", run, launcher="slurm", **wrong))
