@@ -8,7 +8,7 @@ from pathlib import Path
 
 from soco_lib import BookError
 from soco_lib.config import PRECISIONS, one_of, require
-from soco_lib.sources import _coco_root, _split
+from soco_lib.sources import coco_root, split_spec
 
 SOLVERS = ("sgd", "adamw")
 
@@ -68,7 +68,7 @@ def read_coco(spec: str) -> tuple[Path, Path, dict]:
     """
     kind, _, rest = spec.partition(":")
     require(kind == "coco" and bool(rest), f"data {spec!r} must read coco:ANNOTATIONS.json[@IMAGE_FOLDER]")
-    path, folder = _split(rest)
+    path, folder = split_spec(rest)
     require(path.is_file(), f"no annotation file {path}: give coco:ANNOTATIONS.json[@IMAGE_FOLDER]")
     try:
         content = json.loads(path.read_bytes())
@@ -76,4 +76,4 @@ def read_coco(spec: str) -> tuple[Path, Path, dict]:
     except (ValueError, KeyError, TypeError):
         raise BookError(f"{path} is not a COCO instances file (JSON with images, annotations, categories)") from None
     require(bool(images and categories), f"{path} lists no images or no categories")
-    return path, _coco_root(path, folder, images[0]["file_name"]), content
+    return path, coco_root(path, folder, images[0]["file_name"]), content

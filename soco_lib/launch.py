@@ -25,8 +25,8 @@ LAUNCHERS = ("local", "slurm")
 def command(module: str, folder: Path, gpus: int = 1, nodes: int = 1, rendezvous: str = "", restarts: int = 0) -> list[str]:
     """The command of one node: plain Python for one process, else torchrun with `gpus` processes a node.
 
-    rendezvous: host:port that all nodes reach, needed when nodes > 1. restarts: how often torchrun starts all processes anew
-    after one died; they go on from the newest checkpoint. Raises BookError for a missing or impossible value.
+    rendezvous: host:port that all nodes reach, needed when nodes > 1. restarts: how often torchrun starts all processes
+    anew after one died; they go on from the newest checkpoint. Raises BookError for a missing or impossible value.
     """
     require(gpus >= 1 and nodes >= 1, f"GPUS={gpus} and NODES={nodes} must be at least 1")
     require(restarts >= 0, f"RESTARTS={restarts} must not be negative")
@@ -128,7 +128,8 @@ def stream(
     run = Run.read(run.folder)
     if status or not run.done:
         reason = run.record["sessions"][-1].get("error") if run.record["sessions"] else ""
-        how = "was stopped" if run.record["status"] == "stopped" else f"failed (exit {status})" if status else "ended before it was done"
+        failed = f"failed (exit {status})" if status else "ended before it was done"
+        how = "was stopped" if run.record["status"] == "stopped" else failed
         raise BookError(f"{run.name} {how}: {reason or last}; all output is in {output}")
 
 

@@ -129,6 +129,7 @@ class Run:
     def lock(self):
         """Take the folder for this process until it ends. Raises BookError when another process has it."""
         self._lock = open(self.folder / ".lock", "w")
+        os.register_at_fork(after_in_child=self._lock.close)  # a killed process's loader workers must not keep the lock
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -33,7 +32,8 @@ def ask(*words: str) -> str:
     try:
         return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
     except FileNotFoundError:
-        raise BookError(f"LAUNCHER=slurm needs {words[0]} on the PATH: run on a login node of the cluster, or use LAUNCHER=local") from None
+        remedy = "run on a login node of the cluster, or use LAUNCHER=local"
+        raise BookError(f"LAUNCHER=slurm needs {words[0]} on the PATH: {remedy}") from None
     except subprocess.CalledProcessError as error:
         raise BookError(f"{words[0]} failed: {' '.join(error.stderr.split())}") from None
 
@@ -45,7 +45,7 @@ def state(job: str) -> str:
     except BookError as error:
         if "Invalid job id" in str(error):
             return ""
-        return "UNKNOWN (the controller does not answer)"  # it may be restarting; the job goes on without it
+        return "UNKNOWN (no answer)"  # the controller may be restarting; the job goes on without it
     return f"{found} ({reason})" if reason not in ("", "None") else found
 
 
@@ -112,7 +112,8 @@ def submit(words: list[str], folder: Path, gpus: int, nodes: int, partition: str
     Raises BookError when SLURM is absent, does not know the partition or refuses the job.
     """
     require(minutes > 0, f"MINUTES={minutes} must be positive: the job's time limit, after which it is requeued and goes on")
-    known = [line.split() for line in ask("sinfo", "--noheader", "--format", "%R %P %G").splitlines()]  # name, name or name*, "gpu:8"
+    # Name, name with "*" for the default one, and "gpu:8" or "(null)"; a partition has a line for each kind of node.
+    known = [line.split() for line in ask("sinfo", "--noheader", "--format", "%R %P %G").splitlines()]
     if partition:
         one_of("PARTITION", partition, sorted({name for name, _, _ in known}))
     has_gpus = any("gpu" in kinds for name, mark, kinds in known if (name == partition if partition else mark.endswith("*")))
@@ -142,7 +143,6 @@ def submit(words: list[str], folder: Path, gpus: int, nodes: int, partition: str
 
 def start(words: list[str], folder: Path, **asked) -> Job:
     """The run's job: the one that is in the queue already (this process's forerunner may have been killed), else a new one."""
-    require(bool(shutil.which("sbatch")), "LAUNCHER=slurm needs sbatch on the PATH: run on a login node of the cluster, or use LAUNCHER=local")
     mark = folder / "slurm" / "job"
     if not (mark.exists() and state(mark.read_text())):
         number = submit(words, folder, **asked)

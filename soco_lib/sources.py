@@ -99,7 +99,7 @@ def open_source(spec: str) -> ImageSource:
     if colon and kind in _OPENERS:
         require(rest != "", f"images={spec!r} lacks a path (known: {KINDS})")
         return _OPENERS[kind](spec, rest)
-    path = _split(spec)[0]
+    path = split_spec(spec)[0]
     require(spec != "" and path.exists(), f"no images at {spec!r} (looked for {path}): give an existing path, as {KINDS}")
     if path.is_dir():
         voc = (path / "JPEGImages").is_dir() and (path / "ImageSets").is_dir()
@@ -181,7 +181,7 @@ class CocoSource(ImageSource):
 
 
 def _open_coco(spec: str, path: str) -> ImageSource:
-    file, root = _split(path)
+    file, root = split_spec(path)
     require(file.is_file(), f"no annotation file {file}: give coco:ANNOTATIONS.json[@IMAGE_FOLDER]")
     try:
         data = json.loads(file.read_bytes())
@@ -199,12 +199,13 @@ def _open_coco(spec: str, path: str) -> ImageSource:
     keys = _keys(list(names.values()), f"annotation file {file}")
     rows = [row for key in keys for row in found[key]]
     return CocoSource(
-        spec, _coco_root(file, root, keys[0]), keys, tuple(categories.values()), as_boxes([row[:4] for row in rows]),
+        spec, coco_root(file, root, keys[0]), keys, tuple(categories.values()), as_boxes([row[:4] for row in rows]),
         np.array([row[4] for row in rows], np.int64), np.cumsum([0] + [len(found[key]) for key in keys]),
     )  # fmt: skip
 
 
-def _coco_root(file: Path, given: str | None, key: str) -> Path:
+def coco_root(file: Path, given: str | None, key: str) -> Path:
+    """The folder in which image `key` of a COCO file lies: `given`, else the usual places beside it. Raises BookError."""
     beside = (file.parent, file.parent / "images", file.parent.parent / "images", file.parent.parent)
     tried = (locate(given), file.parent / given) if given else beside
     for root in tried:
@@ -235,7 +236,7 @@ class VocSource(ImageSource):
 
 
 def _open_voc(spec: str, path: str) -> ImageSource:
-    root, split = _split(path)
+    root, split = split_spec(path)
     split = split or "trainval"
     sets = root / "ImageSets" / "Main"
     require(sets.is_dir(), f"no VOC layout at {root}: it needs JPEGImages, Annotations and ImageSets/Main")
@@ -248,7 +249,7 @@ def _open_voc(spec: str, path: str) -> ImageSource:
 _OPENERS = {"folder": _open_folder, "list": _open_list, "zip": _open_zip, "coco": _open_coco, "voc": _open_voc}
 
 
-def _split(text: str) -> tuple[Path, str | None]:
+def split_spec(text: str) -> tuple[Path, str | None]:
     """PATH[@EXTRA] as (located path, extra); an existing path with an @ in it is a path."""
     if "@" not in text or locate(text).exists():
         return locate(text), None

@@ -5,21 +5,18 @@ The run folder's run.json says everything (see launch.py, which makes it); a run
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import math
 import signal
 import sys
 import time
-import traceback
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from soco_lib import BookError, checkpoint, distributed
+from soco_lib import BookError, checkpoint, distributed, session
 from soco_lib.config import Plan, Pretrain, from_dict, plan, to_dict
 from soco_lib.dataset import Batch, ProposalViews, build_loader, normalize
 from soco_lib.meter import Meter, Record
@@ -28,31 +25,12 @@ from soco_lib.results import Run
 from soco_lib.soco import SoCo
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-#: Exit status of a run that was told to stop and saved a checkpoint: the shell's number for SIGTERM.
-STOPPED = 128 + signal.SIGTERM
 #: Updates between two looks at the loss and at whether to stop, on a GPU: asking it at every step would make it wait.
 LOOK_EVERY = 10
 
 
 class Diverged(BookError):
     """The loss became NaN or infinite."""
-
-
-class Stopped(BookError):
-    """A process was told to stop (SIGTERM: an interrupted notebook, a preempted job); a checkpoint is saved."""
-
-
-@contextlib.contextmanager
-def told_to_stop() -> Iterator[list]:
-    """Within, SIGTERM ends nothing: it is appended to the list that this yields."""
-    told = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
-    try:
-        yield told
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def build_model(cfg: Pretrain, process: distributed.Process) -> SoCo:
@@ -142,7 +120,7 @@ class Trainer:
 def train(run: Run, process: distributed.Process, told: Sequence = ()) -> dict:
     """Run (or go on with) a pretraining to its end; returns its metrics. Raises BookError before any work for bad input.
 
-    told: no longer empty once this process shall stop; all processes then do so after the same update, with Stopped.
+    told: no longer empty once this process shall stop; all processes then do so after the same update, with session.Stopped.
     """
     cfg = from_dict(Pretrain, run.record["config"])
     say = print if process.main else lambda *_, **__: None
@@ -184,7 +162,7 @@ def train(run: Run, process: distributed.Process, told: Sequence = ()) -> dict:
         if process.main and record.probes_after(done):
             record.probe(done, trainer.model.online.encoder)
         if stop and done < numbers.steps:
-            raise Stopped(f"told to stop after step {done}, of which a checkpoint is saved: run again to go on")
+            raise session.Stopped(f"told to stop after step {done}, of which a checkpoint is saved: run again to go on")
     if not process.main:  # the first one may still be writing what follows
         return {}
     row = row or run.rows()[-1]
@@ -205,35 +183,15 @@ def train(run: Run, process: distributed.Process, told: Sequence = ()) -> dict:
     }
 
 
+def work(run: Run, process: distributed.Process) -> dict:
+    """`train` that ends with a checkpoint when the process is told to stop."""
+    with session.told_to_stop() as told:
+        return train(run, process, told)
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="run folder with run.json (made by soco_lib.launch)")
-    run = Run.read(parser.parse_args(arguments).folder)
-    if run.done:
-        print(f"{run.name} is done; nothing to do")
-        return 0
-    process = distributed.start()
-    try:
-        if process.main:
-            run.lock()
-            run.begin(processes=process.world, device=str(process.device))
-        with told_to_stop() as told:
-            metrics = train(run, process, told)
-        if process.main:
-            run.end("done", metrics)
-    except BaseException as error:
-        traceback.clear_frames(error.__traceback__)  # lets go of the loader: at exit its workers, deaf to SIGTERM, hold us up
-        message = str(error) if isinstance(error, BookError) else f"{type(error).__name__}: {error}"
-        if process.main and run.record["status"] == "running":
-            run.end("stopped" if isinstance(error, Stopped) else "failed", error=message)
-        if not isinstance(error, BookError):
-            raise
-        if process.main:  # every process has the same bad input
-            print(f"error: {message}", file=sys.stderr, flush=True)
-        return STOPPED if isinstance(error, Stopped) else 1
-    distributed.stop()  # not after an error: the others may be waiting in a collective, and torchrun ends them
-    return 0
+    """Command line; returns the exit status (see session.main)."""
+    return session.main(__doc__, work, arguments)
 
 
 if __name__ == "__main__":

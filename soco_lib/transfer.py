@@ -9,7 +9,6 @@ The run folder's run.json says everything (see launch.py, which makes it); a run
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 import warnings
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from torch import nn
 
-from soco_lib import BookError, distributed
+from soco_lib import distributed, session
 from soco_lib.benchmarks import Transfer
 from soco_lib.config import from_dict
 from soco_lib.detection import detectron_config, open_both
@@ -61,6 +60,8 @@ def _initial_model(cfg: Transfer, d2: CfgNode, run: Run, main: bool, resuming: b
 
 def transfer(run: Run, process: distributed.Process) -> dict:
     """Run (or go on with) a transfer to its end; returns its metrics. Raises BookError before any work for bad input."""
+    if process.world > 1:
+        comm.create_local_process_group(process.local_world)
     cfg = from_dict(Transfer, run.record["config"])
     say = print if process.main else lambda *_, **__: None
     folder = run.folder / "detectron2"
@@ -101,34 +102,8 @@ def transfer(run: Run, process: distributed.Process) -> dict:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="run folder with run.json (made by soco_lib.launch)")
-    run = Run.read(parser.parse_args(arguments).folder)
-    if run.done:
-        print(f"{run.name} is done; nothing to do")
-        return 0
-    process = distributed.start()
-    try:
-        if process.world > 1:
-            comm.create_local_process_group(process.local_world)
-        if process.main:
-            run.lock()
-            run.begin(processes=process.world, device=str(process.device))
-        metrics = transfer(run, process)
-        if process.main:
-            run.end("done", metrics)
-    except BaseException as error:
-        message = str(error) if isinstance(error, BookError) else f"{type(error).__name__}: {error}"
-        if process.main and run.record["status"] == "running":
-            run.end("failed", error=message)
-        if not isinstance(error, BookError):
-            raise
-        print(f"error: {message}", file=sys.stderr, flush=True)
-        return 1
-    finally:
-        distributed.stop()
-    return 0
+    """Command line; returns the exit status (see session.main)."""
+    return session.main(__doc__, transfer, arguments)
 
 
 if __name__ == "__main__":

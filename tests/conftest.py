@@ -9,6 +9,11 @@ import cv2
 import numpy as np
 import pytest
 
+from soco_lib.config import Pretrain, View
+from soco_lib.proposals import ProposalConfig
+from soco_lib.sources import open_source
+from soco_lib.store import build_store
+
 
 @pytest.fixture(scope="session")
 def data_root() -> Path:
@@ -42,3 +47,19 @@ TINY_DETECTOR = (
     "MODEL.RESNETS.WIDTH_PER_GROUP=4",
     "MODEL.RESNETS.RES2_OUT_CHANNELS=16",
 )
+
+
+@pytest.fixture(scope="session")
+def store(pictures, tmp_path_factory):
+    out = tmp_path_factory.mktemp("store") / "proposals"
+    build_store(open_source(f"folder:{pictures}"), ProposalConfig(), out, workers=1)
+    return out
+
+
+@pytest.fixture
+def cfg(pictures, store):
+    return Pretrain(
+        images=f"folder:{pictures}", proposals=str(store), detector="mask-rcnn-r50-fpn", overrides=TINY_DETECTOR,
+        size=64, views=(View(64), View(32, "V2")), hidden=32, embedding=16, optimizer="sgd", base_lr=3.2, weight_decay=1e-4,
+        batch=4, steps=8, warmup_epochs=10, precision="fp32", workers=0, log_every=2, save_every=2, keep=2, profile="toy",
+    )  # fmt: skip

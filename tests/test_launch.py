@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from soco_lib import ROOT, BookError, launch, train
+from soco_lib import ROOT, BookError, launch, session
 from soco_lib.config import identity
 from soco_lib.launch import command, environment
 from soco_lib.results import Run
-from tests.test_train import cfg, final_weights, same, same_threads, store, with_  # noqa: F401 (fixtures)
+from tests.test_train import final_weights, same, same_threads, with_
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_a_stopped_process_says_so_by_its_status(cfg, tmp_path):
     child = subprocess.Popen(command("soco_lib.train", run.folder), stdout=subprocess.DEVNULL, env=same_threads())
     wait_for_rows(run, 3, child)
     child.terminate()
-    assert child.wait() == train.STOPPED == 143
+    assert child.wait() == session.STOPPED == 143
 
 
 def test_two_nodes_train_one_run(cfg, tmp_path, one_thread):

@@ -17,7 +17,7 @@ LIBRARY = Path(soco_lib.__file__).parent
 #: Data flows down this list (design.md 2): a file may import from files above it only.
 ORDER = """
 config boxes sources proposals shards store interchange views dataset fcos detector encoder loss soco optim
-results checkpoint health distributed scene_textures scene_light scene_objects scene_picture scenes
+results checkpoint health distributed session scene_textures scene_light scene_objects scene_picture scenes
 probe meter
 slurm launch train weights benchmarks detection finetune transfer
 paper tables gallery plots drawing parameters book live

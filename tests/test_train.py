@@ -15,30 +15,10 @@ import pytest
 import torch
 
 from soco_lib import BookError, checkpoint, health, train
-from soco_lib.config import Pretrain, View, plan
+from soco_lib.config import Pretrain, plan
 from soco_lib.dataset import ProposalViews, Schedule, choose
 from soco_lib.launch import command, launch
-from soco_lib.proposals import ProposalConfig
 from soco_lib.results import Run
-from soco_lib.sources import open_source
-from soco_lib.store import build_store
-from tests.conftest import TINY_DETECTOR
-
-
-@pytest.fixture(scope="module")
-def store(pictures, tmp_path_factory):
-    out = tmp_path_factory.mktemp("store") / "proposals"
-    build_store(open_source(f"folder:{pictures}"), ProposalConfig(), out, workers=1)
-    return out
-
-
-@pytest.fixture
-def cfg(pictures, store):
-    return Pretrain(
-        images=f"folder:{pictures}", proposals=str(store), detector="mask-rcnn-r50-fpn", overrides=TINY_DETECTOR,
-        size=64, views=(View(64), View(32, "V2")), hidden=32, embedding=16, optimizer="sgd", base_lr=3.2, weight_decay=1e-4,
-        batch=4, steps=8, warmup_epochs=10, precision="fp32", workers=0, log_every=2, save_every=2, keep=2, profile="toy",
-    )  # fmt: skip
 
 
 def with_(cfg, **changes):

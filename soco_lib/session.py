@@ -1,0 +1,66 @@
+"""The life of a process that works on a run folder: join the group, take the folder, work, record how it ended."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from soco_lib import BookError, distributed
+from soco_lib.results import Run
+
+#: Exit status of a run that was told to stop and saved a checkpoint: the shell's number for SIGTERM.
+STOPPED = 128 + signal.SIGTERM
+
+
+class Stopped(BookError):
+    """A process was told to stop (SIGTERM: an interrupted notebook, a preempted job); a checkpoint is saved."""
+
+
+@contextlib.contextmanager
+def told_to_stop() -> Iterator[list]:
+    """Within, SIGTERM ends nothing: it is appended to the list that this yields."""
+    told = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
+    try:
+        yield told
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def main(description: str, work: Callable[[Run, distributed.Process], dict], arguments: list[str] | None = None) -> int:
+    """Command line of a module that works on a run folder; returns the exit status: 0, 1 or STOPPED.
+
+    work(run, process) returns the metrics. A BookError becomes one line; run.json says done, failed or stopped.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="run folder with run.json (a notebook or Run.start makes it)")
+    run = Run.read(parser.parse_args(arguments).folder)
+    if run.done:
+        print(f"{run.name} is done; nothing to do")
+        return 0
+    process, ours = distributed.start(), False
+    try:
+        if process.main:
+            run.lock()
+            run.begin(processes=process.world, device=str(process.device))
+            ours = True
+        metrics = work(run, process)
+        if process.main:
+            run.end("done", metrics)
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)  # lets go of the loader: at exit its workers, deaf to SIGTERM, hold us up
+        message = str(error) if isinstance(error, BookError) else f"{type(error).__name__}: {error}"
+        if ours:
+            run.end("stopped" if isinstance(error, Stopped) else "failed", error=message)
+        if not isinstance(error, BookError):
+            raise
+        if process.main:  # every process has the same bad input
+            print(f"error: {message}", file=sys.stderr, flush=True)
+        return STOPPED if isinstance(error, Stopped) else 1
+    distributed.stop()  # not after an error: the others may be waiting in a collective, and torchrun ends them
+    return 0
