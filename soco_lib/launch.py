@@ -46,7 +46,8 @@ def environment(gpus: int) -> dict[str, str]:
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "90",  # seconds to save in when told to stop; 30 otherwise
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # torch 2.14's shared store gives restarted processes the dead ones' addresses
     }
-    ours["GOMP_SPINCOUNT"] = "10000"  # threads that wait spin briefly: endlessly starves busy cores, never halves the speed of free ones
+    # Waiting threads spin briefly: spinning on starves busy cores (up to ten times slower), not spinning halves free ones.
+    ours["GOMP_SPINCOUNT"] = "10000"
     return {**ours, **os.environ, "PYTHONUNBUFFERED": "1"}
 
 

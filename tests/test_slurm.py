@@ -14,6 +14,7 @@ from soco_lib.results import Run
 from tests.test_launch import one_thread, undisturbed  # noqa: F401 (fixture)
 from tests.test_train import final_weights, same, with_
 
+slow = pytest.mark.skipif(not os.environ.get("SOCO_SLOW"), reason="takes minutes: SOCO_SLOW=1 runs it")
 CLUSTER = Path(__file__).with_name("slurm_cluster.sh")
 
 
@@ -54,8 +55,8 @@ def disturbed(run, disturb, **how):
     ("words", "gpus"),
     [
         (["scontrol", "requeue"], 1),  # as by an administrator, or by SLURM itself upon preemption
-        (["scontrol", "requeue"], 2),
-        (["scancel", "--signal=USR2"], 2),  # SLURM's word that the time limit is near: submitit requeues
+        pytest.param(["scontrol", "requeue"], 2, marks=slow),
+        pytest.param(["scancel", "--signal=USR2"], 2, marks=slow),  # SLURM's word that the time limit is near: submitit requeues
     ],
 )
 def test_requeued_it_finishes_with_the_same_weights(cluster, cfg, tmp_path, one_thread, words, gpus):
@@ -70,6 +71,7 @@ def test_requeued_it_finishes_with_the_same_weights(cluster, cfg, tmp_path, one_
     assert same(whole, final_weights(run))
 
 
+@slow
 def test_preempted_by_a_job_of_higher_priority(cluster, cfg, tmp_path, one_thread):
     cfg = with_(cfg, steps=20, save_every=1000, log_every=1)
     whole = undisturbed(cfg, tmp_path)
@@ -80,6 +82,7 @@ def test_preempted_by_a_job_of_higher_priority(cluster, cfg, tmp_path, one_threa
     assert same(whole, final_weights(run))
 
 
+@slow
 def test_left_alone_the_job_is_cancelled_and_goes_on_later(cluster, cfg, tmp_path, one_thread):
     run = Run.start("cancelled", "pretrain", with_(cfg, steps=12, save_every=1000, log_every=1), tmp_path)
     lines = launch.stream("soco_lib.train", run, launcher="slurm", minutes=30)
