@@ -16,6 +16,7 @@ import platform
 import re
 import subprocess
 import time
+import weakref
 from pathlib import Path
 
 from soco_lib import ROOT, BookError
@@ -72,6 +73,7 @@ class Run:
 
     def __init__(self, folder: Path, record: dict):
         self.folder, self.record = Path(folder), record
+        self._lock = None
 
     @classmethod
     def read(cls, folder: str | Path) -> Run:
@@ -127,9 +129,10 @@ class Run:
         write_json(self.folder / "run.json", self.record)
 
     def lock(self):
-        """Take the folder for this process until it ends. Raises BookError when another process has it."""
+        """Take the folder for this process until `end` or its own end. Raises BookError when another process has it."""
         self._lock = open(self.folder / ".lock", "w")
-        os.register_at_fork(after_in_child=self._lock.close)  # a killed process's loader workers must not keep the lock
+        held = weakref.ref(self._lock)  # a killed process's loader workers must not keep the lock
+        os.register_at_fork(after_in_child=lambda: (file := held()) and file.close())
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -148,6 +151,8 @@ class Run:
         self.write()
         if metrics is not None:
             write_json(self.folder / "metrics.json", metrics)
+        if self._lock:
+            self._lock.close()
 
     def log(self, row: dict) -> None:
         """Append a row to log.jsonl."""
