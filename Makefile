@@ -37,7 +37,7 @@ RENDEZVOUS :=
 RESTARTS := 0
 #: local, or slurm
 LAUNCHER := local
-#: of SLURM, with MINUTES a job (requeued, it goes on) and CPUS a process
+#: of SLURM, with MINUTES a job (requeued, it goes on) and CPUS cores a node
 PARTITION :=
 MINUTES := 240
 CPUS := 0
