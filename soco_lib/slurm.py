@@ -1,7 +1,7 @@
 """A run's processes as a SLURM job, through submitit: requeued when it is preempted or out of time, cancelled from here.
 
 One task a node runs one command, `python -m soco_lib.launch join …`: torchrun, so that a worker that dies is started anew
-inside the job. What SLURM does to the job reaches the command as SIGTERM, upon which training saves and ends (train.py).
+inside the job. What SLURM does to the job reaches the command as SIGTERM, upon which training saves and ends (session.py, train.py).
 """
 
 from __future__ import annotations
