@@ -11,6 +11,7 @@ from soco_lib.config import PRECISIONS, one_of, require
 from soco_lib.sources import coco_root, split_spec
 
 SOLVERS = ("sgd", "adamw")
+REACHES = ("accumulate", "scale")
 
 
 @dataclass(frozen=True)
@@ -20,13 +21,16 @@ class Transfer:
     train: str  # coco:ANNOTATIONS.json@IMAGE_FOLDER
     test: str
     init: str = "scratch"  # or a run folder or checkpoint of a pretraining
+    benchmark: str = ""  # the paper's benchmark that these settings are of (see find); "": none
     network: str = "online"  # which of the checkpoint's networks: online or target
     detector: str = "mask-rcnn-r50-fpn"  # see detector.DETECTORS; or any Detectron2 model-zoo file
     overrides: tuple[str, ...] = ()  # further Detectron2 "KEY=value" settings
     iterations: int = 90000
     milestones: tuple[float, ...] = (2 / 3, 8 / 9)  # where the rate falls tenfold, as shares of the iterations
     warmup: int = 1000  # iterations
-    batch: int = 16  # images an iteration, over all processes
+    batch: int = 16  # images an update, over all processes
+    micro_batch: int = 0  # images a process holds at once; 0: its whole share of the batch
+    reach: str = "accumulate"  # how fewer than `batch` images at once follow the schedule: accumulate, or scale (linear rule)
     lr: float = 0.02
     optimizer: str = "sgd"
     momentum: float = 0.9
@@ -49,6 +53,7 @@ class Transfer:
     def __post_init__(self):
         one_of("network", self.network, ("online", "target"))
         one_of("optimizer", self.optimizer, SOLVERS)
+        one_of("reach", self.reach, REACHES)
         one_of("precision", self.precision, PRECISIONS)
         for name in ("iterations", "batch", "max_size", "test_size", "log_every", "save_every", "keep"):
             require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")

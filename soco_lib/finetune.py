@@ -1,14 +1,12 @@
-"""Detectron2's trainer and COCO evaluation as a transfer needs them: any device, seeded data, our log rows."""
+"""Detectron2's trainer as a transfer needs it: any device, seeded data, our log rows."""
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 import resource
 import time
 import weakref
-from pathlib import Path
 
 import torch
 from torch.utils.data import Sampler
@@ -16,15 +14,15 @@ from torch.utils.data import Sampler
 from soco_lib import BookError
 from soco_lib.benchmarks import Transfer
 from soco_lib.detection import DetectionData
+from soco_lib.evaluation import evaluate
 from soco_lib.results import Run
 
 from detectron2.checkpoint import DetectionCheckpointer  # noqa: E402  (soco_lib.detection silences its imports)
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader, build_detection_train_loader, get_detection_dataset_dicts
+from detectron2.data import build_detection_train_loader, get_detection_dataset_dicts
 from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase, hooks
 from detectron2.engine.defaults import create_ddp_model
-from detectron2.evaluation import COCOEvaluator, inference_on_dataset
 from detectron2.solver import build_lr_scheduler, build_optimizer, get_default_optimizer_params
 from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
@@ -185,37 +183,3 @@ class FineTuner(DefaultTrainer):
                 f"clip_gradients=1; the last checkpoint stays in {self.cfg.OUTPUT_DIR}"
             ) from None
         return self.results
-
-
-# --- evaluation -------------------------------------------------------------------------------------------------------
-
-
-def scores(results: dict, classes: tuple[str, ...], predictions: bool) -> dict:
-    """Detectron2's flat COCO results as {task: {AP, AP50, AP75, APs, APm, APl, per_class: {class: AP}}}, in percent.
-
-    A detector without predictions has AP 0, where Detectron2 says NaN; NaN stays for what the data lacks (no small object).
-    """
-    found = {}
-    for task, values in results.items():
-        if not predictions:
-            values = dict.fromkeys(values, 0.0)
-        found[task] = {name: value for name, value in values.items() if not name.startswith("AP-")}
-        only = {classes[0]: values["AP"]} if len(classes) == 1 else {}  # Detectron2 leaves the only class out
-        found[task]["per_class"] = {name: values.get(f"AP-{name}", only.get(name, 0.0)) for name in classes}
-    return found
-
-
-def evaluate(model: torch.nn.Module, d2: CfgNode, test: DetectionData) -> dict:
-    """COCO scores (see `scores`) of box and, with a mask head, mask; saves coco_instances_results.json in OUTPUT_DIR.
-
-    All processes take part; all but the first get {}.
-    """
-    tasks = ("bbox", "segm") if d2.MODEL.MASK_ON else ("bbox",)
-    folder = Path(d2.OUTPUT_DIR)
-    with open(folder / "log.txt", "a") as file, contextlib.redirect_stdout(file):  # pycocotools prints
-        evaluator = COCOEvaluator(test.name, tasks=tasks, output_dir=str(folder), use_fast_impl=False)
-        results = inference_on_dataset(model, build_detection_test_loader(d2, test.name), evaluator)
-    if not comm.is_main_process():
-        return {}
-    predictions = (folder / "coco_instances_results.json").stat().st_size > len("[]")
-    return scores(results, test.classes, predictions)

@@ -17,7 +17,8 @@ from soco_lib.benchmarks import Transfer
 from soco_lib.config import Pretrain, View, from_dict, to_dict
 from soco_lib.detection import detectron_config, draw_images, milestones, open_both, open_data
 from soco_lib.drawing import decode_mask, draw_predictions
-from soco_lib.finetune import FineTuner, evaluate
+from soco_lib.evaluation import evaluate
+from soco_lib.finetune import FineTuner
 from soco_lib.results import Run, read_json
 from soco_lib.soco import SoCo
 from tests.conftest import TINY_DETECTOR
