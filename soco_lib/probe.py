@@ -1,6 +1,7 @@
 """Do the features know objects? Class of labelled boxes from frozen RoI features, each class counting alike.
 
-`python -m soco_lib.probe results/RUN --data voc:ROOT` compares a pretraining with random weights of the same network.
+`python -m soco_lib.probe results/RUN --data voc:ROOT@test --fit voc:ROOT@trainval` compares a pretraining with random weights of
+the same network.
 
 M objects, D feature dimension, C classes that occur in both halves.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,9 +56,12 @@ class Scores:
 
 
 def batches(source: ImageSource, cfg: Pretrain, indices, size: int = 16):
-    """Whole images at V1's size and their labelled boxes: images (B, 3, S, S), boxes B tensors (m_i, 4), labels (m,), image (m,)."""
+    """Whole images at V1's size and their labelled boxes: images (B, 3, S, S), boxes B tensors (m_i, 4), labels (m,).
+
+    An image that cannot be read is left out; the number of images says so.
+    """
     for start in range(0, len(indices), size):
-        images, boxes, labels, owners = [], [], [], []
+        images, boxes, labels = [], [], []
         for index in indices[start : start + size]:
             try:
                 image = source.load(int(index))
@@ -68,40 +73,47 @@ def batches(source: ImageSource, cfg: Pretrain, indices, size: int = 16):
             images.append(torch.from_numpy(resize(image, cfg.size)))
             boxes.append(torch.from_numpy(box_math.clip(mapped[large], cfg.size, cfg.size)))
             labels.append(names[large])
-            owners.append(np.full(large.sum(), index))
-        if sum(len(b) for b in boxes):
-            yield normalize(torch.stack(images)), boxes, np.concatenate(labels), np.concatenate(owners)
+        if images:
+            yield normalize(torch.stack(images)), boxes, np.concatenate(labels)
 
 
 @torch.no_grad()
-def features(encoder: nn.Module, source: ImageSource, cfg: Pretrain, indices) -> tuple[Tensor, np.ndarray, np.ndarray]:
-    """Unit RoI features (M, D), labels (M,), image of each (M,). The encoder itself is left as it is.
+def features(encoder: nn.Module, cfg: Pretrain, source: ImageSource, indices) -> tuple[Tensor, np.ndarray, int]:
+    """Unit RoI features (M, D), labels (M,), number of images read. Raises BookError where no object is large enough."""
+    device = next(encoder.parameters()).device
+    x, labels, read = [], [], 0
+    for images, boxes, names in batches(source, cfg, indices):
+        x.append(encoder(images.to(device), [b.to(device) for b in boxes]).cpu())
+        labels.append(names)
+        read += len(images)
+    require(sum(map(len, x)) > 0, f"{source.spec} holds no labelled object of at least {SMALLEST:g} pixels at {cfg.size} px")
+    return F.normalize(torch.cat(x), dim=1), np.concatenate(labels), read
 
-    Batch-norm statistics are measured on these images first: random weights have none, and a young run's lag behind.
+
+@torch.no_grad()
+def measured(encoder: nn.Module, cfg: Pretrain, source: ImageSource, indices) -> nn.Module:
+    """A copy of the encoder in evaluation mode whose batch-norm statistics are those of up to 64 of these images.
+
+    Random weights have no statistics of their own, and a young run's lag behind its weights.
     """
     encoder = copy.deepcopy(encoder).train()
     device = next(encoder.parameters()).device
-    wrapped = _Whole(encoder, device)
-    update_bn_stats(wrapped, list(batches(source, cfg, indices[:64])), min(4, -(-len(indices[:64]) // 16)))
-    encoder.eval()
-    parts = [(wrapped(batch).cpu(), batch[2], batch[3]) for batch in batches(source, cfg, indices)]
-    require(bool(parts), f"{source.spec} holds no labelled object of at least {SMALLEST:g} pixels at {cfg.size} px")
-    x, labels, owners = (list(part) for part in zip(*parts))
-    return F.normalize(torch.cat(x), dim=1), np.concatenate(labels), np.concatenate(owners)
+    found = [part for part in batches(source, cfg, indices[:64]) if len(part[2])]
+    sample = [(images.to(device), [b.to(device) for b in boxes]) for images, boxes, _ in found]
+    if sample:
+        update_bn_stats(_Unpacked(encoder), sample, len(sample))
+    return encoder.eval()
 
 
-class _Whole(nn.Module):
-    """An encoder that takes one of our batches, as update_bn_stats calls it."""
+class _Unpacked(nn.Module):
+    """A module that takes its arguments as one tuple, as update_bn_stats gives them."""
 
-    def __init__(self, encoder: nn.Module, device):
+    def __init__(self, module: nn.Module):
         super().__init__()
-        self.encoder, self.device = encoder, device
+        self.module = module
 
-    def forward(self, batch) -> Tensor:
-        images, boxes = batch[0].to(self.device), [b.to(self.device) for b in batch[1]]
-        if getattr(self.encoder, "pooler", True) is None:  # a whole-image network: one feature an image
-            return self.encoder(images, boxes).repeat_interleave(torch.tensor([len(b) for b in boxes], device=self.device), 0)
-        return self.encoder(images, boxes)
+    def forward(self, arguments) -> Tensor:
+        return self.module(*arguments)
 
 
 def class_mean(predicted: Tensor, labels: Tensor, classes: int) -> float:
@@ -141,31 +153,50 @@ def linear(x: Tensor, y: Tensor, queries: Tensor, classes: int, decay: float = 1
     return layer(queries).argmax(1)
 
 
-def probe(encoder: nn.Module, cfg: Pretrain, data: str, images: int = 0, seed: int = 0) -> Scores:
-    """Score an encoder on a labelled COCO- or VOC-layout set, half of its images (drawn by `seed`) against the other half.
+def probe(encoder: Encoder, cfg: Pretrain, data: str, images: int = 0, seed: int = 0, fit: str = "") -> Scores:
+    """Score an encoder on the labelled COCO- or VOC-layout set `data`, from the labels of `fit`.
 
-    images: at most so many (0: all). Raises BookError for data without labels or without a class in both halves.
+    fit: a second set of the same classes; "": half of the images of `data`, drawn by `seed`. images: at most so many of each
+    (0: all). A network without RoI pooling is scored by RoIAlign on its last stage (the second row of Table 4). Raises
+    BookError for data without labels or without a class in both.
     """
-    source = open_source(data)
-    require(bool(source.classes), f"{data} carries no labels: give coco:ANNOTATIONS.json or voc:ROOT")
-    order = np.random.default_rng(seed).permutation(len(source))[: images or None]
-    x, labels, owners = features(encoder, source, cfg, np.sort(order))
-    held_out = np.isin(owners, order[: len(order) // 2])
-    counts = [np.bincount(labels[part], minlength=len(source.classes)) for part in (~held_out, held_out)]
+    cfg, encoder = pooled(cfg, encoder)
+    tested, known = open_source(data), open_source(fit or data)
+    for source in (tested, known):
+        require(bool(source.classes), f"{source.spec} carries no labels: give coco:ANNOTATIONS.json or voc:ROOT")
+    require(tested.classes == known.classes, f"{fit} and {data} have different classes: give two parts of one data set")
+    order = np.random.default_rng(seed).permutation(len(tested))[: images or None]
+    test_on, fit_on = order[: len(order) // 2], order[len(order) // 2 :]
+    if fit:
+        test_on, fit_on = order, np.random.default_rng(seed).permutation(len(known))[: images or None]
+    test_on, fit_on = np.sort(test_on), np.sort(fit_on)
+    encoder = measured(encoder, cfg, known, fit_on)
+    (x, labels, read), (queries, truth, read_too) = (features(encoder, cfg, *part) for part in ((known, fit_on), (tested, test_on)))
+    counts = [np.bincount(found, minlength=len(tested.classes)) for found in (labels, truth)]
     scored = np.flatnonzero(np.minimum(*counts) >= FEWEST)
-    require(len(scored) > 1, f"{data} has fewer than two classes with {FEWEST} objects in each half: probe more images")
-    number = np.full(len(source.classes), -1)
+    require(len(scored) > 1, f"{data} has fewer than two classes with {FEWEST} objects in each part: probe more images")
+    number = np.full(len(tested.classes), -1)
     number[scored] = np.arange(len(scored))
-    y = torch.from_numpy(number[labels])
-    fit, test = (torch.from_numpy(part) & (y >= 0) for part in (~held_out, held_out))
-    args = (x[fit], y[fit], x[test], len(scored))
+    y, truth = torch.from_numpy(number[labels]), torch.from_numpy(number[truth])
+    args = (x[y >= 0], y[y >= 0], queries[truth >= 0], len(scored))
+    truth = truth[truth >= 0]
     return Scores(
-        knn=class_mean(knn(*args), y[test], len(scored)),
-        linear=class_mean(linear(*args), y[test], len(scored)),
+        knn=class_mean(knn(*args), truth, len(scored)),
+        linear=class_mean(linear(*args), truth, len(scored)),
         classes=len(scored),
-        objects=int(test.sum() + fit.sum()),
-        images=len(order),
+        objects=len(args[0]) + len(truth),
+        images=read + read_too,
     )
+
+
+def pooled(cfg: Pretrain, encoder: Encoder) -> tuple[Pretrain, Encoder]:
+    """A whole-image network with the RoI pooling of alignment "c5" around the same weights; any other as it is."""
+    if cfg.alignment != "whole":
+        return cfg, encoder
+    cfg = dataclasses.replace(cfg, alignment="c5")
+    around = Encoder(cfg).to(next(encoder.parameters()).device)
+    around.load_state_dict(encoder.state_dict())
+    return cfg, around
 
 
 def random_encoder(cfg: Pretrain) -> Encoder:
@@ -179,6 +210,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="run folder of a pretraining")
     parser.add_argument("--data", required=True, help="labelled images: coco:JSON or voc:ROOT@SPLIT")
+    parser.add_argument("--fit", default="", help="labelled images to learn the classes from (default: half of --data)")
     parser.add_argument("--images", type=int, default=0, help="at most so many (default: all)")
     given = parser.parse_args(arguments)
     try:
@@ -189,13 +221,14 @@ def main(arguments: list[str] | None = None) -> int:
         trained = Encoder(cfg)
         prefix = "online.encoder."
         trained.load_state_dict({k[len(prefix) :]: v for k, v in state["model"].items() if k.startswith(prefix)})
-        scores = {name: probe(e, cfg, given.data, given.images) for name, e in (("random", random_encoder(cfg)), ("trained", trained))}
+        both = {"random": random_encoder(cfg), "trained": trained}
+        scores = {name: probe(encoder, cfg, given.data, given.images, fit=given.fit) for name, encoder in both.items()}
     except BookError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     for name, score in scores.items():
         print(f"{name:>8}: {score.describe()}")
-    write_json(run.folder / "probe.json", {"data": given.data, "step": state["step"], **{n: vars(s) for n, s in scores.items()}})
+    write_json(run.folder / "probe.json", {"data": given.data, "fit": given.fit, "step": state["step"], **{n: vars(s) for n, s in scores.items()}})
     return 0
 
 

@@ -1,5 +1,7 @@
 """The object probe on features whose answer is known, and on a tiny labelled set."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -43,6 +45,31 @@ def test_probe_of_a_network(tmp_path):
     assert scores.classes >= 8 and 0 <= scores.knn <= 1 and 0 <= scores.linear <= 1
     assert scores == probe(random_encoder(cfg), cfg, f"coco:{tmp_path}/scenes/annotations/instances_train.json")
     assert all(torch.equal(v, before[k]) for k, v in encoder.state_dict().items())
+
+
+def test_a_second_set_gives_the_labels_and_a_whole_image_network_is_pooled_by_box(tmp_path):
+    scenes.write_scenes(tmp_path / "scenes", 60, 40, workers=1)
+    data = [f"coco:{tmp_path}/scenes/annotations/instances_{part}.json" for part in ("val", "train")]
+    cfg = Pretrain(
+        "a", "whole", detector="mask-rcnn-r50-fpn", overrides=TINY_DETECTOR, size=64, views=(View(64),), k=1, alignment="whole"
+    )  # fmt: skip
+    whole = random_encoder(cfg)
+    scores = probe(whole, cfg, data[0], fit=data[1])
+    assert scores.images == 100
+    pooled = replace(cfg, alignment="c5")
+    assert scores == probe(random_encoder(pooled), pooled, data[0], fit=data[1])
+    with pytest.raises(BookError, match="different classes"):
+        write_voc(tmp_path / "voc")
+        probe(whole, cfg, f"voc:{tmp_path / 'voc'}@trainval", fit=data[1])
+
+
+def write_voc(root):
+    """The smallest VOC layout: one picture of one class."""
+    for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (root / folder).mkdir(parents=True)
+    (root / "ImageSets/Main/trainval.txt").write_text("a\n")
+    box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"
+    (root / "Annotations/a.xml").write_text(f"<annotation><object><name>cat</name>{box}</object></annotation>")
 
 
 def test_images_without_labels_are_refused(pictures):
