@@ -228,7 +228,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     for name, score in scores.items():
         print(f"{name:>8}: {score.describe()}")
-    write_json(run.folder / "probe.json", {"data": given.data, "fit": given.fit, "step": state["step"], **{n: vars(s) for n, s in scores.items()}})
+    record = {"data": given.data, "fit": given.fit, "step": state["step"], **{name: vars(score) for name, score in scores.items()}}
+    write_json(run.folder / "probe.json", record)
     return 0
 
 

@@ -1,6 +1,6 @@
-"""Pretrained weights into a detector, with every key accounted for; and out again as plain Detectron2 files.
+"""Pretrained weights into a detector, ours and other methods', with every key accounted for; and out again as files for others.
 
-`python -m soco_lib.weights export CHECKPOINT OUT.pth [--network target]`
+`python -m soco_lib.weights export CHECKPOINT OUT.pth [--network target] [--layout detectron2|torchvision|soco]`
 
 The encoder's parameters already bear the detector's names (design.md 1), so loading is taking a subset of a state dict. A key is
 loaded, new in the detector, left behind in the file, or an error: there is no fifth case and nothing is dropped unseen.
@@ -11,46 +11,20 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from soco_lib import BookError, checkpoint, locate
+from soco_lib import BookError, checkpoint, exports, formats, locate
 from soco_lib.config import one_of, require
-from soco_lib.results import read_json
+from soco_lib.foreign import translate
+from soco_lib.key_report import KeyReport, why_left, why_new
 
 NETWORKS = ("online", "target")
 #: What a pretraining trained of the detector, by its `alignment` (Table 4).
 REACH = {"whole": ("backbone",), "c5": ("backbone",), "neck": ("backbone", "neck"), "head": ("backbone", "neck", "head")}
-#: Parts that a pretraining may have trained. If it reached them, all their keys must come from it.
-PRETRAINED = {"neck": r"backbone\.fpn_(lateral|output)\d\.", "head": r"roi_heads\.(box_head|res5)\."}
-#: Parts that no object-level pretraining trains: always new in the detector.
-ALWAYS_NEW = {
-    "region proposals": r"proposal_generator\.|anchor_generator\.",
-    "predictor": r"roi_heads\.box_predictor\.|head\.",  # `head.` is RetinaNet's and FCOS's
-    "mask head": r"roi_heads\.mask_(head|pooler)\.",
-    "extra levels": r"backbone\.top_block\.",
-    "norm after res5": r"roi_heads\.res5\.norm\.",
-    "input statistics": r"pixel_(mean|std)$",
-}
-#: Groups of the report, in the order of the data flow.
-GROUPS = {
-    "backbone stem": r"backbone\.(bottom_up\.)?stem\.",
-    **{f"backbone res{i}": rf"(backbone\.(bottom_up\.)?|roi_heads\.)res{i}\." for i in range(2, 6)},
-    "fpn": r"backbone\.(fpn_|top_block)",
-    "region proposals": ALWAYS_NEW["region proposals"],
-    "box head": r"roi_heads\.box_head\.",
-    "predictor": ALWAYS_NEW["predictor"],
-    "mask head": ALWAYS_NEW["mask head"],
-}
-CLASSES = ("loaded", "new", "left_behind", "mismatched")
-
-
-def _first_match(name: str, patterns: dict[str, str], default: str) -> str:
-    return next((label for label, pattern in patterns.items() if re.match(pattern, name)), default)
 
 
 @dataclass(frozen=True)
@@ -63,82 +37,7 @@ class Weights:
     source: str = "scratch"  # for people: file, step, network
     detector: str = ""  # the detector that was pretrained, if known
     step: int = 0  # updates of the pretraining
-
-
-@dataclass(frozen=True)
-class KeyReport:
-    """Where every key of a detector comes from and where every key of a file goes. Names are sorted; see `check`."""
-
-    source: str
-    reach: tuple[str, ...]
-    loaded: tuple[str, ...]
-    new: dict[str, str]  # key of the detector without weights -> class; "" is unexpected
-    left_behind: dict[str, str]  # key of the file without place -> class; "" is unexpected
-    mismatched: dict[str, str]  # key of both -> "shape in the file, shape in the detector"
-
-    @property
-    def unexplained(self) -> dict[str, list[str]]:
-        """Keys outside every expected class: those that stop a run."""
-        return {
-            "new": [k for k, why in self.new.items() if not why],
-            "left_behind": [k for k, why in self.left_behind.items() if not why],
-            "mismatched": list(self.mismatched),
-        }
-
-    def check(self, remedy: str = "load a checkpoint of the same detector") -> None:
-        """Raise BookError naming the unexplained keys, if there are any."""
-        texts = {
-            "mismatched": "{} of another shape",
-            "new": "{} of the detector without weights",
-            "left_behind": "{} of the file without a place in the detector",
-        }
-        bad = {name: keys for name, keys in self.unexplained.items() if keys}
-        parts = []
-        for name, text in texts.items():
-            if keys := bad.get(name):
-                shown = [f"{k} ({self.mismatched[k]})" if name == "mismatched" else k for k in keys[:3]]
-                more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-                parts.append(f"{text.format(f'{len(keys)} key' + 's' * (len(keys) > 1))}: {', '.join(shown)}{more}")
-        require(not bad, f"{self.source} does not fit: {'; '.join(parts)}: {remedy}")
-
-    def to_dict(self) -> dict:
-        """JSON: summary and counts, and under "keys" every name: what `read` reads."""
-        return {
-            "summary": self.summary(),
-            "counts": {name: len(getattr(self, name)) for name in CLASSES},
-            "unexplained": self.unexplained,
-            "keys": asdict(self),
-        }
-
-    @classmethod
-    def read(cls, path: Path) -> KeyReport:
-        """The report that a run saved (to_dict as JSON)."""
-        values = read_json(path)["keys"]
-        values |= {name: tuple(values[name]) for name in ("reach", "loaded")}
-        return cls(**values)
-
-    def frame(self):
-        """pandas: one row a group of modules, one column a class, counts of keys."""
-        import pandas as pd  # here, because training needs none
-
-        counts = {label: Counter() for label in [*GROUPS, "pretraining only", "other"]}
-        for name in CLASSES:
-            for key in getattr(self, name):
-                outside = "pretraining only" if name == "left_behind" else "other"
-                counts[_first_match(key, GROUPS, outside)][name] += 1
-        rows = {label: [count[name] for name in CLASSES] for label, count in counts.items() if count}
-        return pd.DataFrame.from_dict(rows, orient="index", columns=list(CLASSES)).rename_axis("part")
-
-    def summary(self) -> str:
-        """One line with the counts of each class."""
-        classes = lambda keys: ", ".join(sorted(set(keys.values()) - {""}))  # noqa: E731
-        if not self.reach:
-            return f"{self.source}: all {len(self.new)} keys of the detector are new"
-        return (
-            f"{self.source}: {len(self.loaded)} keys loaded ({', '.join(self.reach)}), "
-            f"{len(self.new)} new ({classes(self.new)}), {len(self.left_behind)} left behind "
-            f"({classes(self.left_behind) or 'none'}), {len(self.mismatched)} of another shape"
-        )
+    remedy: str = ""  # what to do if they do not fit; "": by `detector`
 
 
 # --- in ---------------------------------------------------------------------------------------------------------------
@@ -155,14 +54,26 @@ def checkpoint_file(path: str | Path) -> Path:
     return found[-1]
 
 
-def read_weights(path: str | Path, network: str = "online") -> Weights:
-    """Weights of one network of a pretraining checkpoint (or of a run folder's newest) in the detector's names.
+def read_weights(path: str | Path, network: str = "online", layout: str = "") -> Weights:
+    """Weights of one network of a checkpoint in the detector's names: a pretraining's (or its run folder's newest), or another
+    method's, in any format of formats.read and any layout of foreign.LAYOUTS, found by its keys unless `layout` names it.
 
-    Raises BookError for an unreadable or foreign file and for a key that no part of SoCo owns.
+    Raises BookError for an unreadable file and for one of no known layout. A single key that is unknown is the key report's.
     """
     one_of("network", network, NETWORKS)
     file = checkpoint_file(path)
-    state = checkpoint.read(file)
+    content = formats.read(file)
+    if content.get("format") == checkpoint.FORMAT:
+        return _own(content, file, network)
+    found = translate(content, file, network, layout)
+    row = found.layout
+    source = f"{file} ({row.what}{f', {network} network' if len(row.networks) > 1 else ''})"
+    hint = f"it was read as layout {row.name!r} (soco_lib/foreign.py): its keys were changed, or the detector's networks are others"
+    return Weights(found.tensors, found.left, found.reach, source, remedy=hint)
+
+
+def _own(state: dict, file: Path, network: str) -> Weights:
+    """Weights of a pretraining's checkpoint; a key that no part of SoCo owns is left behind unexplained."""
     tensors, left = {}, {}
     for key, value in state["model"].items():
         owner, _, rest = key.partition(".")
@@ -185,29 +96,22 @@ def encoder_weights(path: str | Path, network: str = "online") -> dict[str, Tens
     return read_weights(path, network).tensors
 
 
-def _why_new(name: str, reach: tuple[str, ...]) -> str:
-    """Class of a detector's key without weights; '' if a pretraining that reached so far should have had it."""
-    if not reach:
-        return "not pretrained"
-    not_reached = {f"{part} (not pretrained)": pattern for part, pattern in PRETRAINED.items() if part not in reach}
-    return _first_match(name, ALWAYS_NEW | not_reached, "")
-
-
-def _why_left(name: str, detector: set[str]) -> str:
-    """Class of an encoder's key without a place; '' if the detector has that part, so that the key should have one."""
-    for part, pattern in PRETRAINED.items():
-        level = re.match(pattern, name)
-        if level and not any(key.startswith(level.group()) for key in detector):
-            return f"{part} (not in this detector)"
-    return ""
-
-
 def placed(detector: nn.Module, weights: Weights) -> dict[str, Tensor]:
-    """The tensors under this detector's names: a C4 detector keeps in its RoI head the res5 that a whole ResNet ends with."""
+    """The tensors under this detector's names.
+
+    A ResNet that is a whole backbone lies below the FPN in an FPN detector; a C4 detector keeps its res5 in the RoI head.
+    """
     own = detector.state_dict()
-    if any(key.startswith("backbone.res5.") for key in own) or not any(key.startswith("roi_heads.res5.") for key in own):
-        return weights.tensors
-    return {re.sub(r"^backbone\.res5\.", "roi_heads.res5.", key): value for key, value in weights.tensors.items()}
+    has = lambda prefix: any(key.startswith(prefix) for key in own)  # noqa: E731
+    moves = {}
+    if has("backbone.bottom_up."):
+        moves[r"^backbone\.(?=(stem|res\d)\.)"] = "backbone.bottom_up."
+    elif has("roi_heads.res5.") and not has("backbone.res5."):
+        moves[r"^backbone\.(?=res5\.)"] = "roi_heads."
+    tensors = weights.tensors
+    for pattern, new in moves.items():
+        tensors = {re.sub(pattern, new, key): value for key, value in tensors.items()}
+    return tensors
 
 
 def compare(detector: nn.Module, weights: Weights) -> KeyReport:
@@ -217,12 +121,12 @@ def compare(detector: nn.Module, weights: Weights) -> KeyReport:
     shape = lambda tensor: "x".join(map(str, tensor.shape)) or "scalar"  # noqa: E731
     differs = {k: f"{shape(given[k])} in the file, {shape(own[k])} in the detector"
                for k in sorted(both) if own[k].shape != given[k].shape}  # fmt: skip
-    homeless = {k: _why_left(k, set(own)) for k in sorted(given.keys() - both)}
+    homeless = {k: why_left(k, own.keys()) for k in sorted(given.keys() - both)}
     return KeyReport(
         source=weights.source,
         reach=weights.reach,
         loaded=tuple(sorted(both - differs.keys())),
-        new={k: _why_new(k, weights.reach) for k in sorted(own.keys() - both)},
+        new={k: why_new(k, weights.reach, given.keys()) for k in sorted(own.keys() - both)},
         left_behind={**homeless, **dict(sorted(weights.left.items()))},
         mismatched=differs,
     )
@@ -239,6 +143,8 @@ def load_into(detector: nn.Module, weights: Weights, name: str = "") -> KeyRepor
 
 def remedy(weights: Weights, name: str) -> str:
     """What to do about weights that do not fit the detector called `name`."""
+    if weights.remedy:
+        return weights.remedy
     if weights.detector and name and weights.detector != name:
         return f"it was pretrained with detector={weights.detector!r}, not {name!r}: use that detector or pretrain this one"
     return "the file's keys were changed, or its settings (overrides, alignment) differ: use the detector as it was pretrained"
@@ -246,27 +152,45 @@ def remedy(weights: Weights, name: str) -> str:
 
 # --- out --------------------------------------------------------------------------------------------------------------
 
+#: What `export` writes, by the layout.
+WRITTEN = {
+    "detectron2": "set MODEL.WEIGHTS to it",
+    "torchvision": "a state dict for torchvision's ResNet, without fc: load_state_dict(..., strict=False)",
+    "soco": "both networks, projector and predictor under the authors' names",
+}
 
-def export(path: str | Path, out: str | Path, network: str = "online") -> Path:
-    """Write the encoder's weights as a file that plain Detectron2 reads as MODEL.WEIGHTS; returns its path."""
-    weights = read_weights(path, network)
+
+def export(path: str | Path, out: str | Path, network: str = "online", layout: str = "detectron2") -> Path:
+    """Write a pretraining's weights as a file for others (see `exports`); returns its path.
+
+    layout: detectron2 (the encoder of `network`), torchvision (its ResNet alone) or soco (all, whatever `network`).
+    """
+    one_of("network", network, NETWORKS)
+    one_of("layout", layout, WRITTEN)
     out = Path(out).expanduser()
     require(out.suffix == ".pth", f"out={out} must end in .pth: Detectron2 tells formats by the ending")
+    file = checkpoint_file(path)
+    state = checkpoint.read(file)
+    if layout == "soco":
+        content = exports.soco(state["model"])
+    else:
+        content = getattr(exports, layout)(_own(state, file, network).tensors)
     out.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"model": weights.tensors, "__author__": "soco-book", "matching_heuristics": False}, out)
+    torch.save(content, out)
     return out
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    command = parser.add_subparsers(required=True, metavar="export").add_parser("export", help="write a Detectron2 file")
+    command = parser.add_subparsers(required=True, metavar="export").add_parser("export", help="write a file for other programs")
     command.add_argument("checkpoint", help="a checkpoint or the run folder of a pretraining")
     command.add_argument("out", help="the .pth file to write")
     command.add_argument("--network", default="online", help="online (default) or target")
+    command.add_argument("--layout", default="detectron2", help=f"{', '.join(WRITTEN)} (default: detectron2)")
     given = parser.parse_args(arguments)
     try:
-        print(f"wrote {export(given.checkpoint, given.out, given.network)}: set MODEL.WEIGHTS to it")
+        print(f"wrote {export(given.checkpoint, given.out, given.network, given.layout)}: {WRITTEN[given.layout]}")
     except BookError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -6,9 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from soco_lib import BookError, scenes
+from soco_lib import BookError, probes, scenes
 from soco_lib.config import Pretrain, View
 from soco_lib.probe import class_mean, knn, linear, probe, random_encoder
+from soco_lib.results import Run, write_json
 from tests.conftest import TINY_DETECTOR
 
 
@@ -75,3 +76,29 @@ def write_voc(root):
 def test_images_without_labels_are_refused(pictures):
     with pytest.raises(BookError, match="no labels"):
         probe(torch.nn.Identity(), Pretrain("a", "b"), f"folder:{pictures}")
+
+
+def probed(folder, name, seed, alignment, knn):
+    """A finished run folder as a pretraining and `make probe` leave it; random weights score 2 %."""
+    cfg = Pretrain("a", "whole", k=1, seed=seed, alignment=alignment, profile="toy")
+    run = Run.start(name, "pretrain", cfg, folder)
+    run.lock()
+    run.begin()
+    run.log({"step": 1, "loss": 0.0})
+    run.end("done", {"images_seen": 100})
+    scores = lambda value: {"knn": value, "linear": value, "classes": 10}  # noqa: E731
+    write_json(run.folder / "probe.json", {"data": "voc:x@test", "fit": "", "random": scores(0.02), "trained": scores(knn)})
+    return run.folder
+
+
+def test_table_of_probes_pairs_seeds_and_keeps_its_records(tmp_path, capsys):
+    runs = [probed(tmp_path, f"soco-{s}", s, "head", v) for s, v in ((1, 0.05), (2, 0.06), (3, 0.07))]
+    runs += [probed(tmp_path, f"whole-{s}", s, "whole", v) for s, v in ((1, 0.04), (2, 0.04), (3, 0.04))]
+    assert probes.main([str(tmp_path / "table"), *map(str, runs)]) == 0
+    said = capsys.readouterr().out
+    assert "6.0 ± 1.0" in said and "+4.0 [+1.5, +6.5]" in said  # mean of 3, 4, 5; t(2) 4.303 x 1 / sqrt(3)
+    assert "knn, head against whole: +2.0 [-0.5, +4.5] points over 3 seeds" in said
+    assert probes.collect([tmp_path / "table" / run.name for run in runs])["knn"].tolist() == pytest.approx([5, 6, 7, 4, 4, 4])
+    unfinished = Run.start("x", "pretrain", Pretrain("a", "b"), tmp_path).folder
+    assert probes.main([str(tmp_path / "table"), str(unfinished)]) == 1
+    assert capsys.readouterr().err.count("\n") == 1

@@ -18,8 +18,8 @@ LIBRARY = Path(soco_lib.__file__).parent
 ORDER = """
 config boxes sources proposals shards store interchange views dataset fcos detector encoder loss soco optim
 results checkpoint health distributed session scene_textures scene_light scene_objects scene_picture scenes
-probe meter
-slurm launch train weights benchmarks detection evaluation finetune transfer
+probe probes meter
+slurm launch train formats foreign key_report exports weights benchmarks detection evaluation finetune transfer
 paper tables gallery plots drawing parameters book live
 """.split()
 

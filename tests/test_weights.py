@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import torchvision
 
 from soco_lib import BookError, checkpoint
 from soco_lib.config import Pretrain, View, to_dict
@@ -19,6 +20,7 @@ from detectron2.modeling import build_model  # isort: skip
 from detectron2.structures import Boxes  # isort: skip
 
 TINY_C4 = ("MODEL.RESNETS.STEM_OUT_CHANNELS=8", "MODEL.RESNETS.WIDTH_PER_GROUP=4", "MODEL.RESNETS.RES2_OUT_CHANNELS=16")
+WIDER = ("MODEL.FPN.OUT_CHANNELS=32", *TINY_DETECTOR[1:])
 RETINANET = "COCO-Detection/retinanet_R_50_FPN_1x.yaml"
 
 
@@ -37,6 +39,7 @@ def write(folder, cfg, rename=None, step=7):
     folder.mkdir(exist_ok=True)
     torch.manual_seed(0)
     state = SoCo(cfg).state_dict()
+    state |= {k: v + 1 for k, v in state.items() if k.startswith("target.")}  # else a copy of the online network
     for old, new in (rename or {}).items():
         state[new] = state.pop(old)
     return checkpoint.save(folder, step, to_dict(cfg), 3, model=state)
@@ -65,8 +68,8 @@ def test_every_key_has_a_class(run_folder):
 
 def test_backbone_fpn_and_box_head_are_loaded_whole(run_folder):
     frame = compare(detector(), read_weights(run_folder)).frame()
-    pretrained = ["backbone stem", *(f"backbone res{i}" for i in range(2, 6)), "fpn", "box head"]
-    assert (frame.loc[pretrained, "loaded"] > 0).all() and not frame.loc[pretrained, ["new", "left_behind", "mismatched"]].to_numpy().any()
+    pretrained = frame.loc[["backbone stem", *(f"backbone res{i}" for i in range(2, 6)), "fpn", "box head"]]
+    assert (pretrained["loaded"] > 0).all() and not pretrained[["new", "left_behind", "mismatched"]].to_numpy().any()
     assert (frame.loc[["region proposals", "predictor", "mask head"], "loaded"] == 0).all()
     assert "other" not in frame.index
 
@@ -134,7 +137,7 @@ def test_reach_comes_from_the_checkpoint(tmp_path, alignment, new):
 
 def test_c4_loads_res5_into_its_head(tmp_path):
     for alignment in ("head", "c5"):
-        write(tmp_path / alignment, settings(detector="mask-rcnn-r50-c4", overrides=TINY_C4, alignment=alignment, views=(View(64),)))
+        write(tmp_path / alignment, settings(detector="mask-rcnn-r50-c4", overrides=TINY_C4, alignment=alignment))
         report = load_into(detector("mask-rcnn-r50-c4", TINY_C4), read_weights(tmp_path / alignment))
         assert any(name.startswith("roi_heads.res5.2.") for name in report.loaded)
         assert set(report.new.values()) == {"region proposals", "predictor", "mask head"}
@@ -177,6 +180,95 @@ def test_export_is_read_by_plain_detectron2(run_folder, tmp_path, capsys):
         export(run_folder, tmp_path / "soco.bin")
     assert main(["export", str(tmp_path / "nowhere"), str(tmp_path / "a.pth")]) == 1
     assert "does not exist" in capsys.readouterr().err
+
+
+TRUNK_ONLY = ("MODEL.FPN.OUT_CHANNELS=16", "MODEL.ROI_BOX_HEAD.CONV_DIM=16", "MODEL.ROI_BOX_HEAD.FC_DIM=16")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "depth, detector_name, overrides, alignment",
+    [
+        (18, "toy-mask-rcnn-r18-fpn", TRUNK_ONLY, "c5"),
+        (50, "mask-rcnn-r50-fpn", TRUNK_ONLY, "c5"),
+        (50, "mask-rcnn-r50-c4", (), "head"),
+    ],
+)
+def test_export_to_torchvision(depth, detector_name, overrides, alignment, tmp_path):
+    cfg = settings(detector=detector_name, overrides=overrides, alignment=alignment)
+    torch.manual_seed(0)
+    model = SoCo(cfg).train()
+    model.online.encoder(*inputs())
+    run = checkpoint.save(tmp_path, 1, to_dict(cfg), 3, model=model.state_dict())
+    assert main(["export", str(run), str(tmp_path / "resnet.pth"), "--layout", "torchvision"]) == 0
+
+    theirs = getattr(torchvision.models, f"resnet{depth}")().eval()
+    keys = theirs.load_state_dict(torch.load(tmp_path / "resnet.pth", weights_only=True), strict=False)
+    assert keys.missing_keys == ["fc.weight", "fc.bias"] and not keys.unexpected_keys
+    encoder = model.online.encoder.double().eval()
+    theirs, images = theirs.double(), inputs()[0].double()
+    ours = encoder.trunk(images)["res5"] if alignment == "c5" else encoder.roi_heads.res5(encoder.trunk(images)["res4"])
+    for name in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"):
+        images = getattr(theirs, name)(images)
+    torch.testing.assert_close(ours, images, atol=1e-5, rtol=0)
+    assert images.std() > 1e-2
+
+    back, weights = read_weights(tmp_path / "resnet.pth"), read_weights(run)
+    assert len(back.tensors) == sum("res" in k or "stem" in k for k in weights.tensors) and not back.left
+    for key, value in back.tensors.items():
+        names = [key, key.replace("backbone.", "backbone.bottom_up."), key.replace("backbone.res5", "roi_heads.res5")]
+        assert torch.equal(value, next(weights.tensors[name] for name in names if name in weights.tensors))
+
+
+SOCO_NAMES = {
+    "module.encoder.conv1.weight": "online.encoder.backbone.bottom_up.stem.conv1.weight",
+    "module.encoder_k.layer3.0.downsample.1.weight": "target.encoder.backbone.bottom_up.res4.0.shortcut.norm.weight",
+    "module.neck.lateral_convs.0.conv.weight": "online.encoder.backbone.fpn_lateral2.weight",
+    "module.neck_k.fpn_convs.3.bn.running_var": "target.encoder.backbone.fpn_output5.norm.running_var",
+    "module.head.conv1.weight": "online.encoder.roi_heads.box_head.conv1.weight",
+    "module.head.bn1.bias": "online.encoder.roi_heads.box_head.conv1.norm.bias",
+    "module.head_k.fc1.weight": "target.encoder.roi_heads.box_head.fc1.weight",
+    "module.projector.linear1.weight": "online.projector.0.weight",
+    "module.projector_k.bn1.running_mean": "target.projector.1.running_mean",
+    "module.predictor.linear2.bias": "predictor.3.bias",
+}
+
+
+def test_export_to_the_authors_layout_and_back(run_folder, tmp_path):
+    assert main(["export", str(run_folder), str(tmp_path / "soco.pth"), "--layout", "soco"]) == 0
+    ours = checkpoint.read(checkpoint.paths(run_folder)[-1])["model"]
+    theirs = torch.load(tmp_path / "soco.pth", weights_only=True)["model"]
+    assert len(theirs) == len(ours)
+    for name, key in SOCO_NAMES.items():
+        assert torch.equal(theirs[name], ours[key]), name
+    for network in ("online", "target"):
+        weights, back = read_weights(run_folder, network), read_weights(tmp_path / "soco.pth", network)
+        model = detector()
+        report = load_into(model, back)
+        assert set(report.loaded) == set(weights.tensors) and set(report.new) == set(compare(model, weights).new)
+        assert set(back.left.values()) == {"projector", "predictor", "target network" if network == "online" else "online network"}
+        assert all(torch.equal(model.state_dict()[key], value) for key, value in weights.tensors.items())
+
+
+def test_c4_in_the_authors_layout(tmp_path):
+    run = write(tmp_path, settings(detector="mask-rcnn-r50-c4", overrides=TINY_C4))
+    export(run, tmp_path / "c4.pth", layout="soco")
+    model, weights = detector("mask-rcnn-r50-c4", TINY_C4), read_weights(run)
+    assert set(load_into(model, read_weights(tmp_path / "c4.pth")).loaded) == set(weights.tensors)
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in weights.tensors.items())
+
+
+def test_what_cannot_be_exported_is_named(run_folder, tmp_path):
+    with pytest.raises(BookError, match="layout='caffe' is unknown .known: detectron2, torchvision, soco"):
+        export(run_folder, tmp_path / "a.pth", layout="caffe")
+    fpn = "online.encoder.backbone.fpn_lateral"
+    run = write(tmp_path, settings(), {f"{fpn}3.weight": f"{fpn}9.weight"})
+    with pytest.raises(BookError, match=f"{fpn}9.weight has no place in the authors' layout"):
+        export(run, tmp_path / "a.pth", layout="soco")
+    run = write(tmp_path / "stem", settings(detector="mask-rcnn-r50-c4", overrides=TINY_C4, alignment="neck"))
+    with pytest.raises(BookError, match="no whole ResNet to write: layer4 was not pretrained"):
+        export(run, tmp_path / "a.pth", layout="torchvision")
+    assert not (tmp_path / "a.pth").exists()
 
 
 # --- the same image and boxes through the encoder and through the detector --------------------------------------------
@@ -227,3 +319,25 @@ def test_c4_features_equal_the_detectors(tmp_path):
     shared = built.roi_heads._shared_roi_transform([theirs["res4"]], [Boxes(b) for b in boxes])
     torch.testing.assert_close(encoder(images, boxes), shared.mean((2, 3)), atol=1e-5, rtol=0)
     assert isinstance(encoder, Encoder)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["retinanet-r50-fpn", "fcos-r50-fpn"])
+@pytest.mark.parametrize("source", ["itself", "mask-rcnn-r50-fpn"])
+def test_one_stage_features_equal_the_detectors(name, source, tmp_path):
+    """Table 7: backbone and FPN, pretrained as this detector or as Mask R-CNN (whose P2 and box head then have no place)."""
+    overrides = ("MODEL.FPN.OUT_CHANNELS=32", *TINY_C4)  # FCOS's group norms need 32 channels
+    cfg = settings(detector=name if source == "itself" else source, overrides=overrides if source == "itself" else WIDER)
+    encoder, _ = pair(cfg, tmp_path)
+    built = detector(name, overrides)
+    report = load_into(built, read_weights(tmp_path), name)
+    assert set(report.new.values()) == {"extra levels", "predictor"}
+    built.eval()
+    images, _ = inputs(side=128)
+    for level, value in built.backbone.bottom_up(images).items():
+        torch.testing.assert_close(encoder.trunk(images)[level], value, atol=1e-5, rtol=0)
+    ours, theirs = encoder.maps(images), built.backbone(images)
+    assert {"p3", "p4", "p5"} == set(ours) & set(theirs)
+    for level in ("p3", "p4", "p5"):
+        torch.testing.assert_close(ours[level], theirs[level], atol=1e-5, rtol=0)
+        assert ours[level].std() > 1e-3
