@@ -24,11 +24,18 @@ IMAGES :=
 PROPOSALS :=
 #: what a transfer starts from: a pretraining's run folder, a checkpoint, or scratch
 INIT := scratch
-#: training and test data of a transfer, coco:JSON@IMAGES (default: the parameter file's)
+#: one of the paper's benchmarks, such as coco-fpn-1x, at the scale of PROFILE (default: the transfer's parameter file)
+BENCHMARK :=
+#: training and test data of a transfer, coco:JSON@IMAGES (default: the benchmark's or the parameter file's)
 TRAIN :=
 TEST :=
 #: transfer runs of a report, by name (default: the quickstart's)
 RUNS :=
+#: of `make compare`, with B: two transfers, run folders or names under RESULTS
+A :=
+B :=
+#: of `make data-check`: data sets or benchmarks (default: all)
+NAMES :=
 #: other settings of a pretraining or transfer, such as SET='k: 8, steps: 200'
 SET :=
 #: host:port that all nodes reach, for NODES > 1
@@ -83,13 +90,14 @@ $(READY): pyproject.toml $(PINNED) $(CHANGED) | $(PY)
 	@$(PY) -m pip --version >/dev/null 2>&1 || $(PY) -m ensurepip >/dev/null
 	@$(PIP) install -q -e '.[test]'
 ifeq ($(WANTED),pinned)
-	@pin=$$(grep -o '^[^# ]*==[^ ]*' $(PINNED)); $(PIP) freeze --all | grep -xF "$$pin" >/dev/null || { \
-	    $(PIP) uninstall -qq -y detectron2 sal-detectron2; \
+	@pins=$$(grep -o '^[^# ]*==[^ ]*' $(PINNED)); [ -z "$$($(PIP) freeze --all | grep -vxFf - <(echo "$$pins"))" ] || { \
+	    $(PIP) uninstall -qq -y detectron2 sal-detectron2 lvis; \
 	    $(PIP) install -q --target "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("platlib"))')" \
 	        --no-deps --only-binary=:all: --python-version 3.10 --platform linux_x86_64 --require-hashes -r $(PINNED); }
 else
 	@$(PIP) uninstall -qq -y detectron2 sal-detectron2
 	@$(PIP) install -q --no-build-isolation '$(WANTED)'
+	@$(PIP) install -q --no-deps --require-hashes -r <(sed -n '/^lvis/,$$p' $(PINNED))
 endif
 	@said=$$($(PY) -W ignore -c 'import torch, cv2, detectron2' 2>&1) || { \
 	    case "$$said" in \
@@ -119,18 +127,28 @@ lab: | $(READY) ## open JupyterLab on notebooks/
 BOOK := $(PY) -m soco_lib.book
 NB := notebooks
 SCENES := data/scenes
-.PHONY: data proposals views pretrain join transfer report quickstart gallery probe
+.PHONY: data proposals views pretrain join transfer compare report quickstart gallery probe probe-table data-check
+.PHONY: table1 table2 table3 table6 table7 table8 table10
 
 $(SCENES)/scenes.json: | $(READY)
 	@$(PY) -m soco_lib.scenes --out $(SCENES) --train 400 --val 100
 
 data: $(SCENES)/scenes.json ## draw the embedded scenes (data/scenes, COCO layout)
 
+data-check: | $(READY) ## count images and annotations of NAMES against the known totals of COCO, VOC, LVIS, ImageNet
+	@$(PY) -m soco_lib.data_check $(NAMES)
+
+# LVIS's toy benchmarks read the scenes in LVIS layout.
+$(SCENES)-lvis/lvis_val.json: $(SCENES)/scenes.json | $(READY)
+	@$(PY) -m soco_lib.lvis_sample
+
 # The toy profile's data are the scenes, unless others are named.
 TOY_DATA := $(if $(filter toy,$(PROFILE)),$(SCENES)/scenes.json)
 PICTURES := $(or $(IMAGES),$(if $(filter toy,$(PROFILE)),coco:$(SCENES)/annotations/instances_train.json,folder:imagenet/train))
 # data/scenes-proposals for the scenes, else by the last part of the path: folder:photos/cats -> data/cats-proposals
 STORE := $(or $(PROPOSALS),data/$(if $(findstring $(SCENES)/,$(PICTURES)),scenes,$(basename $(notdir $(lastword $(subst :, ,$(firstword $(subst @, ,$(PICTURES))))))))-proposals)
+# PROPOSALS=whole is one box that is the image, and no store.
+PROPOSE = $(if $(filter whole,$(STORE)),,$(PY) -m soco_lib.store --images '$(PICTURES)' --out '$(STORE)')
 DATA_FLAGS = -p images '$(PICTURES)' -p proposals '$(STORE)'
 LAUNCH_FLAGS = -p seed $(SEED) -p gpus $(GPUS) -p nodes $(NODES) -p rendezvous '$(RENDEZVOUS)' -p restarts $(RESTARTS) \
     -p launcher $(LAUNCHER) -p partition '$(PARTITION)' -p minutes $(MINUTES) -p cpus $(CPUS) -p overrides '{$(SET)}'
@@ -139,21 +157,36 @@ proposals: $(TOY_DATA) | $(READY) ## proposals of IMAGES, and a look at them
 	@$(BOOK) $(NB)/01_proposals.ipynb --results $(RESULTS) --run-name $(or $(RUN),$(notdir $(STORE))) $(DATA_FLAGS)
 
 views: $(TOY_DATA) | $(READY) ## the views that pretraining sees of IMAGES
-	@$(PY) -m soco_lib.store --images '$(PICTURES)' --out '$(STORE)'
+	@$(PROPOSE)
 	@$(BOOK) $(NB)/02_views.ipynb --results $(RESULTS) --run-name $(or $(RUN),views-$(PROFILE)) $(DATA_FLAGS) \
 	    -p config $(NB)/params/pretrain-$(PROFILE).yaml
 
 pretrain: $(TOY_DATA) | $(READY) ## pretrain on IMAGES with GPUS x NODES processes; goes on where it was interrupted
-	@$(PY) -m soco_lib.store --images '$(PICTURES)' --out '$(STORE)'
+	@$(PROPOSE)
 	@$(BOOK) $(NB)/03_pretrain.ipynb --results $(RESULTS) --run-name $(or $(RUN),pretrain-$(PROFILE)) $(DATA_FLAGS) \
 	    $(LAUNCH_FLAGS) -p config $(NB)/params/pretrain-$(PROFILE).yaml
 
 join: | $(READY) ## on every other node: this node's part of the run RUN (NODES, GPUS, RENDEZVOUS as on the first)
 	@$(PY) -m soco_lib.launch join $(RESULTS)/$(RUN) --gpus $(GPUS) --nodes $(NODES) --rendezvous '$(RENDEZVOUS)' --restarts $(RESTARTS) $(ARGS)
 
-transfer: $(TOY_DATA) | $(READY) ## fine-tune a detector from INIT on TRAIN and evaluate it on TEST
-	@$(BOOK) $(NB)/04_transfer.ipynb --results $(RESULTS) --run-name $(or $(RUN),transfer-$(PROFILE)) \
-	    $(LAUNCH_FLAGS) -p config $(NB)/params/transfer-$(PROFILE).yaml -p init '$(INIT)' -p train '$(TRAIN)' -p test '$(TEST)'
+transfer: $(TOY_DATA) $(if $(findstring toy lvis,$(PROFILE) $(BENCHMARK)),$(SCENES)-lvis/lvis_val.json) | $(READY) ## fine-tune a detector from INIT on TRAIN, or as BENCHMARK says, and evaluate it on TEST
+	@$(BOOK) $(NB)/04_transfer.ipynb --results $(RESULTS) --run-name $(or $(RUN),transfer-$(if $(BENCHMARK),$(BENCHMARK)-)$(PROFILE)) \
+	    $(LAUNCH_FLAGS) -p config $(NB)/params/transfer-$(PROFILE).yaml -p init '$(INIT)' -p train '$(TRAIN)' -p test '$(TEST)' \
+	    -p benchmark '$(BENCHMARK)' -p profile $(PROFILE)
+
+compare: | $(READY) ## two transfers A and B of one benchmark: settings, curves, classes, kinds of error, images
+	@$(BOOK) $(NB)/07_compare.ipynb --results $(RESULTS) --run-name $(or $(RUN),compare-$(notdir $(A:%/=%))-$(notdir $(B:%/=%))) \
+	    -p run_a '$(A)' -p run_b '$(B)'
+
+table1: ## Table 1 of the paper, Mask R-CNN R50-FPN on COCO, with every transfer of it under RESULTS at PROFILE (all: both)
+table2: ## the same of Table 2, Mask R-CNN R50-C4 on COCO
+table3: ## of Table 3, Faster R-CNN R50-C4 on VOC
+table6: ## of Table 6, LVIS
+table7: ## of Table 7, RetinaNet and FCOS
+table8: ## of Table 8, 5 % and 10 % of COCO
+table10: ## of Table 10, COCO 4x
+table1 table2 table3 table6 table7 table8 table10: | $(READY)
+	@$(PY) -m soco_lib.tables $(@:table%=%) --results '$(RESULTS)' --profile '$(PROFILE)'
 
 report: | $(READY) ## the table of RUNS beside the paper's
 	@$(BOOK) $(NB)/05_report.ipynb --results $(RESULTS) --run-name $(or $(RUN),report) $(if $(RUNS),-p runs '[$(subst $(SPACE),$(COMMA) ,$(strip $(RUNS)))]')
@@ -189,8 +222,11 @@ quickstart: $(QS)-views/02_views.html $(QS)-report/05_report.html ## the whole b
 gallery: $(QS)-report/05_report.html | $(READY) ## put the quickstart's figures and table into the README
 	@$(PY) -m soco_lib.gallery
 
-probe: | $(READY) ## class of labelled objects (TEST=coco:... or voc:...) from the frozen features of the pretraining INIT
-	@$(PY) -m soco_lib.probe '$(INIT)' --data '$(TEST)'
+probe: | $(READY) ## class of labelled objects (TEST=coco:... or voc:..., learnt from TRAIN or from half of TEST) from the frozen features of the pretraining INIT
+	@$(PY) -m soco_lib.probe '$(INIT)' --data '$(TEST)' --fit '$(TRAIN)'
+
+probe-table: | $(READY) ## mean and spread over seeds of the probed pretrainings RUNS, in RESULTS/RUN
+	@$(PY) -m soco_lib.probes '$(RESULTS)/$(or $(RUN),probe-table)' $(addprefix $(RESULTS)/,$(RUNS))
 
 # -------------------------------------------------------------------------------------------------------------- checks
 test: | $(READY) ## run the tests; ARGS='-k boxes' chooses among them

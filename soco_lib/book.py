@@ -23,6 +23,8 @@ import yaml
 from soco_lib import ROOT, BookError, locate
 from soco_lib.parameters import Loader, Parameter, check, declared
 
+#: Where run folders go unless another folder is named.
+RESULTS = ROOT / "results"
 #: nbconvert's page without what it fetches from the network (require.js, MathJax, Mermaid): write formulas in Unicode.
 _PAGE = "{% extends 'lab/index.html.j2' %}" + "".join(
     f"{{% block {block} %}}{{% endblock %}}"
@@ -43,13 +45,13 @@ def execute(
     notebook: str | Path,
     run_name: str,
     params: dict[str, Any],
-    results: str | Path = ROOT / "results",
+    results: str | Path = RESULTS,
     html: bool = True,
     kernel: str | None = None,
 ) -> Path:
     """Execute a notebook from the checkout's root; returns its executed copy, `<results>/<run_name>/<notebook>.ipynb`.
 
-    `params` override the parameters cell; `run_name` is injected too where the notebook declares it. What cells print
+    `params` override the parameters cell; `run_name` and `results` are injected too where the notebook declares them. What cells print
     appears on the terminal. `kernel` defaults to this environment's `python3`, whatever the file's metadata says.
     Raises BookError before anything runs, NotebookFailed when a cell fails; the executed copy then stays for reading.
     """
@@ -58,7 +60,7 @@ def execute(
     from nbclient.exceptions import DeadKernelError
 
     notebook = locate(notebook)
-    params = _with_run_name(notebook, run_name, params)
+    params = _placed(notebook, run_name, results, params)
     check(notebook, params)
     copy = ROOT / results / run_name / notebook.name
     copy.parent.mkdir(parents=True, exist_ok=True)
@@ -107,14 +109,16 @@ def render(executed: Path) -> Path:
     return target
 
 
-def _with_run_name(notebook: Path, run_name: str, params: dict) -> dict:
+def _placed(notebook: Path, run_name: str, results: str | Path, params: dict) -> dict:
+    """`params` with the run's place, its name and the folder of all runs, where the notebook declares them."""
     if not re.fullmatch(r"\w[\w.+=,@-]*", run_name):
         raise BookError(f"run name {run_name!r} is no folder's name: use letters, digits and _ - . + = , @, a letter or digit first")
-    if "run_name" not in declared(notebook):
-        return params
-    if params.get("run_name", run_name) != run_name:
-        raise BookError(f"run_name = {params['run_name']!r} contradicts the run name {run_name!r}: leave the parameter out")
-    return {**params, "run_name": run_name}
+    place = {"run_name": run_name} | ({} if Path(results) == RESULTS else {"results": str(results)})
+    place = {name: value for name, value in place.items() if name in declared(notebook)}
+    for name, value in place.items():
+        if params.get(name, value) != value:
+            raise BookError(f"{name} = {params[name]!r} contradicts {value!r}, which this command gives: leave the parameter out")
+    return params | place
 
 
 class _Echo:
@@ -213,7 +217,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--run-name", required=True, help="the folder under --results that takes the executed copy")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="pairs", help="set a parameter")
     parser.add_argument("-f", action="append", default=[], metavar="FILE", dest="files", help="set parameters from a YAML file")
-    parser.add_argument("--results", default=ROOT / "results", help="default: results/ of the checkout")
+    parser.add_argument("--results", default=RESULTS, help="default: results/ of the checkout")
     parser.add_argument("--no-html", action="store_true", help="leave out the HTML page")
     args = parser.parse_args(argv)
     try:

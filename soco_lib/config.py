@@ -119,6 +119,7 @@ class Pretrain:
             require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
         for name in ("jitter_p", "cutout_p", "tau"):
             require(0 <= getattr(self, name) <= 1, f"{name}={getattr(self, name)} must lie in [0, 1]")
+        require(self.seed >= 0, f"seed={self.seed} may not be negative")
         require(self.micro_batch >= 0 and self.steps >= 0, "micro_batch and steps may not be negative")
         require(self.steps > 0 or self.epochs > 0, f"epochs={self.epochs} must be positive when steps is 0")
         for name in ("base_lr", "canonical"):
@@ -238,18 +239,25 @@ SUBJECT = frozenset({"images", "proposals", "train", "test", "init", "seed", "pr
 
 
 def load(cls, path: str | Path, **changes):
-    """Read a YAML parameter file into `cls`, with `changes` on top (None: keep the file's value).
-
-    The profile, which labels every table and figure, then names what was changed: a file's scale is no longer the run's.
-    """
+    """Read a YAML parameter file into `cls`, with `changes` on top (see `changed`)."""
     path = locate(path)
     require(path.is_file(), f"no parameter file {path}: known are {', '.join(sorted(p.name for p in path.parent.glob('*.yaml')))}")
-    values = yaml.safe_load(path.read_text()) or {}
-    changes = {k: v for k, v in changes.items() if v is not None and values.get(k) != v}
+    return changed(cls, yaml.safe_load(path.read_text()) or {}, changes, path.name)
+
+
+def changed(cls, values: dict, changes: dict, where: str = ""):
+    """Build `cls` from plain values with `changes` on top (None: keep the value).
+
+    The profile, which labels every table and figure, then names what was changed: the values' scale is no longer the run's.
+    """
+    hints, defaults = typing.get_type_hints(cls), {f.name: f.default for f in dataclasses.fields(cls)}
+    one_by_one = lambda name, value: _convert(name, value, hints[name]) if name in hints else value  # noqa: E731
+    before = {name: one_by_one(name, value) for name, value in {**defaults, **values}.items() if value is not dataclasses.MISSING}
+    changes = {k: v for k, v in changes.items() if v is not None and (k not in before or one_by_one(k, v) != before[k])}
     said = [f"{k}={v}" if isinstance(v, (int, float, str)) else k for k, v in changes.items() if k not in SUBJECT | OPERATIONAL]
     if said and "profile" not in changes:
         changes["profile"] = f"{values.get('profile', '')}, {', '.join(said)}"
-    return from_dict(cls, {**values, **changes}, path.name)
+    return from_dict(cls, {**values, **changes}, where)
 
 
 def to_dict(cfg) -> dict:

@@ -4,60 +4,45 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from soco_lib.benchmarks import Transfer, read_coco
+from soco_lib.benchmarks import Transfer, require_data, split_sets
 from soco_lib.config import require
-from soco_lib.detector import CfgNode, detector_config
+from soco_lib.detector import CfgNode, detector_config, for_finetuning
+from soco_lib.layouts import Layout, check_scored, read_layout
 
 from detectron2.data import DatasetCatalog, MetadataCatalog  # noqa: E402  (soco_lib.detector silences its imports)
-from detectron2.data.datasets import load_coco_json
 
 logging.getLogger("detectron2").setLevel(logging.ERROR)  # quiet until a run gives it a log file
-#: Images of an annotation file whose existence is checked before a run starts.
-SAMPLED = 50
 
 
 @dataclass(frozen=True)
 class DetectionData:
-    """A COCO-layout data set as Detectron2 knows it."""
+    """A data set, or several of one layout and the same classes, as Detectron2 knows it."""
 
     name: str  # in Detectron2's catalogues
-    annotations: Path
-    classes: tuple[str, ...]  # sorted by the file's category ids
-    image_ids: tuple[int, ...]  # sorted
+    kind: str  # coco, lvis or voc: its layout, and so its evaluator
+    classes: tuple[str, ...]  # COCO, LVIS: sorted by category id; VOC: its own order, or sorted by name
+    image_ids: tuple = field(repr=False)  # sorted; those drawn, where only a part is labelled; VOC's are names
     mask_format: str  # polygon, bitmask (RLE), or "" without masks
+    empty_boxes: int  # objects whose box has no area: nobody trains on them
+    layouts: tuple[Layout, ...] = field(repr=False)  # the sets that it is joined from
 
     @property
     def records(self) -> list[dict]:
         """Detectron2's dataset dicts: file_name, height, width, image_id, annotations."""
         return DatasetCatalog.get(self.name)
 
-
-def _mask_format(annotations: list[dict], path: Path) -> str:
-    """How objects' masks are stored. Crowd regions do not count: they are RLE everywhere and nobody trains on them."""
-    needed, kinds = {"id", "image_id", "category_id", "bbox", "area"}, set()
-    for annotation in annotations:
-        missing = needed - annotation.keys()
-        require(not missing, f"{path}: annotation {annotation.get('id')} lacks {', '.join(sorted(missing))}")
-        if not annotation.get("iscrowd"):
-            kinds.add(type(annotation["segmentation"]) if annotation.get("segmentation") else None)
-    require(kinds <= {None} or None not in kinds, f"{path}: some objects have masks and some have none: complete or remove them")
-    return "bitmask" if dict in kinds else "polygon" if list in kinds else ""
-
-
-def _check_images(root: Path, names: list[str], path: Path) -> None:
-    sample = names[:: -(-len(names) // SAMPLED)]
-    missing = [name for name in sample if not (root / name).is_file()]
-    require(
-        not missing,
-        f"{len(missing)} of {len(sample)} images sampled from {path} are not in {root}, e.g. {missing[:1]}: complete the folder",
-    )
+    def describe(self) -> str:
+        """What it holds, for a log: images, classes, masks, boxes without area."""
+        empty = f", {self.empty_boxes} boxes without area" if self.empty_boxes else ""
+        return f"{len(self.image_ids)} images, {len(self.classes)} classes, masks: {self.mask_format or 'none'}{empty}"
 
 
 def draw_images(image_ids: tuple[int, ...], labelled: float, seed: int) -> tuple[int, ...]:
@@ -70,32 +55,43 @@ def draw_images(image_ids: tuple[int, ...], labelled: float, seed: int) -> tuple
 
 
 def open_data(spec: str, labelled: float = 1.0, seed: int = 0) -> DetectionData:
-    """Check a COCO-layout data set and register it with Detectron2 under a name that its paths and drawn part give.
+    """Check a data set (see benchmarks.DATA_KINDS) and register it with Detectron2 under a name that its files and drawn part give.
 
-    Raises BookError for a bad spec, a missing or foreign file, missing images (a sample is looked at).
+    Raises BookError for a bad spec, a missing or foreign file, missing images (a sample is looked at), sets that cannot be joined.
     """
-    path, root, content = read_coco(spec)
-    mask_format = _mask_format(content["annotations"], path)
-    _check_images(root, [image["file_name"] for image in content["images"]], path)
-    ids = draw_images(tuple(sorted(image["id"] for image in content["images"])), labelled, seed)
-    whole = len(ids) == len(content["images"])
-    unique = f"{path}@{root}@{path.stat().st_mtime_ns}@{'' if whole else ids}"
-    name = f"{path.stem}-{hashlib.sha256(unique.encode()).hexdigest()[:8]}"
+    layouts = tuple(read_layout(kind, rest) for kind, rest in split_sets(spec))
+    first = layouts[0]
+    for other in layouts[1:]:
+        for what in ("kind", "classes", "category_ids", "mask_format"):
+            a, b = getattr(first, what), getattr(other, what)
+            require(a == b, f"{spec!r} joins sets that differ in {what.replace('_', ' ')}: join only parts of one data set")
+    everything = sorted(itertools.chain.from_iterable(layout.image_ids for layout in layouts))
+    ids = draw_images(tuple(everything), labelled, seed)
+    whole = len(ids) == len(everything)
+    unique_ids = len(set(everything)) == len(everything)
+    require(whole or unique_ids, f"labelled={labelled:g}: sets of {spec!r} use the same image ids: renumber those of one")
+    files = ((layout.source, layout.root, layout.source.stat().st_mtime_ns) for layout in layouts)
+    unique = f"{list(map(str, itertools.chain.from_iterable(files)))}{'' if whole else ids}"
+    name = f"{first.source.stem}-{hashlib.sha256(unique.encode()).hexdigest()[:8]}"
     if name not in DatasetCatalog.list():
 
         @functools.cache  # the training loader, precise BN's and our own readers ask; reading train2017 takes half a minute
         def load() -> list[dict]:
             chosen = set(ids)
-            return [record for record in load_coco_json(str(path), str(root), name) if record["image_id"] in chosen]
+            return [record for layout in layouts for record in layout.load(name) if record["image_id"] in chosen]
 
         DatasetCatalog.register(name, load)
-        MetadataCatalog.get(name).set(json_file=str(path), image_root=str(root), evaluator_type="coco")
-    classes = tuple(category["name"] for category in sorted(content["categories"], key=lambda c: c["id"]))
-    return DetectionData(name, path, classes, ids, mask_format)
+        MetadataCatalog.get(name).set(thing_classes=list(first.classes), evaluator_type=first.kind, **first.metadata)
+    empty = sum(layout.empty_boxes for layout in layouts)
+    return DetectionData(name, first.kind, first.classes, ids, first.mask_format, empty, layouts)
 
 
 def open_both(cfg: Transfer) -> tuple[DetectionData, DetectionData]:
-    """Training and test data of a transfer. Raises BookError when their classes differ or nothing can be learnt."""
+    """Training and test data of a transfer.
+
+    Raises BookError when they are missing, their classes differ, nothing can be learnt, or the test cannot be scored.
+    """
+    require_data(cfg)
     train, test = open_data(cfg.train, cfg.labelled, cfg.seed), open_data(cfg.test)
     different = sorted({*train.classes} ^ {*test.classes}) or [a for a, b in zip(train.classes, test.classes) if a != b]
     require(not different, f"training and test data have different classes, e.g. {different[:3]}: give two parts of one data set")
@@ -103,6 +99,8 @@ def open_both(cfg: Transfer) -> tuple[DetectionData, DetectionData]:
         any(not a.get("iscrowd", 0) for record in train.records for a in record["annotations"]),
         f"the {len(train.image_ids)} training images of {cfg.train} hold no objects",
     )
+    require(len(test.layouts) == 1, f"test={cfg.test!r} joins several sets: evaluators take one")
+    check_scored(test.layouts[0])
     return train, test
 
 
@@ -151,7 +149,8 @@ def detectron_config(cfg: Transfer, train: DetectionData, test: DetectionData, f
     Raises BookError for a batch that cannot be split, an override of a setting that a Transfer field owns, data without
     masks for a precision or detector that the machine lacks.
     """
-    require(cfg.batch % world == 0, f"batch={cfg.batch} cannot be split evenly over {world} processes: choose a multiple of {world}")
+    even = cfg.batch % world == 0
+    require(even, f"batch={cfg.batch} cannot be split evenly over {world} processes: choose a multiple of {world}")
     cuda = torch.cuda.is_available()
     require(cuda or cfg.precision == "fp32", f"precision={cfg.precision} needs a GPU: set precision=fp32 on this machine")
     owned = _settings(cfg, train, test, folder)
@@ -163,8 +162,6 @@ def detectron_config(cfg: Transfer, train: DetectionData, test: DetectionData, f
     d2.MODEL.DEVICE = "cuda" if cuda else "cpu"
     d2.MODEL.MASK_ON = d2.MODEL.MASK_ON and bool(train.mask_format)
     d2.INPUT.MASK_FORMAT = train.mask_format or "polygon"
-    if cuda and world > 1:
-        for part in (d2.MODEL.RESNETS, d2.MODEL.FPN, d2.MODEL.ROI_BOX_HEAD, d2.MODEL.ROI_MASK_HEAD):
-            part.NORM = "SyncBN" if part.NORM == "BN" else part.NORM
+    for_finetuning(d2, synchronised=cuda and world > 1)  # SyncBatchNorm takes no CPU tensors
     d2.freeze()
     return d2

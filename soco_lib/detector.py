@@ -18,6 +18,7 @@ with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
     from detectron2.config import CfgNode
 
     import soco_lib.fcos  # noqa: F401  (registers FCOSFromConfig)
+    import soco_lib.res5  # noqa: F401  (registers Res5ROIHeadsExtraNorm)
 
 logging.getLogger("fvcore.common.checkpoint").setLevel(logging.WARNING)
 
@@ -58,17 +59,31 @@ NARROW_R50 = {
     "MODEL.RESNETS.RES2_OUT_CHANNELS": 64,
     "MODEL.RESNETS.WIDTH_PER_GROUP": 16,
 }
+NARROW_C4 = {k: v for k, v in NARROW_R50.items() if "RESNETS" in k} | {"MODEL.ROI_MASK_HEAD.CONV_DIM": 64}
+NARROW_ONE_STAGE = {**NARROW_R50, "MODEL.RETINANET.NUM_CONVS": 2}
+FCOS = {"MODEL.META_ARCHITECTURE": "FCOSFromConfig"}
+
 _MASK_FPN = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"
+_MASK_C4 = "COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x.yaml"
+_BOX_C4 = "PascalVOC-Detection/faster_rcnn_R_50_C4.yaml"
+_LVIS = "LVISv1-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"
+_RETINANET = "COCO-Detection/retinanet_R_50_FPN_1x.yaml"
 
 #: name -> (Detectron2 model-zoo file, settings on top of COMMON)
 DETECTORS: dict[str, tuple[str, dict]] = {
     "mask-rcnn-r50-fpn": (_MASK_FPN, BOX_HEAD),
     "mask-rcnn-r101-fpn": ("COCO-InstanceSegmentation/mask_rcnn_R_101_FPN_3x.yaml", BOX_HEAD),
-    "mask-rcnn-r50-c4": ("COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x.yaml", {}),
-    "retinanet-r50-fpn": ("COCO-Detection/retinanet_R_50_FPN_1x.yaml", {}),
-    "fcos-r50-fpn": ("COCO-Detection/retinanet_R_50_FPN_1x.yaml", {"MODEL.META_ARCHITECTURE": "FCOSFromConfig"}),
+    "mask-rcnn-r50-fpn-lvis": (_LVIS, BOX_HEAD),  # as the first, with LVIS's score threshold, detections and sampler
+    "mask-rcnn-r50-c4": (_MASK_C4, {}),
+    "faster-rcnn-r50-c4": (_BOX_C4, {}),
+    "retinanet-r50-fpn": (_RETINANET, {}),
+    "fcos-r50-fpn": (_RETINANET, FCOS),
     "toy-mask-rcnn-r18-fpn": (_MASK_FPN, {**BOX_HEAD, **TOY_FPN}),
     "toy-mask-rcnn-narrow-r50-fpn": (_MASK_FPN, {**BOX_HEAD, **NARROW_R50}),
+    "toy-mask-rcnn-narrow-r50-c4": (_MASK_C4, NARROW_C4),
+    "toy-faster-rcnn-narrow-r50-c4": (_BOX_C4, NARROW_C4),
+    "toy-retinanet-narrow-r50-fpn": (_RETINANET, NARROW_ONE_STAGE),
+    "toy-fcos-narrow-r50-fpn": (_RETINANET, {**NARROW_ONE_STAGE, **FCOS}),
 }
 
 
@@ -83,7 +98,8 @@ def detector_config(name: str, overrides: tuple[str, ...] = ()) -> CfgNode:
         cfg = model_zoo.get_config(zoo_file)
     except RuntimeError:  # the zoo's own word for a file it lacks
         one_of("detector", name, DETECTORS)
-    require(isinstance(cfg, CfgNode), f"detector={name!r} is a Python config: name a YAML file of the zoo, or one of {', '.join(DETECTORS)}")
+    known = ", ".join(DETECTORS)
+    require(isinstance(cfg, CfgNode), f"detector={name!r} is a Python config: name a YAML file of the zoo, or one of {known}")
     for key, value in {**COMMON, **extra}.items():
         cfg.merge_from_list([key, copy.deepcopy(value)])
     for item in overrides:
@@ -95,3 +111,12 @@ def detector_config(name: str, overrides: tuple[str, ...] = ()) -> CfgNode:
             raise BookError(f"detector override {item!r} is not a setting of Detectron2's config: {error}") from None
     cfg.MODEL.DEVICE = "cpu"  # builders move modules themselves; our loops say where a model lives
     return cfg
+
+
+def for_finetuning(d2: CfgNode, synchronised: bool) -> None:
+    """Make a detector's config the one that is fine-tuned (Sec. 4.2): a norm after a C4 head's res5, all norms synchronised."""
+    if d2.MODEL.META_ARCHITECTURE == "GeneralizedRCNN" and d2.MODEL.ROI_HEADS.NAME == "Res5ROIHeads":
+        d2.MODEL.ROI_HEADS.NAME = "Res5ROIHeadsExtraNorm"
+    if synchronised:
+        for part in (d2.MODEL.RESNETS, d2.MODEL.FPN, d2.MODEL.ROI_BOX_HEAD, d2.MODEL.ROI_MASK_HEAD):
+            part.NORM = "SyncBN" if part.NORM == "BN" else part.NORM

@@ -1,30 +1,17 @@
-"""A transfer's predictions beside the ground truth, read from the run folder alone (no model, no Detectron2)."""
+"""A transfer's predictions beside the ground truth."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from pathlib import Path
 
-import cv2
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 from pycocotools import mask as rle
 
-from soco_lib import BookError
-from soco_lib.benchmarks import read_coco
 from soco_lib.config import require
 from soco_lib.plots import COLOURS, draw_boxes
-from soco_lib.results import Run, read_json
-
-
-def predictions(folder: str | Path) -> dict[int, list[dict]]:
-    """Saved detections of a finished transfer, best first: image id -> [{category_id, bbox (xywh), score, segmentation}]."""
-    path, found = Path(folder) / "detectron2" / "coco_instances_results.json", defaultdict(list)
-    require(path.is_file(), f"{path} is missing: finish that transfer first")
-    for item in sorted(read_json(path), key=lambda item: -item["score"]):
-        found[item["image_id"]].append(item)
-    return found
+from soco_lib.predictions import Predictions, read
 
 
 def decode_mask(segmentation, height: int, width: int) -> np.ndarray | None:
@@ -66,15 +53,9 @@ def draw_predictions(folder: str | Path, n: int = 4, seed: int = 0, score: float
     Where an image has none so sure, its best one is shown. Raises BookError when the run has no saved predictions or its
     test data is gone.
     """
-    folder = Path(folder)
-    found, config = predictions(folder), Run.read(folder).record["config"]
-    _, root, content = read_coco(config["test"])
-    truth = defaultdict(list)
-    for annotation in content["annotations"]:
-        if not annotation.get("iscrowd"):
-            truth[annotation["image_id"]].append(annotation)
-    classes = {category["id"]: category["name"] for category in content["categories"]}
-    labelled = [image for image in content["images"] if truth[image["id"]]] or content["images"]
+    seen = read(folder)
+    truth, classes = seen.objects(), seen.classes
+    labelled = [image for image in seen.truth["images"] if truth[image["id"]]] or seen.truth["images"]
     n = min(n, len(labelled))
     require(n >= 1, "show at least one image")
     chosen = [labelled[i] for i in sorted(np.random.default_rng(seed).choice(len(labelled), n, replace=False))]
@@ -84,11 +65,25 @@ def draw_predictions(folder: str | Path, n: int = 4, seed: int = 0, score: float
     for ax in axes.flat:
         ax.axis("off")
     for image, (left, right) in zip(chosen, axes.reshape(-1, 2)):
-        pixels = cv2.imread(str(root / image["file_name"]))
-        if pixels is None:
-            raise BookError(f"{root / image['file_name']} cannot be read")
-        pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
-        kept = [p for p in found[image["id"]] if p["score"] >= score][:most] or found[image["id"]][:1]
+        pixels, kept = seen.pixels(image), seen.of_image(image["id"], score, most)
         _panel(left, pixels, truth[image["id"]], classes, "ground truth")
-        _panel(right, pixels, kept, classes, f"{config['init'].rsplit('/', 1)[-1]}: {len(kept)} predictions")
+        _panel(right, pixels, kept, classes, f"{len(kept)} prediction{'s' * (len(kept) != 1)}")
+    figure.suptitle(seen.label, fontsize=10)
+    return figure
+
+
+def draw_both(a: Predictions, b: Predictions, scores: dict[int, tuple]) -> Figure:
+    """One image a row: ground truth, predictions of `a`, of `b`, each at its own best threshold.
+
+    scores: see comparison.most_different; rows are in its order. Raises BookError when an image is gone.
+    """
+    require(len(scores) >= 1, "show at least one image")
+    truth, classes = a.objects(), a.classes
+    images = {image["id"]: image for image in a.truth["images"]}
+    figure, axes = plt.subplots(len(scores), 3, figsize=(9.6, 2.6 * len(scores)), squeeze=False, layout="constrained")
+    for (image, both), row in zip(scores.items(), axes):
+        pixels = a.pixels(images[image])
+        _panel(row[0], pixels, truth[image], classes, f"ground truth: {len(truth[image])} objects")
+        for ax, seen, name, (f1, threshold) in zip(row[1:], (a, b), "AB", both):
+            _panel(ax, pixels, seen.of_image(image, threshold, most=30), classes, f"{name}: {seen.run.name}, F1 {f1:.2f}")
     return figure

@@ -1,185 +1,225 @@
-"""Detectron2's trainer as a transfer needs it: any device, seeded data, our log rows."""
+"""Detectron2's trainer as a transfer needs it: any device, exact resume, our log rows, the best model kept."""
 
 from __future__ import annotations
 
-import itertools
 import math
+import os
 import resource
 import time
-import weakref
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader
 
-from soco_lib import BookError
-from soco_lib.benchmarks import Transfer
+from soco_lib import BookError, checkpoint, distributed, session
+from soco_lib.accumulation import Accumulator, Reach, Samples
+from soco_lib.config import to_dict
 from soco_lib.detection import DetectionData
 from soco_lib.evaluation import evaluate
 from soco_lib.results import Run
 
-from detectron2.checkpoint import DetectionCheckpointer  # noqa: E402  (soco_lib.detection silences its imports)
-from detectron2.config import CfgNode
-from detectron2.data import build_detection_train_loader, get_detection_dataset_dicts
-from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
-from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase, hooks
+from detectron2.config import CfgNode  # noqa: E402  (soco_lib.detection silences its imports)
+from detectron2.engine import hooks
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.solver import build_lr_scheduler, build_optimizer, get_default_optimizer_params
 from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
-from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import JSONWriter, TensorboardXWriter
 
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+#: The best model's weights (of all evaluations, when eval_every > 0) and the last ones, in a run's detectron2/ folder.
+BEST, FINAL = "model_best.pth", "model_final.pth"
 
 
-class _Skip(Sampler):
-    """An endless sampler from its `skip`-th index on: a resumed run goes on with the images it had not seen."""
+class PreciseBN(hooks.PreciseBN):
+    """Detectron2's, from the same images each time: it reads on from where it stopped, which an interruption would forget."""
 
-    def __init__(self, inner: Sampler):
-        self.inner, self.skip = inner, 0
-
-    def __iter__(self):
-        return itertools.islice(iter(self.inner), self.skip, None)
+    def update_stats(self):
+        self._data_iter = None
+        super().update_stats()
 
 
 class Progress(hooks.HookBase):
-    """Log rows and plain lines: mean losses since the last row, the rate, images a second; AP whenever it was measured."""
-
-    def __init__(self, run: Run, cfg: Transfer):
-        self.run, self.cfg = run, cfg
+    """Log rows and plain lines: mean losses since the last row, the rate, images a second (of updates alone)."""
 
     def before_train(self):
-        earlier = [row for row in self.run.rows() if row["step"] <= self.trainer.start_iter]
-        self.row = earlier[-1] if earlier else dict.fromkeys(("loss", "lr", "images_per_s", "memory_gb", "eta_s"), math.nan)
-        self.before = self.row.get("seconds", 0.0)  # spent by sessions before this one
-        self.started = self.since = time.perf_counter()
-        self.steps = 0
+        self.spent, self.steps = 0.0, 0
 
-    @property
-    def seconds(self) -> float:
-        """Training time of all sessions, evaluations included."""
-        return round(self.before + time.perf_counter() - self.started, 1)
+    def before_step(self):
+        self.began = time.perf_counter()
 
     def after_step(self):
-        done, trainer = self.trainer.iter + 1, self.trainer
+        trainer, cfg, storage = self.trainer, self.trainer.cfg, self.trainer.storage
+        done = trainer.iter + 1
+        self.spent += time.perf_counter() - self.began
         self.steps += 1
-        if done % self.cfg.log_every and done != trainer.max_iter and not trainer.fresh_results:
+        if done % cfg.log_every and done != cfg.iterations:
             return
-        now, storage = time.perf_counter(), trainer.storage
-        rate = self.steps / (now - self.since)
+        rate = self.steps / self.spent
         mean = lambda name: round(storage.history(name).avg(self.steps), 5)  # noqa: E731
         losses = {name: mean(name) for name in sorted(storage.histories()) if name.startswith("loss_")}
         cuda = torch.cuda.is_available()
         memory = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        self.row = {"step": done, "loss": mean("total_loss"), **losses, "lr": storage.latest()["lr"][0]}
-        self.row |= {"images_per_s": round(rate * self.cfg.batch, 3), "memory_gb": round(memory / 2**30, 3)}
-        self.row |= {"eta_s": round((trainer.max_iter - done) / rate, 1), "seconds": self.seconds}
-        self.write()
-        self.since, self.steps = time.perf_counter(), 0
-
-    def after_train(self):
-        if self.trainer.fresh_results:
-            self.row |= {"step": self.trainer.max_iter, "seconds": self.seconds}
-            self.write()
-
-    def write(self):
-        """The row to log.jsonl and to the terminal, with the results of an evaluation that was just made."""
-        results, self.trainer.fresh_results = self.trainer.fresh_results, {}
-        self.row |= {f"{task}_AP": round(scores["AP"], 3) for task, scores in results.items()}
-        self.run.log(self.row)
-        row = self.row
-        scores = "".join(f"  {k.replace('_', ' ')} {v:.2f}" for k, v in row.items() if k.endswith("_AP"))
+        row = {"step": done, "loss": mean("total_loss"), **losses, "lr": storage.latest()["lr"][0]}
+        row |= {"images_per_s": round(rate * cfg.batch, 3), "memory_gb": round(memory / 2**30, 3)}
+        row |= {"eta_s": round((cfg.iterations - done) / rate, 1), "seconds": trainer.seconds}
+        trainer.run.log(row)
         print(
-            f"step {row['step']}/{self.cfg.iterations}  loss {row['loss']:.3f}  lr {row['lr']:.3g}  "
-            f"{row['images_per_s']:.1f} images/s  {row['memory_gb']:.1f} GB  eta {row['eta_s']:.0f} s{scores}",
+            f"step {done}/{cfg.iterations}  loss {row['loss']:.3f}  lr {row['lr']:.3g}  {row['images_per_s']:.1f} images/s  "
+            f"{row['memory_gb']:.1f} GB  eta {row['eta_s']:.0f} s",
             flush=True,
         )
+        self.spent, self.steps = 0.0, 0
 
 
-class FineTuner(DefaultTrainer):
-    """Detectron2's trainer, put together from its own parts: seeded sampler, any device, our precision and log.
+class Saving(hooks.HookBase):
+    """Checkpoints every `save_every` iterations, at the end and when told to stop, which then ends the run with session.Stopped."""
 
-    DefaultTrainer's constructor assumes CUDA for several processes and fp16 for mixed precision, so it is not called.
+    def after_step(self):
+        trainer, cfg = self.trainer, self.trainer.cfg
+        done = trainer.iter + 1
+        if comm.is_main_process():
+            if done == cfg.iterations:
+                trainer.write_model(FINAL, done)
+            if done == cfg.iterations or done % cfg.save_every == 0 or trainer.stop:
+                checkpoint.save(trainer.folder, done, to_dict(cfg), cfg.keep, **trainer.full_state())
+        if trainer.stop:
+            raise session.Stopped(f"told to stop after step {done}, of which a checkpoint is saved: run again to go on")
+
+
+class Evaluation(hooks.HookBase):
+    """Scores every `eval_every` iterations and at the end; the model with the best box AP so far is kept.
+
+    It follows Saving, so that an evaluation costs no training when it is interrupted: the resumed run begins with it. Detectron2's
+    BestCheckpointer forgets the best score when a run is interrupted; here the rows of the log are the memory.
     """
 
-    def __init__(self, run: Run, cfg: Transfer, d2: CfgNode, test: DetectionData, model: torch.nn.Module):
-        TrainerBase.__init__(self)
-        self.run, self.settings, self.cfg, self.data = run, cfg, d2, test
-        self.fresh_results: dict = {}  # of an evaluation that Progress has not written yet
-        self.results: dict = {}
-        self.start_iter, self.max_iter = 0, d2.SOLVER.MAX_ITER
-        optimizer = self.build_optimizer(d2, model)
-        self.sampler, loader = self.train_loader(d2.DATALOADER.NUM_WORKERS)
-        cuda = d2.MODEL.DEVICE == "cuda"
-        model = create_ddp_model(model, broadcast_buffers=False, **({} if cuda else {"device_ids": None}))
-        if cfg.precision == "fp32":
-            self._trainer = SimpleTrainer(model, loader, optimizer)
-        else:
-            scaler = torch.amp.GradScaler("cuda", enabled=cfg.precision == "fp16")
-            self._trainer = AMPTrainer(model, loader, optimizer, precision=AUTOCAST[cfg.precision], grad_scaler=scaler)
+    def _due(self, done: int) -> bool:
+        cfg = self.trainer.cfg
+        return done == cfg.iterations or (cfg.eval_every > 0 and done % cfg.eval_every == 0)
+
+    def before_train(self):
+        trainer, done = self.trainer, self.trainer.start_iter
+        scored = any(row["step"] == done and "bbox_AP" in row for row in trainer.run.rows())
+        if done == trainer.cfg.iterations or (done > 0 and self._due(done) and not scored):
+            self.evaluate(done)
+
+    def after_step(self):
+        if self._due(self.trainer.iter + 1):
+            self.evaluate(self.trainer.iter + 1)
+
+    def evaluate(self, done: int):
+        """Scores after `done` iterations (see evaluation.evaluate) to the log, the terminal and TensorBoard."""
+        trainer, run = self.trainer, self.trainer.run
+        with session.deaf_children():
+            trainer.results = evaluate(trainer.model, trainer.d2, trainer.test)
+        comm.synchronize()
+        if not comm.is_main_process():
+            return
+        plain = {task: {k: v for k, v in scores.items() if k != "per_class"} for task, scores in trainer.results.items()}
+        found = {f"{task}_AP": round(scores["AP"], 3) for task, scores in plain.items()}
+        earlier = [row["bbox_AP"] for row in run.rows() if row["step"] < done and "bbox_AP" in row]
+        if trainer.cfg.eval_every and all(found["bbox_AP"] > score for score in earlier):
+            trainer.write_model(BEST, done)
+        run.log({"step": done, **found, "seconds": trainer.seconds})
+        trainer.storage.put_scalars(**{f"{task}/{k}": v for task, s in plain.items() for k, v in s.items()}, smoothing_hint=False)
+        said = "".join(f"  {name.replace('_', ' ')} {value:.2f}" for name, value in found.items())
+        print(f"step {done}/{trainer.cfg.iterations}{said}", flush=True)
+
+
+class FineTuner(Accumulator):
+    """Accumulator with what DefaultTrainer adds to it, which assumes CUDA for several processes and fp16 for mixed precision.
+
+    found: the checkpoint to go on from (see checkpoint.newest). told: no longer empty once this process shall stop.
+    results: the scores of the last evaluation.
+    """
+
+    def __init__(self, run: Run, reached: Reach, d2: CfgNode, test: DetectionData, model: torch.nn.Module,
+                 found: dict | None = None, told: Sequence = ()):  # fmt: skip
+        cfg, cuda, start = reached.cfg, d2.MODEL.DEVICE == "cuda", found["step"] if found else 0
+        self.run, self.cfg, self.d2, self.test, self.detector, self.told = run, cfg, d2, test, model, told
+        self.folder, self.stop, self.results = Path(d2.OUTPUT_DIR), False, {}
+        samples, optimizer = Samples(d2), self.build_optimizer(model)
+        parallel = create_ddp_model(model, broadcast_buffers=False, **({} if cuda else {"device_ids": None}))
+        loader = samples.loader(reached, cfg.workers, start)
+        super().__init__(parallel, loader, optimizer, reached.accumulate, cfg.precision, cfg.seed)
         self.scheduler = build_lr_scheduler(d2, optimizer)
-        self.checkpointer = DetectionCheckpointer(model, d2.OUTPUT_DIR, trainer=weakref.proxy(self))
-        self.register_hooks(self.build_hooks())
+        self.register_hooks(self.build_hooks(samples.loader(reached, workers=0)))
+        self.start_iter, self.started = start, time.perf_counter()
+        self.earlier = max((row["seconds"] for row in run.rows() if row["step"] <= start), default=0.0)  # of other sessions
+        if found:
+            model.load_state_dict(found["model"])
+            self.load_state_dict(found["trainer"])
+            if found["loss_normalizer"] is not None:
+                model.loss_normalizer = found["loss_normalizer"]
 
-    def build_optimizer(self, d2: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
-        """Detectron2's SGD, or AdamW over the same parameter groups."""
-        if self.settings.optimizer == "sgd":
-            return build_optimizer(d2, model)
-        groups = get_default_optimizer_params(model, base_lr=d2.SOLVER.BASE_LR, weight_decay_norm=d2.SOLVER.WEIGHT_DECAY_NORM)
-        adamw = torch.optim.AdamW(groups, lr=d2.SOLVER.BASE_LR, weight_decay=d2.SOLVER.WEIGHT_DECAY, foreach=True)
-        return maybe_add_gradient_clipping(d2, adamw)
-
-    def train_loader(self, workers: int):
-        """Detectron2's training loader over a sampler whose order is a function of the seed; returns (sampler, loader)."""
-        d2 = self.cfg.clone()
-        d2.defrost()
-        d2.DATALOADER.NUM_WORKERS = workers
-        records = get_detection_dataset_dicts(d2.DATASETS.TRAIN, filter_empty=d2.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
-        if d2.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":  # LVIS
-            factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(records, d2.DATALOADER.REPEAT_THRESHOLD)
-            sampler = _Skip(RepeatFactorTrainingSampler(factors, seed=d2.SEED))
-        else:
-            sampler = _Skip(TrainingSampler(len(records), seed=d2.SEED))
-        return sampler, build_detection_train_loader(d2, dataset=records, sampler=sampler)
-
-    def build_hooks(self):
-        """Detectron2's, in its order (precise BN before saving, saving before evaluation), with our log rows."""
-        d2, cfg = self.cfg, self.settings
-        made = [hooks.IterationTimer(), hooks.LRScheduler()]
+    def build_hooks(self, again: DataLoader) -> list:
+        """In this order after each step: rate, our row, precise BN (on the images of `again`), saving, evaluation, TensorBoard."""
+        cfg, main, made = self.cfg, comm.is_main_process(), [hooks.IterationTimer(), hooks.LRScheduler()]
+        if main:
+            made.append(Progress())
         if cfg.precise_bn:
-            made.append(hooks.PreciseBN(cfg.eval_every, self.model, self.train_loader(0)[1], cfg.precise_bn))
-        if comm.is_main_process():
-            made.append(hooks.PeriodicCheckpointer(self.checkpointer, d2.SOLVER.CHECKPOINT_PERIOD, max_to_keep=cfg.keep))
-        made.append(hooks.EvalHook(cfg.eval_every, self.evaluate))
-        if comm.is_main_process():
-            made.append(Progress(self.run, cfg))
-            made.append(hooks.PeriodicWriter([JSONWriter(f"{d2.OUTPUT_DIR}/metrics.json"), TensorboardXWriter(d2.OUTPUT_DIR)]))
+            made.append(PreciseBN(cfg.eval_every, self.model, again, cfg.precise_bn * self.accumulate))
+        made += [Saving(), Evaluation()]
+        if main:
+            made.append(hooks.PeriodicWriter([JSONWriter(f"{self.folder}/metrics.json"), TensorboardXWriter(str(self.folder))]))
         return made
 
-    def evaluate(self) -> dict:
-        """Scores of the test data now (see `evaluate`); {} on all processes but the first."""
-        self.results = self.fresh_results = evaluate(self.model, self.cfg, self.data)
-        return {task: {k: v for k, v in scores.items() if k != "per_class"} for task, scores in self.results.items()}
+    def build_optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
+        """Detectron2's SGD, or AdamW over the same parameter groups."""
+        cfg, d2 = self.cfg, self.d2
+        if cfg.optimizer == "sgd":
+            return build_optimizer(d2, model)
+        groups = get_default_optimizer_params(model, base_lr=cfg.lr, weight_decay_norm=d2.SOLVER.WEIGHT_DECAY_NORM)
+        adamw = torch.optim.AdamW(groups, lr=cfg.lr, weight_decay=cfg.weight_decay, foreach=True)
+        return maybe_add_gradient_clipping(d2, adamw)
+
+    def full_state(self) -> dict:
+        """Everything that a resumed run needs beyond the step: images, their order and all draws follow from seed and step."""
+        return {
+            "model": self.detector.state_dict(),
+            "trainer": self.state_dict(),
+            # RetinaNet's and FCOS's running count, a plain attribute; each process has its own, the first one's is kept.
+            "loss_normalizer": getattr(self.detector, "loss_normalizer", None),
+        }
+
+    def write_model(self, name: str, done: int) -> None:
+        """The weights after `done` iterations as a file that Detectron2 reads, by write-then-rename."""
+        temporary = self.folder / f"{name}.tmp"
+        torch.save({"model": self.detector.state_dict(), "iteration": done}, temporary)
+        os.replace(temporary, self.folder / name)
+
+    @property
+    def seconds(self) -> float:
+        """Time of all sessions, evaluations included."""
+        return round(self.earlier + time.perf_counter() - self.started, 1)
+
+    def _write_metrics(self, losses: dict[str, torch.Tensor], data_time: float) -> None:
+        """Mean losses over all processes to the storage; and all processes learn whether one was told to stop."""
+        asked = torch.tensor(float(bool(self.told)), device=self.d2.MODEL.DEVICE)
+        *means, stop = distributed.mean(torch.stack([*losses.values(), asked])).tolist()
+        if not math.isfinite(sum(means)):
+            raise FloatingPointError
+        self.stop = stop > 0
+        self.storage.put_scalars(total_loss=sum(means), data_time=data_time, **dict(zip(losses, means)))
 
     def go(self) -> dict:
-        """Train from the last checkpoint (or the start) to the end; returns the last evaluation's scores."""
-        cfg = self.settings
-        if self.checkpointer.has_checkpoint():
-            try:
-                self.resume_or_load(resume=True)
-            except Exception as error:  # a torn file raises whatever its first wrong byte leads to
-                file = self.checkpointer.get_checkpoint_file()
-                raise BookError(f"cannot go on from {file} ({str(error).splitlines()[0]}): delete {file} and its folder's "
-                                "last_checkpoint, and run again") from None  # fmt: skip
-            if comm.is_main_process():
-                print(f"going on after step {self.start_iter}", flush=True)
-        self.sampler.skip = self.start_iter * cfg.batch // comm.get_world_size()
-        seed_all_rng(cfg.seed + 1 + self.start_iter + comm.get_rank())
+        """Train to the end from where the found checkpoint left off; returns the last evaluation's scores.
+
+        Raises BookError when the loss is not finite, session.Stopped when told to stop.
+        """
         try:
-            self.train()
-        except FloatingPointError:
+            with session.deaf_children():
+                self._data_loader_iter  # starts the loader's processes
+            # Compiled functions (the focal loss) round otherwise from their second call on: on the CPU, where a resumed run is
+            # bit-equal, they stay as in the first.
+            with torch.jit.optimized_execution(self.d2.MODEL.DEVICE != "cpu"):
+                self.train(self.start_iter, self.cfg.iterations)
+        except FloatingPointError:  # ours, and RPN's of boxes that are not finite
             raise BookError(
-                f"the loss is not finite at step {self.iter + 1}: lower lr={cfg.lr}, lengthen warmup={cfg.warmup} or set "
-                f"clip_gradients=1; the last checkpoint stays in {self.cfg.OUTPUT_DIR}"
+                f"the loss is not finite at step {self.iter + 1}: lower lr={self.cfg.lr}, lengthen warmup={self.cfg.warmup} or set "
+                f"clip_gradients=1; the last checkpoint stays in {self.folder / 'checkpoints'}"
             ) from None
+        finally:
+            self._data_loader_iter_obj = None  # ends them: deaf to SIGTERM, they would hold up the exit
         return self.results

@@ -70,38 +70,80 @@ def views_figure(image: np.ndarray, chosen: np.ndarray, rows: list[list[ViewSamp
 
 
 def _finish_panel(ax, title: str) -> None:
-    """Title, grid and small type; quantities that are never negative start at 0, so that noise is not drawn as a slope."""
+    """Title, grid and small type; quantities that are never negative start at 0, so that noise is not drawn as a slope.
+
+    But τ, which lives near 1, and a panel whose title says that it is logarithmic.
+    """
     ax.set_title(title, fontsize=9)
     ax.set_xlabel("step", fontsize=8)
     ax.tick_params(labelsize=8)
     ax.grid(alpha=0.3)
-    if ax.dataLim.y0 >= 0:
-        ax.set_ylim(bottom=0)
+    if title.endswith("(log)"):
+        ax.set_yscale("log")
+    elif ax.dataLim.y0 >= 0 and not title.endswith("τ"):
+        ax.set_ylim(0, 1.05 * ax.dataLim.y1 or 1)
+
+
+def _filled(panels: dict[str, tuple[str, ...]], rows: list[dict]) -> dict[str, tuple[str, ...]]:
+    """The panels that the rows have a number for; all where there is none yet."""
+    seen = {key for row in rows for key, value in row.items() if value is not None}
+    return {title: keys for title, keys in panels.items() if seen & {*keys}} or panels
+
+
+def _lines(rows: list[dict], key: str) -> dict[str, list[tuple]]:
+    """label -> (step, value) points of a key; one line an entry where the values are lists."""
+    found = {}
+    for row in rows:
+        value = row.get(key)
+        parts = dict(zip(LISTED[key], value)) if isinstance(value, list) else {key: value}
+        for label, number in parts.items():
+            if number is not None:
+                found.setdefault(label, []).append((row["step"], number))
+    return found
 
 
 def curves(rows: list[dict], panels: dict[str, tuple[str, ...]], title: str, reference=()) -> Figure:
-    """Log rows over steps, a panel an entry of `panels` (title -> keys); `reference` rows are drawn gray behind."""
-    figure, axes = plt.subplots(1, len(panels), figsize=(3.4 * len(panels), 2.7), squeeze=False, layout="constrained")
+    """Log rows over steps, a panel an entry of `panels` (title -> keys), four a row; `reference` rows are drawn gray behind.
+
+    A panel without any number (masks of a detector that has none, AP before it is measured) is left out.
+    """
+    panels = _filled(panels, rows)
+    columns = min(4, len(panels))
+    lines = -(-len(panels) // columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(3.4 * columns, 2.5 * lines + 0.2), squeeze=False, layout="constrained")
+    for ax in axes.flat[len(panels) :]:
+        ax.axis("off")
     for ax, (name, keys) in zip(axes.flat, panels.items()):
         for key in keys:
-            for source, style in ((reference, dict(color="0.75", lw=3)), (rows, dict(marker=".", ms=3, lw=1.2))):
-                points = [(row["step"], row[key]) for row in source if row.get(key) is not None]
-                if points:
-                    ax.plot(*zip(*points), **style, label=key if source is rows and len(keys) > 1 else None)
+            for points in _lines(reference, key).values():
+                ax.plot(*zip(*points), color="0.75", lw=3)
+            for label, points in _lines(rows, key).items():
+                ax.plot(*zip(*points), marker=".", ms=3, lw=1.2, label=label)
         _finish_panel(ax, name)
-        if len(keys) > 1:
+        if len(ax.get_legend_handles_labels()[1]) > 1:
             ax.legend(fontsize=7)
     figure.suptitle(title, fontsize=10)
     return figure
 
 
+#: Names of the entries of a list-valued key.
+LISTED = {"pairs": tuple(f"V1–V{i}" for i in range(2, 11)), "trust": ("least", "greatest")}
 HEALTH = {
     "loss": ("loss",),
     "spread of embeddings (1 = uniform)": ("spread",),
     "effective rank": ("effective_rank",),
+    "loss of a pair of views": ("pairs",),
+    "learning rate": ("lr",),
+    "target momentum τ": ("tau",),
+    "LARS trust ratios (log)": ("trust",),
     "images/s": ("images_per_s",),
 }
-DETECTION = {"total loss": ("loss",), "box head": ("loss_cls", "loss_box_reg"), "mask": ("loss_mask",), "images/s": ("images_per_s",)}
+DETECTION = {
+    "total loss": ("loss",),
+    "classes and boxes": ("loss_cls", "loss_box_reg", "loss_fcos_cls", "loss_fcos_loc", "loss_fcos_ctr"),
+    "mask": ("loss_mask",),
+    "AP (%) when measured": ("bbox_AP", "segm_AP"),
+}
 
 
 def histograms(values: dict[str, tuple[np.ndarray, tuple]]) -> Figure:
@@ -121,14 +163,16 @@ def save(figure: Figure, path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def compare(runs: dict[str, list[dict]], panels: dict[str, tuple[str, ...]]) -> Figure:
+def compare(runs: dict[str, list[dict]], panels: dict[str, tuple[str, ...]], title: str = "") -> Figure:
     """The first key of each panel for several runs in one figure; runs: name -> log rows."""
-    figure, axes = plt.subplots(1, len(panels), figsize=(3.4 * len(panels), 2.7), squeeze=False, layout="constrained")
-    for ax, (title, keys) in zip(axes.flat, panels.items()):
-        for name, rows in runs.items():
+    panels = _filled(panels, [row for rows in runs.values() for row in rows])
+    figure, axes = plt.subplots(1, len(panels), figsize=(3.4 * len(panels), 2.9), squeeze=False, layout="constrained")
+    for ax, (name, keys) in zip(axes.flat, panels.items()):
+        for run, rows in runs.items():
             points = [(row["step"], row[keys[0]]) for row in rows if row.get(keys[0]) is not None]
             if points:
-                ax.plot(*zip(*points), marker=".", ms=3, lw=1.2, label=name)
-        _finish_panel(ax, title if len(keys) == 1 else f"{title}: {keys[0]}")
+                ax.plot(*zip(*points), marker=".", ms=3, lw=1.2, label=run)
+        _finish_panel(ax, name if len(keys) == 1 else f"{name}: {keys[0]}")
     axes.flat[0].legend(fontsize=7)
+    figure.suptitle(title, fontsize=10)
     return figure

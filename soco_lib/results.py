@@ -22,7 +22,8 @@ from pathlib import Path
 from soco_lib import ROOT, BookError
 from soco_lib.config import differences, essence, identity, require, to_dict
 
-PACKAGES = ("torch", "torchvision", "numpy", "opencv-contrib-python-headless", "sal-detectron2", "detectron2", "papermill")
+PACKAGES = ("torch", "torchvision", "numpy", "opencv-contrib-python-headless", "sal-detectron2", "detectron2", "pycocotools", "lvis",
+            "papermill")  # fmt: skip
 
 
 def write_json(path: Path, value) -> None:

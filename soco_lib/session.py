@@ -32,6 +32,18 @@ def told_to_stop() -> Iterator[list]:
         signal.signal(signal.SIGTERM, before)
 
 
+@contextlib.contextmanager
+def deaf_children() -> Iterator[None]:
+    """Processes started within never hear SIGTERM, which a cluster sends to all of a job's: a loader's have to deliver what the
+    last update or an evaluation needs. A SIGTERM to this process waits for the end of the block.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def main(description: str, work: Callable[[Run, distributed.Process], dict], arguments: list[str] | None = None) -> int:
     """Command line of a module that works on a run folder; returns the exit status: 0, 1 or STOPPED.
 

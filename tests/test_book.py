@@ -75,6 +75,14 @@ figure = plt.figure(figsize=(1, 1))"""
     assert "SOCO_HEADLESS" not in os.environ and not book.headless()
 
 
+def test_the_run_goes_where_the_command_says(tmp_path, capsys):
+    notebook = write(tmp_path / "tiny.ipynb", 'run_name = ""\nresults = "results"', "print(results, run_name)")
+    assert run(notebook, "--run-name", "a-run", "--no-html") == 0
+    assert f"  {tmp_path}/results a-run" in capsys.readouterr().out
+    assert run(notebook, "--run-name", "a-run", "-p", "results", "elsewhere") == 1
+    assert "contradicts" in told(capsys)
+
+
 def test_a_failing_cell_is_one_line_and_leaves_the_copy(tmp_path, capsys):
     stale = tmp_path / "results" / "bad" / "tiny.html"
     stale.parent.mkdir(parents=True)
@@ -112,7 +120,7 @@ def test_a_cell_that_ends_the_run_does_not_look_good(tmp_path, capsys, cell, say
         ("colour", False, "takes str"),
         ("checkpoint", 5, "takes None or str"),
         ("sizes", [224, "112"], "takes list"),
-        ("run_name", "other", "contradicts the run name 'a-run'"),
+        ("run_name", "other", "contradicts 'a-run'"),
     ],
 )
 def test_wrong_parameters_are_refused_before_the_kernel_starts(notebook, name, value, says):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from soco_lib import ROOT, scenes
-from soco_lib.book import execute
+from soco_lib.book import NotebookFailed, execute
 from soco_lib.results import Run
 from tests.conftest import TINY_DETECTOR
 
@@ -61,8 +61,15 @@ def test_3_pretrain(world):
 
 
 def test_4_transfer_from_scratch_and_from_the_pretraining(world):
-    given = {"train": data(world, "train"), "test": data(world, "val"), "overrides": SMALL_TRANSFER}
-    assert run(world, "04_transfer.ipynb", "scratch", **given).done
+    given = {"train": data(world, "train"), "test": data(world, "train"), "overrides": SMALL_TRANSFER}
+    assert run(world, "04_transfer.ipynb", "plain", **given).done  # the parameter file's settings
+    given |= {"test": data(world, "val"), "benchmark": "coco-fpn-1x"}
+    scratch = run(world, "04_transfer.ipynb", "scratch", **given)
+    page = (scratch.folder / "04_transfer.html").read_text()
+    assert "31.0 (-3" in page and "small runs on small data" in page  # the paper's Scratch and the difference
+    assert {"curves.png", "classes.png", "predictions.png", "errors.png"} <= {path.name for path in scratch.folder.iterdir()}
+    errors = json.loads((scratch.folder / "errors.json").read_text())
+    assert errors["images"] == 6 and errors["counts"]["missed"] <= errors["objects"]
     made = run(world, "04_transfer.ipynb", "transfer", init=f"{world}/results/soco", **given)
     report = json.loads((made.folder / "key_report.json").read_text())
     assert made.done and report["unexplained"] == {"new": [], "left_behind": [], "mismatched": []}
@@ -74,3 +81,13 @@ def test_5_report(world):
     table = (made.folder / "table.md").read_text()
     assert "Scratch" in table and "SoCo (soco)" in table and "43.0" in table and "not comparable" in table
     assert len(made.metrics["rows"]) == 6
+
+
+def test_7_compare(world):
+    made = run(world, "07_compare.ipynb", "comparison", run_a=f"{world}/results/scratch", run_b="transfer", show=2)
+    assert made.done and {"bbox_AP", "segm_AP75"} <= made.metrics["difference"].keys()
+    assert set(made.metrics["errors"]) == {"A", "B"} and len(made.metrics["classes"]["bbox"]) == 10
+    page = (made.folder / "07_compare.html").read_text()
+    assert "init" in page and "B is better on" in page
+    with pytest.raises(NotebookFailed, match="cannot be compared \\(test: .*_train.json.* in A, "):
+        run(world, "07_compare.ipynb", "refused", run_a="plain", run_b="scratch")

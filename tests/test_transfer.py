@@ -13,6 +13,7 @@ import torch
 from pycocotools import mask as rle
 
 from soco_lib import BookError, checkpoint, transfer
+from soco_lib.accumulation import Samples, reach
 from soco_lib.benchmarks import Transfer
 from soco_lib.config import Pretrain, View, from_dict, to_dict
 from soco_lib.detection import detectron_config, draw_images, milestones, open_both, open_data
@@ -36,13 +37,14 @@ TINY = (
 )
 
 
-def write_coco(root, split, count, masks="polygon", seed=0):
-    """`count` pictures of rectangles with a COCO file; returns its spec."""
+def write_coco(root, split, count, masks="polygon", seed=0, heights=(72,)):
+    """`count` pictures of rectangles, 96 pixels wide and of `heights` in turn, with a COCO file; returns its spec."""
     rng, images, annotations = np.random.default_rng(seed), [], []
     (root / "images").mkdir(parents=True, exist_ok=True)
     for i in range(1, count + 1):
-        picture = rng.integers(60, 120, (72, 96, 3), dtype=np.uint8)
-        images.append({"id": 10 * i, "file_name": f"{split}{i}.jpg", "height": 72, "width": 96})
+        height = heights[i % len(heights)]
+        picture = rng.integers(60, 120, (height, 96, 3), dtype=np.uint8)
+        images.append({"id": 10 * i, "file_name": f"{split}{i}.jpg", "height": height, "width": 96})
         for x, (category, value) in zip((5, 50), ((3, 10), (5, 240))):
             w, h, y = (int(v) for v in rng.integers((20, 20, 5), (40, 40, 30)))
             picture[y : y + h, x : x + w] = value
@@ -51,7 +53,7 @@ def write_coco(root, split, count, masks="polygon", seed=0):
             if masks == "polygon":
                 found["segmentation"] = polygon
             elif masks == "rle":
-                code = rle.merge(rle.frPyObjects(polygon, 72, 96))
+                code = rle.merge(rle.frPyObjects(polygon, height, 96))
                 found["segmentation"] = {"size": code["size"], "counts": code["counts"].decode()}
             annotations.append({**found, "iscrowd": 0})
         cv2.imwrite(str(root / "images" / f"{split}{i}.jpg"), picture)
@@ -98,10 +100,13 @@ def test_run_folder_tells_everything(finished):
     rows = finished.rows()
     assert [row["step"] for row in rows] == [2, 4, 6]
     assert {"loss", "loss_cls", "loss_mask", "loss_rpn_cls", "lr", "images_per_s", "seconds", "eta_s"} <= set(rows[0])
-    assert "bbox_AP" not in rows[0] and "bbox_AP" in rows[1] and rows[-1]["segm_AP"] == pytest.approx(metrics["segm"]["AP"], abs=1e-3)
+    assert "bbox_AP" not in rows[0] and "bbox_AP" in rows[1]
+    assert rows[-1]["segm_AP"] == pytest.approx(metrics["segm"]["AP"], abs=1e-3)
     report = read_json(folder / "key_report.json")
     assert report["counts"]["loaded"] == 0 and report["counts"]["new"] > 100
-    assert (folder / "detectron2" / "config.yaml").exists() and (folder / "detectron2" / "model_final.pth").exists()
+    for name in ("config.yaml", "model_final.pth", "model_best.pth", "events.out.tfevents*"):
+        assert list((folder / "detectron2").glob(name)), name
+    assert (metrics["batch"], metrics["accumulate"], metrics["lr"], metrics["iterations"]) == (2, 1, 0.02, 6)
 
 
 def test_done_run_is_left_alone(finished, capsys):
@@ -179,8 +184,7 @@ def test_masks_follow_the_data(data, tmp_path, masks, expected):
     train, test = open_both(cfg)
     d2 = detectron_config(cfg, train, test, tmp_path)
     assert train.mask_format == expected and d2.MODEL.MASK_ON == bool(expected) and d2.MODEL.ROI_HEADS.NUM_CLASSES == 2
-    loader = FineTuner.build_train_loader(d2)
-    instances = next(iter(loader))[0]["instances"]
+    instances = next(iter(Samples(d2).loader(reach(cfg), workers=0)))[0]["instances"]
     assert instances.has("gt_masks") == bool(expected) and len(instances) > 0
 
 
@@ -219,7 +223,8 @@ def test_evaluation_of_truth_and_of_nothing(data, tmp_path, masks, model, ap):
     train, test = open_both(cfg)
     found = evaluate(model(test), detectron_config(cfg, train, test, tmp_path), test)
     for task in ("bbox", "segm"):
-        assert found[task]["AP"] == pytest.approx(ap) and found[task]["per_class"] == pytest.approx(dict.fromkeys(CLASSES.values(), ap))
+        assert found[task]["AP"] == pytest.approx(ap)
+        assert found[task]["per_class"] == pytest.approx(dict.fromkeys(CLASSES.values(), ap))
 
 
 def test_paper_schedule():
@@ -276,7 +281,7 @@ def test_missing_image_is_named_before_training(data, tmp_path):
 def test_predictions_are_drawn(finished):
     figure = draw_predictions(finished.folder, n=3, seed=1)
     assert len(figure.axes) == 8
-    with pytest.raises(BookError, match="finish that transfer"):
+    with pytest.raises(BookError, match="finish"):
         draw_predictions(finished.folder / "detectron2", n=1)
 
 

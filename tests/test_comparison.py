@@ -1,0 +1,124 @@
+"""Two transfers against each other, and what is read from their folders for it."""
+
+import json
+import math
+
+import cv2
+import numpy as np
+import pytest
+
+from soco_lib import BookError, benchmarks, comparison, predictions
+from soco_lib.config import to_dict
+from soco_lib.detection_plots import class_bars
+
+DETECTIONS = [
+    {"image_id": 1, "category_id": 7, "bbox": [10, 10, 20, 20], "score": 0.4},
+    {"image_id": 1, "category_id": 7, "bbox": [60, 10, 20, 20], "score": 0.9},
+]
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Two images with one object each in COCO layout; returns the spec."""
+    content = {
+        "images": [{"id": i, "file_name": f"{i}.png", "height": 50, "width": 100} for i in (1, 2)],
+        "categories": [{"id": 7, "name": "cat"}],
+        "annotations": [{"id": i, "image_id": i, "category_id": 7, "bbox": [10, 10, 20, 20], "area": 400} for i in (1, 2)],
+    }
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    for i in (1, 2):
+        cv2.imwrite(str(tmp_path / f"{i}.png"), np.full((50, 100, 3), (0, 0, 40 * i), np.uint8))
+    return f"coco:{tmp_path}/val.json@{tmp_path}"
+
+
+def transfer(folder, test, ap=1.0, detections=(), **changes):
+    """A finished transfer's folder."""
+    (folder / "detectron2").mkdir(parents=True)
+    config = to_dict(benchmarks.settings("coco-fpn-1x", "toy", test=test) if "benchmark" not in changes else
+                     benchmarks.settings(changes.pop("benchmark"), "toy", test=test)) | changes  # fmt: skip
+    record = {"name": folder.name, "kind": "transfer", "config": config, "status": "done", "sessions": []}
+    (folder / "run.json").write_text(json.dumps(record))
+    scores = {"AP": ap, "AP50": 2 * ap, "per_class": {"cat": ap, "dog": math.nan}}
+    (folder / "metrics.json").write_text(json.dumps({"bbox": scores, "images": 2}))
+    kind = test.partition(":")[0]
+    (folder / "detectron2" / f"{kind}_instances_results.json").write_text(json.dumps(list(detections)))
+    return folder
+
+
+def test_settings_scores_and_classes(data, tmp_path):
+    folders = transfer(tmp_path / "a", data), transfer(tmp_path / "b", data, 3.5, init="results/soco", seed=1)
+    a, b = comparison.open_pair(str(folders[0]), "b", str(tmp_path))  # a path, a name under the results folder
+    assert comparison.settings(a, b).to_dict("index") == {
+        "init": {"A": "scratch", "B": "results/soco"}, "seed": {"A": 0, "B": 1},
+    }  # fmt: skip
+    assert comparison.scores(a, b).loc[("bbox", "AP50")].to_dict() == {"A": 2.0, "B": 7.0, "B - A": 5.0}
+    assert comparison.class_differences(a, b)["bbox"] == {"cat": 2.5, "dog": pytest.approx(math.nan, nan_ok=True)}
+
+
+def test_runs_that_cannot_be_compared_are_refused(data, tmp_path):
+    a = transfer(tmp_path / "a", data)
+    other = transfer(tmp_path / "other", data.replace("coco", "voc"), benchmark="voc-c4")
+    failed = transfer(tmp_path / "failed", data)
+    failed.joinpath("metrics.json").unlink()
+    pretraining = transfer(tmp_path / "p", data)
+    record = json.loads((pretraining / "run.json").read_text())
+    (pretraining / "run.json").write_text(json.dumps(record | {"kind": "pretrain"}))
+    for b, message in {
+        str(other): r"benchmark: 'coco-fpn-1x' in A, 'voc-c4' in B; test: .* in A, .* in B",
+        str(failed): "B=.*failed is not finished",
+        str(pretraining): "B=.*p is a pretrain run",
+        "nowhere": "B=nowhere is no run folder",
+        "": "B names no run.*make compare A=",
+    }.items():
+        with pytest.raises(BookError, match=message):
+            comparison.open_pair(str(a), b, str(tmp_path))
+
+
+def test_images_where_two_runs_differ_most(data, tmp_path):
+    a = predictions.read(transfer(tmp_path / "a", data, detections=DETECTIONS))
+    b = predictions.read(transfer(tmp_path / "b", data, detections=[DETECTIONS[0] | {"image_id": i} for i in (1, 2)]))
+    # Of A's detections on image 1 the surer is wrong: F1 2/3 at 0.4. B finds both objects.
+    assert comparison.most_different(a, b, 5) == {2: ((0.0, 1.0), (1.0, 0.4)), 1: ((pytest.approx(2 / 3), 0.4), (1.0, 0.4))}
+    assert list(comparison.most_different(a, b, 1)) == [2]
+
+
+def test_predictions_come_best_first(data, tmp_path):
+    seen = predictions.read(transfer(tmp_path / "a", data, detections=DETECTIONS))
+    assert [d["score"] for d in seen.detections] == [0.9, 0.4] and seen.classes == {7: "cat"}
+    assert [d["score"] for d in seen.of_image(1, 0.5)] == [0.9] == [d["score"] for d in seen.of_image(1, 0.95)]
+    assert seen.of_image(2, 0.5) == [] and set(seen.objects()) == {1, 2}
+    assert seen.pixels(seen.truth["images"][1])[0, 0].tolist() == [80, 0, 0]  # RGB
+
+
+def test_predictions_that_are_gone_are_named(data, tmp_path):
+    folder = transfer(tmp_path / "a", data)
+    (folder / "detectron2" / "coco_instances_results.json").unlink()
+    with pytest.raises(BookError, match="coco_instances_results.json is gone"):
+        predictions.read(folder)
+    with pytest.raises(BookError, match="finish that transfer first"):
+        predictions.read(tmp_path / "b")
+
+
+def test_voc_truth_becomes_coco(tmp_path):
+    root = tmp_path / "voc"
+    for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (root / name).mkdir(parents=True)
+    (root / "ImageSets/Main/test.txt").write_text("000001\n")
+    cv2.imwrite(str(root / "JPEGImages/000001.jpg"), np.zeros((50, 100, 3), np.uint8))
+    (root / "Annotations/000001.xml").write_text(
+        "<annotation><filename>000001.jpg</filename><size><width>100</width><height>50</height></size><object><name>dog</name>"
+        "<pose>Left</pose><truncated>0</truncated><difficult>0</difficult>"
+        "<bndbox><xmin>11</xmin><ymin>11</ymin><xmax>30</xmax><ymax>30</ymax></bndbox></object></annotation>"
+    )
+    found = [{"image_id": "000001", "category_id": 11, "bbox": [10, 10, 20, 20], "score": 1.0}]
+    seen = predictions.read(transfer(tmp_path / "run", f"voc:{root}@test", detections=found, benchmark="voc-c4"))
+    assert seen.truth["annotations"][0]["bbox"] == found[0]["bbox"] and seen.classes[11] == "dog"
+    assert seen.pixels(seen.truth["images"][0]).shape == (50, 100, 3)
+
+
+def test_eighty_classes_stay_readable():
+    values = {f"class {i:02d}": float(i) for i in range(79)} | {"absent": math.nan}
+    ax = class_bars({"bbox": values}, "title", "AP", most=40).axes[0]
+    names = [label.get_text() for label in ax.get_yticklabels()]
+    assert len(names) == 40 and names[0] == "class 78" and names[20] == "class 19" and names[-1] == "class 00"
+    assert "39 classes" in ax.get_xlabel() and "1 without test objects" in ax.get_xlabel()
