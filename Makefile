@@ -29,12 +29,17 @@ BENCHMARK :=
 #: training and test data of a transfer, coco:JSON@IMAGES (default: the benchmark's or the parameter file's)
 TRAIN :=
 TEST :=
+#: the same for the benchmarks of VOC and LVIS in `make benchmarks`
+VOC_TRAIN :=
+VOC_TEST :=
+LVIS_TRAIN :=
+LVIS_TEST :=
 #: transfer runs of a report, by name (default: the quickstart's)
 RUNS :=
 #: of `make compare`, with B: two transfers, run folders or names under RESULTS
 A :=
 B :=
-#: of `make data-check`: data sets or benchmarks (default: all)
+#: of `make data-check` and `make benchmarks`: data sets or benchmarks (default: all)
 NAMES :=
 #: other settings of a pretraining or transfer, such as SET='k: 8, steps: 200'
 SET :=
@@ -127,7 +132,7 @@ lab: | $(READY) ## open JupyterLab on notebooks/
 BOOK := $(PY) -m soco_lib.book
 NB := notebooks
 SCENES := data/scenes
-.PHONY: data proposals views pretrain join transfer compare report quickstart gallery probe probe-table data-check
+.PHONY: data proposals views pretrain join transfer benchmarks compare tables report quickstart gallery probe probe-table data-check
 .PHONY: table1 table2 table3 table6 table7 table8 table10
 
 $(SCENES)/scenes.json: | $(READY)
@@ -174,6 +179,17 @@ transfer: $(TOY_DATA) $(if $(findstring toy lvis,$(PROFILE) $(BENCHMARK)),$(SCEN
 	    $(LAUNCH_FLAGS) -p config $(NB)/params/transfer-$(PROFILE).yaml -p init '$(INIT)' -p train '$(TRAIN)' -p test '$(TEST)' \
 	    -p benchmark '$(BENCHMARK)' -p profile $(PROFILE)
 
+# Each has a run folder of its own, so a second call goes on.
+benchmarks: $(TOY_DATA) | $(READY) ## every benchmark of the paper (or NAMES) from INIT, one after the other
+	@for name in $(or $(NAMES),$$($(PY) -c 'from soco_lib.benchmarks import BENCHMARKS; print(*BENCHMARKS)')); do \
+	    case $$name in \
+	        voc-*) data=(TRAIN='$(VOC_TRAIN)' TEST='$(VOC_TEST)');; \
+	        lvis-*) data=(TRAIN='$(LVIS_TRAIN)' TEST='$(LVIS_TEST)');; \
+	        *) data=(TRAIN='$(TRAIN)' TEST='$(TEST)');; \
+	    esac; \
+	    $(MAKE) transfer BENCHMARK=$$name "$${data[@]}" RUN="$(or $(RUN),$(notdir $(INIT)))-$$name-$(PROFILE)-s$(SEED)"; \
+	done
+
 compare: | $(READY) ## two transfers A and B of one benchmark: settings, curves, classes, kinds of error, images
 	@$(BOOK) $(NB)/07_compare.ipynb --results $(RESULTS) --run-name $(or $(RUN),compare-$(notdir $(A:%/=%))-$(notdir $(B:%/=%))) \
 	    -p run_a '$(A)' -p run_b '$(B)'
@@ -187,6 +203,8 @@ table8: ## of Table 8, 5 % and 10 % of COCO
 table10: ## of Table 10, COCO 4x
 table1 table2 table3 table6 table7 table8 table10: | $(READY)
 	@$(PY) -m soco_lib.tables $(@:table%=%) --results '$(RESULTS)' --profile '$(PROFILE)'
+
+tables: table1 table2 table3 table6 table7 table8 table10 ## all of them
 
 report: | $(READY) ## the table of RUNS beside the paper's
 	@$(BOOK) $(NB)/05_report.ipynb --results $(RESULTS) --run-name $(or $(RUN),report) $(if $(RUNS),-p runs '[$(subst $(SPACE),$(COMMA) ,$(strip $(RUNS)))]')
