@@ -1,8 +1,9 @@
-"""What the README shows comes from a finished quickstart: `python -m soco_lib.gallery` copies it, with the records that earned it.
+"""What the README shows comes from finished runs: `python -m soco_lib.gallery` copies it, with the records that earned it.
 
     results/gallery/views.png, curves.png, predictions.png    figures
                     healthy-toy/                              run.json and log.jsonl of the pretraining: the reference curve
                     table.md                                  the table, also between the README's markers
+                    voc-probe/                                made by `make probe-table`: the other table there
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from soco_lib import ROOT, BookError
 from soco_lib.config import require
 from soco_lib.results import Run
 
-BEGIN, END = "<!-- quickstart table -->", "<!-- end of the quickstart table -->"
+#: Name of a place in the README, between two comments -> the file that fills it.
+PLACES = {"quickstart table": "table.md", "probe table": "voc-probe/table.md"}
 #: The reference that notebook 3 draws behind a toy run.
 HEALTHY = ROOT / "results" / "gallery" / "healthy-toy"
 FIGURES = {
@@ -48,9 +50,12 @@ def collect(results: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(results / source, target)
     readme = ROOT / "README.md"
-    head, rest = readme.read_text().split(BEGIN)
-    tail = rest.split(END)[1]
-    readme.write_text(f"{head}{BEGIN}\n{(results / 'quickstart-report' / 'table.md').read_text()}{END}{tail}")
+    text = readme.read_text()
+    for place, name in PLACES.items():
+        begin, end = f"<!-- {place} -->\n", f"<!-- end of the {place} -->"
+        head, rest = text.split(begin)
+        text = f"{head}{begin}{(ROOT / 'results' / 'gallery' / name).read_text()}{end}{rest.split(end)[1]}"
+    readme.write_text(text)
 
 
 if __name__ == "__main__":

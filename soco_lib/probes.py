@@ -17,7 +17,8 @@ from soco_lib import BookError
 from soco_lib.config import Pretrain, essence, from_dict, require
 from soco_lib.results import Run, read_json
 
-SCORES = ("knn", "linear")
+#: Score in the records -> its name in tables.
+SCORES = {"knn": "k-NN", "linear": "linear"}
 KEPT = ("run.json", "metrics.json", "log.jsonl", "probe.json")
 
 
@@ -51,10 +52,10 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
         first = runs.iloc[0]
         row = {"alignment": first["alignment"], "scale": first["scale"], "images seen": first["images_seen"]}
         row["seeds"] = ", ".join(map(str, runs["seed"]))
-        for score in SCORES:
+        for score, name in SCORES.items():
             before = runs[f"{score}_random"]
-            row |= {f"{score}, random weights": spread(before), score: spread(runs[score])}
-            row[f"{score} gain"] = interval(runs[score] - before)
+            row |= {f"{name}, random weights": spread(before), name: spread(runs[score])}
+            row[f"{name} gain"] = interval(runs[score] - before)
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -74,9 +75,9 @@ def between(frame: pd.DataFrame) -> list[str]:
     lines = []
     for other in groups[1:]:
         names = f"{groups[0]['alignment'].iloc[0]} against {other['alignment'].iloc[0]}"
-        for score in SCORES:
+        for score, name in SCORES.items():
             gap = (groups[0][score] - other[score]).dropna()
-            lines.append(f"{score}, {names}: {interval(gap)} points over {len(gap)} seeds")
+            lines.append(f"{name}, {names}: {interval(gap)} points over {len(gap)} seeds")
     return lines
 
 

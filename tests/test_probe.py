@@ -97,7 +97,7 @@ def test_table_of_probes_pairs_seeds_and_keeps_its_records(tmp_path, capsys):
     assert probes.main([str(tmp_path / "table"), *map(str, runs)]) == 0
     said = capsys.readouterr().out
     assert "6.0 ± 1.0" in said and "+4.0 [+1.5, +6.5]" in said  # mean of 3, 4, 5; t(2) 4.303 x 1 / sqrt(3)
-    assert "knn, head against whole: +2.0 [-0.5, +4.5] points over 3 seeds" in said
+    assert "k-NN, head against whole: +2.0 [-0.5, +4.5] points over 3 seeds" in said
     assert probes.collect([tmp_path / "table" / run.name for run in runs])["knn"].tolist() == pytest.approx([5, 6, 7, 4, 4, 4])
     unfinished = Run.start("x", "pretrain", Pretrain("a", "b"), tmp_path).folder
     assert probes.main([str(tmp_path / "table"), str(unfinished)]) == 1
