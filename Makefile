@@ -43,6 +43,16 @@ B :=
 NAMES :=
 #: other settings of a pretraining or transfer, such as SET='k: 8, steps: 200'
 SET :=
+#: seeds of a study, such as SEEDS=0,1,2
+SEEDS := 0
+#: runs of a study at a time, each with GPUS of its own
+JOBS := 1
+#: of a study: 1 prints what there is, what would run and its hours (MEASURE=1: from a step timed here where no run tells)
+PLAN :=
+MEASURE :=
+#: of a study: only these variants; other benchmarks in place of its own; comma between names
+VARIANTS :=
+BENCHMARKS :=
 #: host:port that all nodes reach, for NODES > 1
 RENDEZVOUS :=
 #: times that torchrun starts all processes anew after one died
@@ -79,7 +89,7 @@ PINNED := soco_lib/detectron2.txt
 WANTED := $(or $(strip $(DETECTRON2)),$(shell sed -n 2p '$(READY)' 2>/dev/null),pinned)
 CHANGED := $(shell printf '%s\n' '$(CURDIR)' '$(WANTED)' | cmp -s - '$(READY)' || echo changed)
 
-.PHONY: help setup lab test clean changed
+.PHONY: help setup lab test check-variants clean changed
 
 help: ## this list
 	@echo "make TARGET [VARIABLE=value]..."
@@ -132,7 +142,7 @@ lab: | $(READY) ## open JupyterLab on notebooks/
 BOOK := $(PY) -m soco_lib.book
 NB := notebooks
 SCENES := data/scenes
-.PHONY: data proposals views pretrain join transfer benchmarks compare tables report quickstart gallery probe probe-table data-check
+.PHONY: data proposals views pretrain join transfer benchmarks compare report quickstart gallery probe probe-table data-check
 .PHONY: table1 table2 table3 table6 table7 table8 table10
 
 $(SCENES)/scenes.json: | $(READY)
@@ -204,8 +214,6 @@ table10: ## of Table 10, COCO 4x
 table1 table2 table3 table6 table7 table8 table10: | $(READY)
 	@$(PY) -m soco_lib.tables $(@:table%=%) --results '$(RESULTS)' --profile '$(PROFILE)'
 
-tables: table1 table2 table3 table6 table7 table8 table10 ## all of them
-
 report: | $(READY) ## the table of RUNS beside the paper's
 	@$(BOOK) $(NB)/05_report.ipynb --results $(RESULTS) --run-name $(or $(RUN),report) $(if $(RUNS),-p runs '[$(subst $(SPACE),$(COMMA) ,$(strip $(RUNS)))]')
 
@@ -246,9 +254,47 @@ probe: | $(READY) ## class of labelled objects (TEST=coco:... or voc:..., learnt
 probe-table: | $(READY) ## mean and spread over seeds of the probed pretrainings RUNS, in RESULTS/RUN
 	@$(PY) -m soco_lib.probes '$(RESULTS)/$(or $(RUN),probe-table)' $(addprefix $(RESULTS)/,$(RUNS))
 
+# ------------------------------------------------------------------------------------------------------------ studies
+STUDIES := $(addprefix ablation-,alignment viewsize batchsize proposals momentum) table9 \
+    $(addprefix pretrain-soco-,100 400 star-400 c4-100 c4-400)
+.PHONY: $(STUDIES) table4 table5 tables
+
+ablation-alignment: ## study of Table 4: parts of the alignment, added one by one
+ablation-viewsize: ## study of Table 5a: size of V3
+ablation-batchsize: ## study of Table 5b: batch of pretraining
+ablation-proposals: ## study of Table 5c: generator of proposals and K
+ablation-momentum: ## study of Table 5d: momentum of the target
+table9: ## study of Table 9: pretraining data
+pretrain-soco-100: ## SoCo-R50-FPN, 100 epochs, with the transfers that score it
+pretrain-soco-400: ## the same, 400 epochs
+pretrain-soco-star-400: ## SoCo*, 400 epochs
+pretrain-soco-c4-100: ## SoCo-R50-C4, 100 epochs
+pretrain-soco-c4-400: ## the same, 400 epochs
+
+# What is missing runs; then the notebook shows what there is, also after a failure, whose status is the target's.
+$(STUDIES): $(TOY_DATA) | $(READY)
+	@name=$(@:ablation-%=%); status=0; \
+	$(PY) -m soco_lib.runner $$name --profile '$(PROFILE)' --seeds '$(SEEDS)' --jobs '$(JOBS)' --gpus '$(GPUS)' --nodes '$(NODES)' \
+	    --restarts '$(RESTARTS)' --launcher '$(LAUNCHER)' --partition '$(PARTITION)' --minutes '$(MINUTES)' --cpus '$(CPUS)' \
+	    --results '$(RESULTS)' --variants '$(VARIANTS)' --benchmarks '$(BENCHMARKS)' $(if $(PLAN),--plan) $(if $(MEASURE),--measure) || status=$$?; \
+	if [ -z '$(PLAN)' ] && [ -f '$(RESULTS)'/tables/$$name-'$(PROFILE)'.md ]; then \
+	    $(BOOK) $(NB)/08_ablation.ipynb --results '$(RESULTS)' --run-name study-$$name-'$(PROFILE)' -p study $$name -p profile '$(PROFILE)'; \
+	fi; exit $$status
+
+table4: | $(READY) ## Table 4 beside our runs of it, from their records (PROFILE=all: toy and paper)
+	@$(PY) -m soco_lib.study_tables alignment --results '$(RESULTS)' --profile '$(PROFILE)'
+table5: | $(READY) ## the same of Tables 5a to 5d
+	@$(PY) -m soco_lib.study_tables viewsize batchsize proposals momentum --results '$(RESULTS)' --profile '$(PROFILE)'
+tables: | $(READY) ## every table that has runs or tracked records; needs neither data nor a GPU
+	@for n in 1 2 3 6 7 8 10; do $(PY) -m soco_lib.tables $$n --results '$(RESULTS)' --profile all >/dev/null; done
+	@$(PY) -m soco_lib.study_tables --results '$(RESULTS)'
+
 # -------------------------------------------------------------------------------------------------------------- checks
 test: | $(READY) ## run the tests; ARGS='-k boxes' chooses among them
 	@$(PY) -m pytest $(ARGS)
+
+check-variants: | $(READY) ## train every variant of the method for 20 steps, the compiled one too: minutes
+	@SOCO_SLOW=1 $(PY) -m pytest tests/test_variants.py $(ARGS)
 
 clean: ## remove caches; results and the environment stay
 	@find . \( -path ./.venv -o -path ./.git -o -path ./data \) -prune -o -type d \

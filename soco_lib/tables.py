@@ -55,7 +55,8 @@ def start_of(config: dict) -> Start:
         return Start(path.name)
     epochs = None if pretrain["steps"] else round(pretrain["epochs"])
     # The paper's own: its settings but for epochs and views, views of its sizes, as many images as ImageNet's 1.28 million.
-    changed = {word.partition("=")[0] for word in pretrain["profile"].split(", ")} - {"paper", "epochs", "views"}
+    recipes = {"paper", "epochs", "views", "detector=mask-rcnn-r50-c4"}
+    changed = {word for word in pretrain["profile"].split(", ") if word not in recipes and word.partition("=")[0] not in recipes}
     sizes = {(224,): "SoCo", (224, 112): "SoCo", (224, 112, 192): "SoCo*"}  # (224,) is C4's
     enough = bool(epochs) and metrics.get("images_seen", 0) > 1.2e6 * epochs
     row = sizes.get(tuple(view["size"] for view in pretrain["views"]), "") if enough and not changed else ""

@@ -43,7 +43,7 @@ def test_make_alone_lists_every_target_with_one_line():
     listed = make()
     assert listed.returncode == 0, listed.stderr
     described = re.findall(r"^  ([a-z][\w-]*) +\S", listed.stdout, re.M)
-    phony = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)
+    phony = re.findall(r"^\.PHONY: (.*)$", make("-pn", "help").stdout, re.M)
     assert set(described) == set(" ".join(phony).split()) - {"changed"}
     assert {"help", "setup", "lab", "test", "clean"} <= set(described)
     for variable in ("RUN=", "PROFILE=toy", "GPUS=1", "NODES=1", "SEED=0", "RESULTS=results", "DETECTRON2="):

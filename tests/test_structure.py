@@ -21,9 +21,9 @@ results checkpoint health distributed session scene_textures scene_light scene_o
 probe probes meter
 slurm launch train formats foreign key_report exports weights
 benchmarks lvis_sample data_check layouts detection accumulation evaluation finetune transfer
-paper tables report gallery errors predictions comparison
-parameters studies plans study_records study_tables measure study_data job crew runner
-plots detection_plots study_plots drawing book live
+paper tables report gallery errors predictions comparison plots detection_plots drawing parameters
+studies plans measure study_data study_records study_tables study_plots job crew runner
+book live
 """.split()
 
 

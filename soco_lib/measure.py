@@ -1,0 +1,178 @@
+"""How long runs will take: from earlier runs of the same sizes on the same hardware, else from a step that is timed here."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from soco_lib.config import differences, from_dict, plan, to_dict
+from soco_lib.plans import KINDS, Cell, Planned, Shelf, fields, frame, state_of
+from soco_lib.results import Run, provenance
+from soco_lib.studies import Study
+
+#: Fields that decide how long an image takes.
+SIZES = {
+    "pretrain": ("detector", "overrides", "size", "views", "k", "alignment", "assignment", "hidden", "embedding", "precision",
+                 "channels_last", "compile", "batch", "micro_batch"),
+    "transfer": ("detector", "overrides", "min_sizes", "max_size", "test_size", "test", "precise_bn", "eval_every", "precision",
+                 "iterations", "batch", "micro_batch"),
+}  # fmt: skip
+#: Images that a timed step holds at once, and such steps, without and with a GPU.
+IMAGES, STEPS = {False: 4, True: 64}, {False: 2, True: 10}
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds of a whole run, and where the number comes from; None: nobody knows."""
+
+    seconds: float | None
+    said: str
+
+
+def _hardware(record: dict) -> tuple:
+    session = record["sessions"][-1]
+    where = session["hardware"]
+    return where["cpu"], where["cores"], tuple(where["gpus"]), session.get("processes", 1)
+
+
+def earlier(run: Planned, shelf: Shelf, here: tuple) -> list[Run]:
+    """Finished runs of the same sizes on the same hardware."""
+    wanted, cls = to_dict(run.cfg), KINDS[run.kind]
+    found = []
+    for other in shelf.runs(run.kind):
+        if state_of(other).word == "done" and _hardware(other.record) == here:
+            changed = differences(wanted, to_dict(from_dict(cls, other.record["config"])))
+            found += [] if {*changed} & {*SIZES[run.kind]} else [other]
+    return found
+
+
+def from_runs(run: Planned, shelf: Shelf, here: tuple, images: int) -> Speed | None:
+    """images: that a pretraining sees; a transfer's time is that of the whole run, evaluation included."""
+    runs = earlier(run, shelf, here)
+    if not runs:
+        return None
+    if run.kind == "transfer":
+        seconds = median(other.metrics["seconds"] for other in runs)
+    else:
+        rate = median(row["images_per_s"] for other in runs for row in other.rows() if "images_per_s" in row)
+        seconds = images / rate
+    return Speed(seconds, f"as {runs[0].name}" + (f" and {len(runs) - 1} more" if len(runs) > 1 else ""))
+
+
+def timed(step, cuda: bool) -> float:
+    """Seconds of one call of `step`, after one that is not counted."""
+    import torch
+
+    step()
+    if cuda:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(STEPS[cuda]):
+        step()
+    if cuda:
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) / STEPS[cuda]
+
+
+def pretrain_step(cfg) -> float:
+    """Seconds an image of an update on random images and boxes, on this machine's first device."""
+    import itertools
+
+    import torch
+
+    from soco_lib import distributed
+    from soco_lib.dataset import Batch
+    from soco_lib.train import Trainer
+
+    process = distributed.start()
+    cuda = process.device.type == "cuda"
+    n = min(cfg.micro_batch or cfg.batch, IMAGES[cuda])
+    trainer = Trainer(small := dataclasses.replace(cfg, batch=n, micro_batch=0), plan(small, n), process)
+    whole = [torch.tensor([[s * 0.1, s * 0.1, s * 0.8, s * 0.8]]).expand(n, cfg.k, 4).contiguous() for s in cfg.view_sizes]
+    pictures = [torch.randint(0, 256, (n, s, s, 3), dtype=torch.uint8) for s in cfg.view_sizes]
+    batches = itertools.repeat(Batch(pictures, whole, [torch.ones(n, cfg.k, dtype=torch.bool) for _ in whole]))
+    return timed(lambda: trainer.update(0, batches), cuda) / n
+
+
+def transfer_step(cfg) -> float:
+    """Seconds an image of forward and backward of the detector on random images with ten objects each."""
+    import torch
+
+    from soco_lib import distributed
+    from soco_lib.detector import detector_config, for_finetuning
+
+    from detectron2.modeling import build_model  # isort: skip
+    from detectron2.structures import Boxes, Instances, PolygonMasks  # isort: skip
+    from detectron2.utils.events import EventStorage  # isort: skip
+
+    warnings.filterwarnings("ignore", "torch.meshgrid")  # Detectron2's, harmless
+    process = distributed.start()
+    cuda = process.device.type == "cuda"
+    d2 = detector_config(cfg.detector, cfg.overrides)
+    d2.MODEL.DEVICE = process.device.type
+    for_finetuning(d2, synchronised=False)
+    model, short, n = build_model(d2).train(), int(median(cfg.min_sizes)), 2
+    width = min(cfg.max_size, short * 4 // 3)
+    corner = torch.rand(10, 2) * torch.tensor([width, short]) / 2
+    boxes = torch.cat([corner, corner + short / 4], 1)
+    objects = Instances((short, width), gt_boxes=Boxes(boxes), gt_classes=torch.zeros(10).long())
+    objects.gt_masks = PolygonMasks([[[x1, y1, x2, y1, x2, y2, x1, y2]] for x1, y1, x2, y2 in boxes.tolist()])
+    images = [{"image": torch.randint(0, 256, (3, short, width), dtype=torch.uint8), "instances": objects} for _ in range(n)]
+
+    def step():
+        sum(model(images).values()).backward()
+        model.zero_grad()
+
+    with EventStorage():
+        return timed(step, cuda) / n
+
+
+def speeds(cells: list[Cell], shelf: Shelf, world: int, measure: bool) -> dict[int, Speed]:
+    """Time of every run that is to do, by its id(). world: processes a run; measure: time a step where no earlier run tells."""
+    where = provenance()["hardware"]
+    here = where["cpu"], where["cores"], tuple(where["gpus"]), world
+    steps: dict[tuple, float] = {}
+    found, unknown = {}, Speed(None, "unknown: no earlier run of these sizes on this hardware (MEASURE=1 times a step)")
+    for cell in cells:
+        for run in cell.todo:
+            cfg = run.cfg
+            images = (cell.numbers.steps if run.kind == "pretrain" else cfg.iterations) * cfg.batch
+            speed = from_runs(run, shelf, here, images)
+            if speed is None and measure:
+                key = run.kind, *(str(getattr(cfg, name)) for name in SIZES[run.kind] if name != "test")
+                steps[key] = steps.get(key) or (pretrain_step if run.kind == "pretrain" else transfer_step)(cfg)
+                what = "without data loading" if run.kind == "pretrain" else "without data loading and evaluation"
+                speed = Speed(steps[key] * images / world, f"a step timed here, {what}")
+            found[id(run)] = speed or unknown
+    return found
+
+
+def describe(study: Study, cells: list[Cell], results: Path, gpus: int, nodes: int, jobs: int, measure: bool) -> str:
+    """A plan: the base's configuration, a row for every variant and seed, what is to run, and how long that takes here."""
+    speed = speeds(cells, Shelf(results), gpus * nodes, measure)
+    profile, base = cells[0].profile, study.variant(study.baseline)
+    scale = "the paper's setting" if profile == "paper" else "small runs on small data, not comparable with the paper's numbers"
+    lines = [f"study {study.name} (Table {study.tables}), PROFILE={profile}: {scale}", study.question]
+    lines += [f"base, pretraining: {fields(study.pretrain(base, profile))}"]
+    lines += [f"base, {name}: {fields(run.cfg)}" for name, run in cells[0].transfers.items()]
+    hours = []
+    for cell in cells:
+        seconds = [speed[id(run)].seconds for run in cell.todo]
+        hours.append(None if None in seconds else sum(seconds) / 3600)
+    lines.append(frame(cells, study, hours).to_string(index=False))
+    todo = [run for cell in cells for run in cell.todo]
+    if not todo:
+        return "\n".join([*lines, "nothing to run: all is there"])
+    words = {"pretrain": "pretraining", "transfer": "transfer"}
+    of_kind = {word: [run for run in todo if run.kind == kind] for kind, word in words.items()}
+    counts = ", ".join(f"{len(runs)} {word}{'s' * (len(runs) > 1)}" for word, runs in of_kind.items() if runs)
+    total = "for an unknown time" if None in hours else f"about {sum(hours) / jobs:.1f} hours"
+    each = f"{gpus} process{'es' * (gpus > 1)}" + f" on each of {nodes} nodes" * (nodes > 1)
+    lines.append(f"to run: {counts}, {total}, {jobs} at a time, each with {each}")
+    for word, runs in of_kind.items():
+        lines += [f"time of a {word}: {said}" for said in sorted({speed[id(run)].said for run in runs})]
+    return "\n".join(lines)

@@ -1,0 +1,452 @@
+"""The runner: plans, shares, goes on, survives; tables from records. Training is a stub but for the last tests."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import yaml
+
+from soco_lib import BookError, crew, runner, scenes, session, slurm, studies, study_tables
+from soco_lib.book import execute
+from soco_lib.results import Run
+from soco_lib.studies import ROOT
+from tests.conftest import TINY_DETECTOR
+from tests.test_slurm import cluster, slow  # noqa: F401 (fixture)
+
+SMALL = {
+    "detector": "mask-rcnn-r50-fpn", "overrides": list(TINY_DETECTOR),
+    "size": 64, "views": [{"size": 64}, {"size": 32, "source": "V2"}], "hidden": 32, "embedding": 16,
+    "batch": 4, "steps": 4, "log_every": 1, "save_every": 50, "workers": 0,
+}  # fmt: skip
+FEW = {
+    "detector": "mask-rcnn-r50-fpn", "iterations": 2, "warmup": 1, "batch": 2, "log_every": 1, "precise_bn": 0, "workers": 0,
+    "min_sizes": [64], "max_size": 96, "test_size": 64,
+    "overrides": [*TINY_DETECTOR, "MODEL.ROI_MASK_HEAD.CONV_DIM=16", "MODEL.ROI_MASK_HEAD.NUM_CONV=1",
+                  "MODEL.RPN.POST_NMS_TOPK_TRAIN=50", "MODEL.RPN.POST_NMS_TOPK_TEST=20", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE=16"],
+}  # fmt: skip
+BATCHES = {"batch-512": (2, 8), "batch-1024": (4, 4), "batch-2048": (6, 4)}  # batch, steps
+
+
+@pytest.fixture(scope="module")
+def pictured(tmp_path_factory):
+    """Twelve scenes to pretrain on and to fine-tune on, six to test on."""
+    folder = tmp_path_factory.mktemp("study")
+    scenes.write_scenes(folder / "scenes", 12, 6, workers=1)
+    return folder
+
+
+def write_study(folder, pictured, name="tiny", **changes):
+    """A study of three batch sizes on the scenes; changes: fields of its toy base. Returns its file."""
+    data = {kind: f"coco:{pictured}/scenes/annotations/instances_{kind}.json@{pictured}/scenes/images" for kind in ("train", "val")}
+    base = {**SMALL, "images": data["train"], "proposals": f"{pictured}/proposals", **changes}
+    variants = {name: {"row": name.replace("-", " "), "paper": {"batch": int(name[6:])}, "toy": {"batch": batch, "steps": steps}}
+                for name, (batch, steps) in BATCHES.items()}  # fmt: skip
+    variants["batch-2048"]["paper"] = {}
+    content = {
+        "question": "Which batch?", "table": "5b", "benchmarks": ["coco-fpn-1x"], "metrics": ["AP_bb", "AP_mk"],
+        "baseline": "batch-2048", "toy": base, "transfer": {"toy": {**FEW, "train": data["train"], "test": data["val"]}},
+        "stores": {f"{pictured}/proposals": {"generator": "random", "count": 8}}, "variants": variants,
+    }  # fmt: skip
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return str(path)
+
+
+@pytest.fixture
+def study(tmp_path, pictured):
+    return write_study(tmp_path, pictured)
+
+
+class Stub:
+    """In place of a run's processes: finishes at once with an AP that follows from batch and seed, or goes wrong as told."""
+
+    def __init__(self):
+        self.begun, self.wrong, self.together, self.most = [], {}, 0, 0
+        self.lock, self.minute = threading.Lock(), 0
+
+    def __call__(self, run, module, crew, environment, say):
+        run = Run.read(run.folder)
+        config, wrong = run.record["config"], next((text for part, text in self.wrong.items() if part in run.name), None)
+        with self.lock:
+            self.begun.append(run.name)
+            self.together += 1
+            self.most = max(self.most, self.together)
+            self.minute += 1
+            begin, end = (f"2026-01-01T{minute // 60:02d}:{minute % 60:02d}:00+0000" for minute in (self.minute, self.minute + 1))
+        time.sleep(0.05)
+        run.record["status"] = "running"
+        where = {"git": {"commit": "c" * 40, "dirty": False}, "hardware": {"cpu": "CPU", "cores": 2, "gpus": []}, "processes": 1}
+        run.record["sessions"].append({"start": begin, **where})
+        run.log({"step": 1, "loss": 1.0, "images_per_s": 10.0, "spread": 0.5})
+        with self.lock:
+            self.together -= 1
+        if wrong == "killed":
+            run.write()
+            return "step 1/4"
+        run.record["sessions"][-1]["end"] = end
+        if wrong:
+            run.record["sessions"][-1]["error"], run.record["status"] = wrong, "failed"
+            run.write()
+            return f"error: {wrong}"
+        run.record["status"] = "done"
+        run.write()
+        if run.record["kind"] == "pretrain":
+            metrics = {"steps": config["steps"], "images_seen": config["steps"] * config["batch"], "seconds": 60.0}
+        else:
+            batch = int(config["init"].split("batch-")[1].split("-")[0])
+            ap = batch / 1000 + {512: (0, 1, 2), 1024: (0, 4, 2), 2048: (0, 2, 4)}[batch][config["seed"]]
+            scores = {"AP": ap, "AP50": 1.0, "AP75": 1.0, "per_class": {}}
+            metrics = {"bbox": scores, "segm": scores, "iterations": 2, "batch": 2, "seconds": 60.0}
+        (run.folder / "metrics.json").write_text(json.dumps(metrics))
+        return "done"
+
+
+@pytest.fixture
+def stub(monkeypatch):
+    made = Stub()
+    monkeypatch.setattr(runner, "perform", made)
+    return made
+
+
+def go(study, results, *words):
+    return runner.main([study, "--results", str(results), *words])
+
+
+def row_of(results, variant):
+    """The variant's first row of the printed table, as its cells."""
+    line = next(line for line in page(results).splitlines() if line.startswith(f"| {variant} "))
+    return [cell.strip() for cell in line.split("|")[1:-1]]
+
+
+def page(results, name="tiny"):
+    return (results / "tables" / f"{name}-toy.md").read_text()
+
+
+def test_it_runs_what_is_missing_and_nothing_twice(study, tmp_path, stub, capsys):
+    assert go(study, tmp_path / "r", "--plan") == 0
+    said = capsys.readouterr().out
+    assert "to run: 3 pretrainings, 3 transfers" in said and not (tmp_path / "r").exists()
+    assert go(study, tmp_path / "r") == 0
+    assert stub.begun[:2] == ["tiny-batch-512-toy-s0", "tiny-batch-512-toy-s0-coco-fpn-1x"] and len(stub.begun) == 6
+    first = {path.name: path.read_bytes() for path in (tmp_path / "r" / "tables").iterdir()}
+    assert go(study, tmp_path / "r") == 0 and len(stub.begun) == 6
+    assert "nothing to run" in capsys.readouterr().out
+    assert first == {path.name: path.read_bytes() for path in (tmp_path / "r" / "tables").iterdir()}
+    assert go(study, tmp_path / "r", "--seeds", "0,1") == 0 and len(stub.begun) == 12
+    assert row_of(tmp_path / "r", "batch-512")[:4] == ["batch-512", "2", "1.01 ± 0.71", "41.7"]
+
+
+def test_tables_are_the_same_bytes_from_records_alone(study, tmp_path, stub):
+    stub.wrong = {"batch-1024-toy-s1": "a reason"}
+    assert go(study, tmp_path / "r", "--seeds", "0,1") == 1
+    clone = tmp_path / "clone"
+    shutil.copytree(tmp_path / "r" / "studies", clone / "studies")
+    study_tables.build(studies.read(study), "toy", clone)
+    for path in (tmp_path / "r" / "tables").iterdir():
+        assert path.read_bytes() == (clone / "tables" / path.name).read_bytes()
+    kept = clone / "studies" / "tiny-toy" / "tiny-batch-512-toy-s0"
+    assert {path.name for path in kept.iterdir()} == {"run.json", "metrics.json", "log.jsonl"}
+    assert "(../studies/tiny-toy/tiny-batch-512-toy-s0)" in page(clone)
+
+
+def test_a_finished_record_is_not_replaced_by_an_unfinished_run(study, tmp_path, stub):
+    assert go(study, tmp_path / "r", "--variants", "batch-512") == 0
+    before = page(tmp_path / "r")
+    for path in (tmp_path / "r").glob("tiny-*/metrics.json"):
+        path.unlink()
+    assert study_tables.build(studies.read(study), "toy", tmp_path / "r") == before
+
+
+def test_a_failing_variant_leaves_the_others_whole_and_is_tried_again(study, tmp_path, stub, capsys):
+    stub.wrong = {"batch-1024": "no memory left"}
+    assert go(study, tmp_path / "r") == 1
+    assert "failed: tiny-batch-1024-toy-s0: no memory left" in capsys.readouterr().err
+    assert row_of(tmp_path / "r", "batch-1024") == ["batch-1024", "0", "", "41.9", "", "37.6", "failed: no memory left (s0)"]
+    assert page(tmp_path / "r").count("| done (s0)") == 2
+    stub.wrong, done = {}, len(stub.begun)
+    assert go(study, tmp_path / "r") == 0
+    assert stub.begun[done:] == ["tiny-batch-1024-toy-s0", "tiny-batch-1024-toy-s0-coco-fpn-1x"]
+
+
+@pytest.mark.parametrize("part", ["batch-512-toy-s0", "batch-512-toy-s0-coco"])
+def test_divergence_is_a_result(study, tmp_path, stub, part):
+    text = "the loss is nan at step 7: lower it" if not part.endswith("coco") else "the loss is not finite at step 7: lower it"
+    stub.wrong = {part: text}
+    assert go(study, tmp_path / "r") == 0
+    assert row_of(tmp_path / "r", "batch-512")[-1] == "diverged at step 7 (s0)"
+    assert "Without a score: batch-512" in page(tmp_path / "r")
+    count = len(stub.begun)
+    assert count == (6 if part.endswith("coco") else 5)  # nothing is transferred from a diverged network
+    assert go(study, tmp_path / "r") == 0 and len(stub.begun) == count
+
+
+def test_a_run_of_the_same_configuration_is_used_whatever_its_name(study, tmp_path, stub, pictured, capsys):
+    other = write_study(tmp_path, pictured, "other")
+    assert go(other, tmp_path / "r", "--variants", "batch-2048") == 0
+    stub.begun.clear()
+    assert go(study, tmp_path / "r") == 0
+    assert not any("batch-2048" in name for name in stub.begun) and len(stub.begun) == 4
+    assert "done (other-batch-2048-toy-s0)" in capsys.readouterr().out
+    assert (tmp_path / "r" / "studies" / "tiny-toy" / "other-batch-2048-toy-s0-coco-fpn-1x" / "metrics.json").is_file()
+    assert "other-batch-2048-toy-s0" in page(tmp_path / "r")
+
+
+def test_of_two_runs_of_one_configuration_the_finished_one_is_used(study, tmp_path, stub, pictured, capsys):
+    assert go(write_study(tmp_path, pictured, "other"), tmp_path / "r", "--variants", "batch-2048") == 0
+    for name, status in (("aaa", "running"), ("zzz", "done")):
+        shutil.copytree(tmp_path / "r" / "other-batch-2048-toy-s0", tmp_path / "r" / name)
+        record = json.loads((tmp_path / "r" / name / "run.json").read_text())
+        (tmp_path / "r" / name / "run.json").write_text(json.dumps(record | {"name": name, "status": status}))
+    shutil.rmtree(tmp_path / "r" / "other-batch-2048-toy-s0")
+    assert go(study, tmp_path / "r", "--plan", "--variants", "batch-2048") == 0
+    assert "done (zzz)" in capsys.readouterr().out
+
+
+def test_another_benchmark_is_scored_by_the_same_pretraining(study, tmp_path, stub):
+    assert go(study, tmp_path / "r", "--variants", "batch-2048") == 0
+    assert go(study, tmp_path / "r", "--variants", "batch-2048", "--benchmarks", "coco-fpn-2x,coco-retinanet-1x") == 0
+    run = "tiny-batch-2048-toy-s0"
+    assert stub.begun == [run, f"{run}-coco-fpn-1x", f"{run}-coco-fpn-2x", f"{run}-coco-retinanet-1x"]
+    assert all(f"**{title}" in page(tmp_path / "r") for title in ("coco-fpn-1x: ", "coco-fpn-2x: ", "coco-retinanet-1x: "))
+
+
+def test_an_interrupted_run_of_another_study_is_continued(study, tmp_path, stub, pictured, capsys):
+    stub.wrong = {"batch-2048": "killed"}
+    assert go(write_study(tmp_path, pictured, "other"), tmp_path / "r", "--variants", "batch-2048") == 1
+    stub.wrong = {}
+    capsys.readouterr()
+    assert go(study, tmp_path / "r", "--plan") == 0
+    assert "step 1 of 4 (other-batch-2048-toy-s0)" in capsys.readouterr().out
+    assert go(study, tmp_path / "r", "--variants", "batch-2048") == 0
+    assert stub.begun[-2:] == ["other-batch-2048-toy-s0", "tiny-batch-2048-toy-s0-coco-fpn-1x"]
+
+
+def test_another_configuration_of_that_name_is_refused_by_field(study, tmp_path, stub, pictured, capsys):
+    assert go(study, tmp_path / "r", "--variants", "batch-512") == 0
+    write_study(tmp_path, pictured, tau=0.5)
+    stub.begun.clear()
+    assert go(study, tmp_path / "r") == 1
+    assert "tau: 0.99 there, 0.5 now" in capsys.readouterr().err
+    assert {"tiny-batch-1024-toy-s0", "tiny-batch-2048-toy-s0"} <= {*stub.begun} and "tiny-batch-512-toy-s0" not in stub.begun
+    assert row_of(tmp_path / "r", "batch-512")[1] == "0"  # the other configuration's number is not in this table
+
+
+def test_a_run_killed_while_it_wrote_its_metrics_is_finished(study, tmp_path, stub):
+    assert go(study, tmp_path / "r", "--variants", "batch-512") == 0
+    folder = tmp_path / "r" / "tiny-batch-512-toy-s0"
+    (folder / "metrics.json").rename(folder / ".metrics.json.123")
+    assert go(study, tmp_path / "r", "--variants", "batch-512") == 0
+    assert stub.begun.count("tiny-batch-512-toy-s0") == 2
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "run.json"])
+def test_a_torn_file_fails_its_own_variant_only(study, tmp_path, stub, name, capsys):
+    assert go(study, tmp_path / "r", "--variants", "batch-512") == 0
+    torn = tmp_path / "r" / "tiny-batch-512-toy-s0" / name
+    torn.write_text(torn.read_text()[:20])
+    assert go(study, tmp_path / "r") == (1 if name == "run.json" else 0)  # torn metrics are made again
+    if name == "run.json":
+        assert "run.json is not valid JSON" in capsys.readouterr().err
+    assert "tiny-batch-2048-toy-s0-coco-fpn-1x" in stub.begun
+
+
+def test_a_transfer_from_other_weights_of_that_name_is_not_used(study, tmp_path, stub, capsys):
+    assert go(study, tmp_path / "r", "--variants", "batch-512") == 0
+    transfer = tmp_path / "r" / "tiny-batch-512-toy-s0-coco-fpn-1x"
+    (transfer / "key_report.json").write_text(json.dumps({"step": 8}))
+    assert go(study, tmp_path / "r", "--variants", "batch-512") == 0 and len(stub.begun) == 2
+    (transfer / "key_report.json").write_text(json.dumps({"step": 4}))  # by hand, while it was pretraining
+    assert go(study, tmp_path / "r", "--variants", "batch-512") == 1 and len(stub.begun) == 2
+    (transfer / "key_report.json").unlink()
+    shutil.rmtree(tmp_path / "r" / "tiny-batch-512-toy-s0")  # and made anew
+    capsys.readouterr()
+    assert go(study, tmp_path / "r", "--variants", "batch-512") == 1
+    assert "started from other weights than tiny-batch-512-toy-s0's: delete" in capsys.readouterr().err
+
+
+def test_two_at_a_time(study, tmp_path, stub):
+    assert go(study, tmp_path / "r", "--seeds", "0,1", "--jobs", "2") == 0
+    assert stub.most == 2 and len(stub.begun) == 12
+
+
+@pytest.mark.parametrize(
+    ("visible", "jobs", "gpus", "expected"),
+    [
+        ("", 2, 2, ["0,1", "2,3"]),
+        ("4,5,6,7", 2, 1, ["4", "5"]),
+        ("", 4, 1, ["0", "1", "2", "3"]),
+        ("", 2, 4, "JOBS=2 runs of GPUS=4 need 8 devices, 4 are visible"),
+        ("", 0, 1, "JOBS=0"),
+    ],
+)
+def test_devices_are_split_among_jobs(monkeypatch, visible, jobs, gpus, expected):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    if isinstance(expected, str):
+        with pytest.raises(BookError, match=expected):
+            crew.slots(jobs, gpus, "local")
+    else:
+        slots = crew.slots(jobs, gpus, "local")
+        assert [slots.get()["CUDA_VISIBLE_DEVICES"] for _ in range(jobs)] == expected
+
+
+def test_a_second_runner_stops_with_one_line(study, tmp_path, stub, capsys):
+    with runner.locked("tiny", "toy", tmp_path):
+        assert go(study, tmp_path) == 1
+    error = capsys.readouterr().err
+    assert f"study tiny (toy) is being run by process {os.getpid()}" in error and error.count("\n") == 1
+    assert not stub.begun
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--seeds", "0,0"], "SEEDS=0,0: give each seed once"),
+        (["--seeds", "one"], "SEEDS=one must be whole numbers"),
+        (["--profile", "papr"], "PROFILE='papr' is unknown; did you mean 'paper'"),
+        (["--launcher", "slrum"], "did you mean 'slurm'"),
+        (["--benchmarks", "coco-fpn-3x"], "did you mean 'coco-fpn-"),
+        (["--gpus", "4"], "variant batch-512: batch=2 cannot be split evenly over 4 processes"),
+        (["--nodes", "2"], "NODES=2: for several nodes use LAUNCHER=slurm"),
+    ],
+)
+def test_wrong_values_are_told_before_anything_runs(study, tmp_path, stub, capsys, words, says):
+    assert go(study, tmp_path / "r", *words) == 1
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1
+    assert not stub.begun and not (tmp_path / "r").exists()
+
+
+def test_a_batch_that_no_accumulation_reaches(tmp_path, pictured, stub, capsys):
+    assert go(write_study(tmp_path, pictured, micro_batch=4), tmp_path / "r") == 1
+    assert "variant batch-512: no accumulation reaches batch=2" in capsys.readouterr().err
+
+
+def test_results_that_cannot_be_written(study, tmp_path, stub, capsys):
+    (tmp_path / "file").write_text("")
+    assert go(study, tmp_path / "file") == 1
+    assert "cannot write the results folder" in capsys.readouterr().err and not stub.begun
+
+
+def test_hours_come_from_earlier_runs(study, tmp_path, stub, monkeypatch, capsys):
+    assert go(study, tmp_path / "r", "--variants", "batch-2048") == 0
+    capsys.readouterr()
+    hardware = {"hardware": {"cpu": "CPU", "cores": 2, "gpus": []}}
+    monkeypatch.setattr("soco_lib.measure.provenance", lambda: hardware)
+    assert go(study, tmp_path / "r", "--variants", "batch-2048", "--seeds", "7", "--plan") == 0
+    said = capsys.readouterr().out  # 6 x 4 images at 10 a second, and a minute
+    assert f"{(2.4 + 60) / 3600:.2f}" in said and "time of a pretraining: as tiny-batch-2048-toy-s0" in said
+    hardware["hardware"] = {"cpu": "CPU", "cores": 2, "gpus": ["H200"]}
+    assert go(study, tmp_path / "r", "--variants", "batch-2048", "--seeds", "7", "--plan") == 0
+    assert "unknown: no earlier run of these sizes on this hardware" in capsys.readouterr().out
+
+
+def test_a_measured_step(study, tmp_path, capsys):
+    assert go(study, tmp_path / "r", "--variants", "batch-2048", "--plan", "--measure") == 0
+    said = capsys.readouterr().out
+    assert "a step timed here, without data loading and evaluation" in said and " ? " not in said
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "expected"),
+    [
+        ({0: 1.0}, {1: 1.0}, (0, None, None, None)),
+        ({0: 1.5}, {0: 1.0, 1: 9.0}, (1, 0.5, None, None)),
+        ({0: 2.0, 1: 4.0}, {0: 1.0, 1: 1.0}, (2, 2.0, 2.0 - 12.7062, 2.0 + 12.7062)),  # t 12.706 x sd 1.414 / sqrt 2
+        ({0: 1.1, 1: 5.2, 2: 9.3}, {0: 0.0, 1: 4.0, 2: 8.0}, (3, 1.2, 1.2 - 0.2484, 1.2 + 0.2484)),  # t 4.303 x 0.1 / sqrt 3
+    ],
+)
+def test_paired_differences(a, b, expected):
+    count, *numbers = study_tables.paired(a, b)
+    assert count == expected[0]
+    for number, wanted in zip(numbers, expected[1:]):
+        assert number != number if wanted is None else number == pytest.approx(wanted, abs=1e-3)
+
+
+def test_the_reading_says_no_more_than_the_seeds_do(study, tmp_path, stub):
+    assert go(study, tmp_path / "r") == 0
+    assert "One seed each, of which nothing can be said: batch-512, batch-1024." in page(tmp_path / "r")
+    assert go(study, tmp_path / "r", "--seeds", "0,1,2") == 0
+    text = page(tmp_path / "r")
+    assert "| -2.54 [-5.02, -0.05] | -0.6" in text
+    assert "batch-512 (-2.54, -5.02 to -0.05, 3 seeds) differs." in text and "in 10% of such studies" in text
+    assert "Not distinguishable from it: batch-1024 (-1.02, -5.99 to +3.94, 3 seeds)." in text
+    assert "not comparable with the paper's" in text and "41.7 (" not in text
+
+
+def test_the_notebook_shows_half_a_study(study, tmp_path, stub):
+    stub.wrong = {"batch-1024": "the loss is nan at step 7: lower it", "batch-2048-toy-s0-coco": "killed"}
+    assert go(study, tmp_path / "r") == 1
+    words = {"results": str(tmp_path / "r"), "study": study}
+    for state in ("half", "nothing"):
+        results = tmp_path / "r" if state == "half" else tmp_path / "empty"
+        copy = execute(ROOT / "notebooks" / "08_ablation.ipynb", "ablation", words | {"results": str(results)}, results=results)
+        html = copy.with_suffix(".html").read_text()
+        assert "Traceback" not in html and "ResNet + FPN + box head" in html and "41.7" in html
+        assert ("diverged at step 7" in html) == (state == "half") == ("step 1 of 2" in html)
+        assert Run.read(copy.parent).metrics["finished"] == (2 if state == "half" else 0)
+
+
+# --- real runs --------------------------------------------------------------------------------------------------------
+
+
+def start(study, results, *words):
+    words = [sys.executable, "-m", "soco_lib.runner", study, "--results", str(results), *words]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
+
+
+def wait_for(run, rows, child):
+    while child.poll() is None and not (run / "log.jsonl").exists() or len(Run.read(run).rows()) < rows:
+        assert child.poll() is None, child.stdout.read()
+        time.sleep(0.05)
+
+
+def change(path, variant, **toy):
+    content = yaml.safe_load(open(path))
+    content["variants"][variant]["toy"] |= toy
+    open(path, "w").write(yaml.safe_dump(content, sort_keys=False))
+
+
+def test_stopped_and_killed_it_goes_on(study, tmp_path):
+    change(study, "batch-512", steps=60)
+    run = tmp_path / "r" / "tiny-batch-512-toy-s0"
+    for number, rows in ((signal.SIGTERM, 3), (signal.SIGKILL, 12)):
+        child = start(study, tmp_path / "r", "--variants", "batch-512")
+        wait_for(run, rows, child)
+        child.send_signal(number)
+        said = child.communicate()[0]
+        if number == signal.SIGTERM:
+            assert child.returncode == session.STOPPED and "stopped; the same command goes on" in said
+            assert Run.read(run).record["status"] == "stopped" and "step " in row_of(tmp_path / "r", "batch-512")[-1]
+    assert go(study, tmp_path / "r", "--variants", "batch-512") == 0  # waits for the killed runner's run to save
+    sessions = Run.read(run).record["sessions"]
+    assert Run.read(run).done and len(sessions) == 3 and all("told to stop" in s["error"] for s in sessions[:2])
+    assert row_of(tmp_path / "r", "batch-512")[-1] == "done (s0)"
+    assert Run.read(tmp_path / "r" / "tiny-batch-512-toy-s0-coco-fpn-1x").metrics["images"] == 6
+
+
+def test_a_real_failure_is_told_by_its_own_line(study, tmp_path, capsys):
+    change(study, "batch-1024", overrides=["MODEL.NOPE=1"])
+    assert go(study, tmp_path / "r", "--variants", "batch-1024") == 1
+    assert "detector override 'MODEL.NOPE=1' is not a setting" in capsys.readouterr().err
+    assert row_of(tmp_path / "r", "batch-1024")[-1].startswith("failed: detector override")
+
+
+@slow
+def test_slurm_runs_two_jobs_at_a_time(cluster, study, tmp_path, capsys):  # noqa: F811
+    if slurm.ask("sinfo", "--noheader", "--format", "%c").startswith("1"):
+        pytest.skip("two jobs at a time need two cores")
+    for variant in ("batch-512", "batch-1024"):
+        change(study, variant, steps=40)
+    words = ["--launcher", "slurm", "--minutes", "30", "--jobs", "2", "--variants", "batch-512,batch-1024"]
+    assert go(study, tmp_path / "r", *words) == 0
+    assert "SLURM job" in capsys.readouterr().out
+    one, other = (Run.read(tmp_path / "r" / f"tiny-{name}-toy-s0").record["sessions"][0] for name in ("batch-512", "batch-1024"))
+    assert one["start"] < other["end"] and other["start"] < one["end"]
+    assert row_of(tmp_path / "r", "batch-512")[-1] == row_of(tmp_path / "r", "batch-1024")[-1] == "done (s0)"
