@@ -175,6 +175,7 @@ def plan(cfg: Pretrain, images: int, world: int = 1) -> Plan:
         f"no accumulation reaches batch={cfg.batch}: each of {world} processes has {share} images, "
         f"not a multiple of micro_batch={micro}",
     )
+    require(micro * cfg.k > 1, "batch norm needs two boxes at once, and a process has one image of one: raise k, batch or micro_batch")
     per_epoch = images // cfg.batch
     steps = cfg.steps or math.ceil(cfg.epochs * per_epoch)
     warmup = round(cfg.warmup_epochs / cfg.epochs * steps) if cfg.epochs else 0

@@ -5,12 +5,17 @@ M embeddings of dimension E.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-#: Below this spread the embeddings of different objects are nearly one vector.
-COLLAPSED = 0.05
+#: Below this spread the cosine of two objects is above 0.96 on average. The projector's batch norm spreads random weights'
+#: embeddings to about 0.8 whatever the images, and a healthy toy run stays above 0.6: a young run gives no false alarm.
+COLLAPSED = 0.2
+#: Above this cosine between the views of an object, mean over the boxes of every pair, nothing is left to learn.
+AGREED = 0.995
 
 
 def spread(z: Tensor) -> float:
@@ -28,8 +33,14 @@ def effective_rank(z: Tensor) -> float:
     return float(torch.exp(-(p * (p + 1e-12).log()).sum()))
 
 
-def verdict(spread_now: float) -> str:
-    """'' for a healthy spread, else what is wrong and what to try."""
-    if spread_now >= COLLAPSED:
-        return ""
-    return f"COLLAPSE: spread {spread_now:.3f} < {COLLAPSED}; all objects embed alike (lower base_lr, or raise tau or batch)"
+def verdict(spread_now: float, pairs: Sequence[float]) -> str:
+    """'' for a healthy run, else what is wrong and what to try. pairs: the loss of each pair of views, in [-4, 4].
+
+    A spread that is NaN (a single embedding has none) is no verdict.
+    """
+    if spread_now < COLLAPSED:
+        return f"COLLAPSE: spread {spread_now:.3f} < {COLLAPSED}; all objects embed alike (lower base_lr, or raise tau or batch)"
+    cosine = -max(pairs) / 4
+    if cosine > AGREED:
+        return f"DEAD LOSS: cosine {cosine:.4f} between all views; the views are identical or a few vectors stand for all objects"
+    return ""

@@ -23,25 +23,25 @@ class Meter:
         self.reset()
 
     def reset(self) -> None:
-        self.since, self.steps, self.data_s, self.losses = time.perf_counter(), 0, 0.0, []
+        self.since, self.steps, self.data_s, self.pairs = time.perf_counter(), 0, 0.0, []
 
     def add(self, out: dict) -> None:
         self.steps += 1
         self.data_s += out["data_s"]
         self.unreadable += out["unreadable"]
-        self.losses.append(out["loss"])
+        self.pairs.append(out["pairs"])
 
     def row(self, done: int, out: dict, trainer) -> dict:
-        """`done` updates are made. Loss is the mean since the last row; the rest describes the last update. Collective."""
+        """`done` updates are made. Losses are means since the last row; the rest describes the last update. Collective."""
         seconds = time.perf_counter() - self.since
-        z = out["embeddings"]
+        z, pairs = out["embeddings"], distributed.mean(torch.stack(self.pairs).mean(0)).tolist()
         cuda = trainer.process.device.type == "cuda"
         memory = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         row = {
             "step": done,
             "epoch": round(done / self.plan.steps_per_epoch, 4),
-            "loss": float(distributed.mean(torch.stack(self.losses).mean())),
-            "pairs": [round(p, 5) for p in distributed.mean(out["pairs"]).tolist()],
+            "loss": sum(pairs),
+            "pairs": [round(p, 5) for p in pairs],
             "spread": round(health.spread(z), 5),
             "effective_rank": round(health.effective_rank(z), 3),
             "lr": trainer.optimizer.param_groups[0]["lr"],
@@ -60,11 +60,13 @@ class Meter:
 
 
 def line(row: dict, steps: int) -> str:
-    """A log row as one plain line."""
+    """A log row as one plain line: after the loss that of each pair of views; after the rate the range of LARS's trust ratios."""
+    trust = "  trust {:.0e}..{:.0e}".format(*row["trust"]) if "trust" in row else ""
+    eta = f"{row['eta_s']:.0f} s" if row["eta_s"] < 7200 else f"{row['eta_s'] / 3600:.1f} h"
     return (
-        f"step {row['step']}/{steps}  loss {row['loss']:.3f}  spread {row['spread']:.3f}  rank {row['effective_rank']:.1f}  "
-        f"lr {row['lr']:.3g}  tau {row['tau']:.4f}  {row['images_per_s']:.1f} images/s  data {row['data_wait']:.0%}  "
-        f"{row['memory_gb']:.1f} GB  eta {row['eta_s']:.0f} s"
+        f"step {row['step']}/{steps}  loss {row['loss']:.2f} ({' '.join(f'{p:.2f}' for p in row['pairs'])})  "
+        f"spread {row['spread']:.2f}  rank {row['effective_rank']:.3g}  lr {row['lr']:.2g}{trust}  tau {row['tau']:.4f}  "
+        f"{row['images_per_s']:.1f} img/s  data {row['data_wait']:.0%}  {row['memory_gb']:.0f} GB  eta {eta}"
     )
 
 
@@ -78,7 +80,7 @@ class Record:
     def row(self, row: dict) -> None:
         """A row of Meter."""
         self.write(row)
-        print(line(row, self.plan.steps), health.verdict(row["spread"]), flush=True)
+        print(line(row, self.plan.steps), health.verdict(row["spread"], row["pairs"]), flush=True)
 
     def write(self, row: dict) -> None:
         """Any values of a step."""

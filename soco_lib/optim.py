@@ -28,6 +28,10 @@ class LARS(torch.optim.Optimizer):
 
     A tensor's update is d = g + wd w, scaled by trust ||w|| / ||d|| where both norms are positive, then m = mu m + d and
     w -= lr m. Groups with `adapt=False` (1-D parameters) take plain SGD with momentum.
+
+    The authors' has ||d|| + 1e-8 below, MoCo v3's is the same as this. The kept libraries' (timm 1.0.31, lightly, apex's LARC)
+    is another: ||g|| + wd ||w|| + 1e-8, up to sqrt(2) more for the weights before a batch norm, whose g is orthogonal to w;
+    and where g is zero, their decay is not scaled (timm) or left out (lightly, apex).
     """
 
     def __init__(self, params, lr: float, momentum: float = 0.9, weight_decay: float = 0.0, trust: float = 0.001):

@@ -87,3 +87,9 @@ def test_identity_ignores_how_a_run_is_watched():
     assert identity(cfg()) == identity(cfg(workers=1, log_every=7, save_every=9, keep=1))
     assert identity(cfg()) != identity(cfg(seed=1))
     assert differences(to_dict(cfg()), to_dict(cfg(k=8))) == {"k": (4, 8)}
+
+
+def test_one_box_at_once_is_too_few_for_batch_norm():
+    with pytest.raises(BookError, match="batch norm needs two boxes"):
+        plan(cfg(batch=64, micro_batch=1, k=1), images=100)
+    assert plan(cfg(batch=64, micro_batch=1), images=100).accumulate == 64

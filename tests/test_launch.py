@@ -1,6 +1,7 @@
 """Many processes: killed workers, told to stop, several nodes; whatever happens on the way, the weights are the same."""
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -36,10 +37,14 @@ def undisturbed(cfg, tmp_path, gpus=1):
     return WHOLE[key]
 
 
+def children(process: int) -> list[str]:
+    return Path(f"/proc/{process}/task/{process}/children").read_text().split()
+
+
 def workers_of(agent: int) -> dict[int, int]:
     """RANK -> process number of the training processes that a torchrun started."""
     found = {}
-    for child in Path(f"/proc/{agent}/task/{agent}/children").read_text().split():
+    for child in children(agent):
         words = dict(word.partition("=")[::2] for word in Path(f"/proc/{child}/environ").read_text().split("\0"))
         if "RANK" in words:
             found[int(words["RANK"])] = int(child)
@@ -52,19 +57,23 @@ def wait_for_rows(run, rows, child):
     assert child.poll() is None, "it ended before it could be disturbed"
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_worker_is_restarted_and_the_weights_are_the_same(cfg, tmp_path, one_thread, rank):
-    cfg = with_(cfg, steps=20, save_every=3, log_every=1, workers=1)
+def test_killed_workers_are_restarted_and_the_weights_are_the_same(cfg, tmp_path, one_thread):
+    """Three kills in one run, of either rank, at random steps, with 1, 2 and 0 loader workers."""
+    cfg = with_(cfg, steps=40, save_every=2, log_every=1, workers=1)  # of 3 steps an epoch: checkpoints lie inside epochs too
     whole = undisturbed(cfg, tmp_path, gpus=2)
     run = Run.start("killed", "pretrain", cfg, tmp_path)
-    words = command("soco_lib.train", run.folder, gpus=2, restarts=1)
+    words, rng = command("soco_lib.train", run.folder, gpus=2, restarts=3), random.Random(0)
     with open(tmp_path / "output.txt", "w") as output:
         child = subprocess.Popen(words, stdout=output, stderr=output, env=environment(2))
-    wait_for_rows(run, 11, child)
-    os.kill(workers_of(child.pid)[rank], signal.SIGKILL)
+    for rank, before, after in ((1, 1, 1), (0, 1, 2), (0, 2, 0)):  # a rank 0 that lives on to see the other's end writes run.json
+        wait_for_rows(run, len(run.rows()) + rng.randint(3, 8), child)  # 2: the first checkpoint
+        trainers = workers_of(child.pid)
+        assert [len(children(trainer)) for trainer in trainers.values()] == [before, before]
+        Run.start("killed", "pretrain", with_(cfg, workers=after), tmp_path)  # which the restarted ones will read
+        os.kill(trainers[rank], signal.SIGKILL)
     said = child.wait(), (tmp_path / "output.txt").read_text()
-    assert said[0] == 0 and "going on after step" in said[1], said
-    assert len(Run.read(run.folder).record["sessions"]) == 2
+    assert said[0] == 0 and said[1].count("going on after step") == 3, said
+    assert len(Run.read(run.folder).record["sessions"]) == 4
     assert same(whole, final_weights(run))
 
 

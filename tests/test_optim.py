@@ -32,22 +32,37 @@ def reference_lars(w, g, m, lr, wd, mu, trust, adapt):
     return [wi - lr * mi for wi, mi in zip(w, m)], m
 
 
-def test_lars_steps_by_hand():
-    matrix = torch.nn.Parameter(torch.tensor([[3.0, 4.0]], dtype=torch.float64))
-    bias = torch.nn.Parameter(torch.tensor([1.0, -1.0], dtype=torch.float64))
-    zero = torch.nn.Parameter(torch.zeros(1, 2, dtype=torch.float64))  # no norm to trust: taken as it is
-    groups = [{"params": [matrix, zero], "weight_decay": 0.1}, {"params": [bias], "weight_decay": 0.0, "adapt": False}]
-    optimizer = LARS(groups, lr=0.5, momentum=0.9, trust=0.01)
-    state = {id(p): ([*p.detach().flatten().tolist()], [0.0, 0.0]) for p in (matrix, bias, zero)}
-    for gradient in ([1.0, 2.0], [-0.5, 0.25]):
-        for p in (matrix, bias, zero):
-            p.grad = torch.tensor(gradient, dtype=torch.float64).view_as(p)
-            w, m = state[id(p)]
-            wd, adapt = (0.0, False) if p is bias else (0.1, True)
-            state[id(p)] = reference_lars(w, gradient, m, 0.5, wd, 0.9, 0.01, adapt)
+#: What may be zero: weight -> gradients of four steps. A zero weight or update has no norm to trust and is taken as it is.
+TENSORS = {
+    "usual": ([3.0, 4.0], [[1.0, 2.0], [-0.5, 0.25], [0.1, -2.0], [3.0, 0.5]]),
+    "zero weight": ([0.0, 0.0], [[1.0, 2.0], [-0.5, 0.25], [0.1, -2.0], [3.0, 0.5]]),
+    "zero gradient": ([3.0, 4.0], [[0.0, 0.0]] * 4),
+    "zero gradient for a while": ([3.0, 4.0], [[0.0, 0.0], [1.0, 2.0], [0.0, 0.0], [-1.0, 0.5]]),
+    "both zero": ([0.0, 0.0], [[0.0, 0.0]] * 4),
+}
+
+
+@pytest.mark.parametrize("wd", [0.1, 0.0])
+@pytest.mark.parametrize("adapt", [True, False])
+def test_lars_steps_by_hand(adapt, wd):
+    """All tensors in one optimiser, so that none takes another's ratio; the rate changes from step to step."""
+    params = [torch.nn.Parameter(torch.tensor([weight], dtype=torch.float64)) for weight, _ in TENSORS.values()]
+    optimizer = LARS([{"params": params, "adapt": adapt}], lr=9.0, momentum=0.9, weight_decay=wd, trust=0.01)
+    state = [(weight, [0.0, 0.0]) for weight, _ in TENSORS.values()]
+    for step, lr in enumerate((0.5, 0.4, 0.1, 2.0)):
+        optimizer.param_groups[0]["lr"] = lr
+        for i, (p, (_, gradients)) in enumerate(zip(params, TENSORS.values())):
+            p.grad = torch.tensor([gradients[step]], dtype=torch.float64)
+            state[i] = reference_lars(state[i][0], gradients[step], state[i][1], lr, wd, 0.9, 0.01, adapt)
         optimizer.step()
-        for p in (matrix, bias, zero):
-            assert p.detach().flatten().tolist() == pytest.approx(state[id(p)][0], abs=1e-12)
+        for p, (weight, _) in zip(params, state):
+            assert p.detach().flatten().tolist() == pytest.approx(weight, abs=1e-12)
+
+
+def test_a_tensor_without_gradient_is_left_alone():
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    LARS([weight], lr=1.0, weight_decay=0.1).step()
+    assert (weight == 1).all()
 
 
 def test_biases_and_norms_have_neither_decay_nor_trust():

@@ -1,10 +1,10 @@
 """The loop on a tiny detector: it learns, stops on bad input, and goes on as if nothing had happened."""
 
 import json
+import multiprocessing
 import os
+import random
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,6 +18,7 @@ from soco_lib import BookError, checkpoint, health, train
 from soco_lib.config import Pretrain, plan
 from soco_lib.dataset import ProposalViews, Schedule, choose
 from soco_lib.launch import command, launch
+from soco_lib.meter import line
 from soco_lib.results import Run
 
 
@@ -78,19 +79,33 @@ def test_resume_is_bit_equal(cfg, tmp_path, monkeypatch, stop_at):
     assert [r["loss"] for r in whole.rows()] == [r["loss"] for r in parts.rows()]
 
 
-def test_killed_at_any_moment_and_resumed_is_bit_equal(cfg, tmp_path):
-    cfg = with_(cfg, steps=40, save_every=3, log_every=1)
+def train_apart(folder):
+    """As `python -m soco_lib.train` does, in a process that a forkserver made: clean, and without the seconds of imports."""
+    multiprocessing.set_start_method("fork", force=True)  # Python's own for the loader's workers, which it would inherit from here
+    train.main([folder])
+
+
+def test_killed_ten_times_at_random_and_resumed_is_bit_equal(cfg, tmp_path, monkeypatch):
+    cfg = with_(cfg, steps=60, save_every=2, log_every=1)  # of 3 steps an epoch: checkpoints lie inside epochs too
     whole, _ = run_here(cfg, tmp_path, "whole")
-    run = Run.start("killed", "pretrain", cfg, tmp_path)
-    words = command("soco_lib.train", run.folder)
-    child = subprocess.Popen(words, stdout=subprocess.DEVNULL, env=same_threads())
-    while len(run.rows()) < 11 and child.poll() is None:
-        time.sleep(0.01)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    assert not Run.read(run.folder).done
+    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))  # sums come out bit-equal only with as many threads
+    processes, rng = multiprocessing.get_context("forkserver"), random.Random(0)
+    processes.set_forkserver_preload(["soco_lib.train"])
+    for kill in range(10):
+        run = Run.start("killed", "pretrain", with_(cfg, workers=(0, 2)[kill % 2]), tmp_path)
+        child, step = processes.Process(target=train_apart, args=(str(run.folder),)), len(run.rows()) + rng.randint(1, 4)
+        child.start()
+        while len(run.rows()) < step and child.is_alive():
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.05))  # in a step, between two, or while a checkpoint is written
+        assert child.is_alive(), "it ended before it could be killed"
+        child.kill()
+        while Path(f"/proc/{child.pid}").exists():  # join() would wait for its loader's orphans too
+            time.sleep(0.005)
     assert train.main([str(run.folder)]) == 0
+    assert len(Run.read(run.folder).record["sessions"]) == 11
     assert same(final_weights(whole), final_weights(run))
+    assert [r["loss"] for r in whole.rows()] == [r["loss"] for r in run.rows()]
 
 
 def test_broken_newest_checkpoint_is_passed_over(cfg, tmp_path, capsys):
@@ -195,10 +210,54 @@ def test_spread_and_rank_tell_collapse_from_health():
     healthy = torch.randn(500, 32, generator=g)
     collapsed = torch.ones(500, 32) + 1e-3 * healthy
     assert health.spread(healthy) == pytest.approx(1.0, abs=0.02) and health.effective_rank(healthy) > 29
-    assert health.spread(collapsed) < 0.01 and health.verdict(health.spread(collapsed)).startswith("COLLAPSE")
+    assert health.spread(collapsed) < 0.01
     flat = healthy.clone()
     flat[:, 4:] = 0
     assert 3.8 < health.effective_rank(flat) <= 4.0
+
+
+@pytest.mark.parametrize(
+    ("spread", "pairs", "says"),
+    [
+        (0.8, [0.1, -0.2], ""),
+        (0.6, [-3.7, -3.9], ""),
+        (0.19, [-1.0, -1.0], "COLLAPSE"),
+        (0.0, [-4.0, -4.0], "COLLAPSE"),
+        (0.8, [-4.0, -3.99], "DEAD LOSS"),
+        (0.8, [-4.0, -3.0], ""),
+        (float("nan"), [-1.0], ""),  # one object: no spread
+    ],
+)
+def test_verdict(spread, pairs, says):
+    assert health.verdict(spread, pairs).partition(":")[0] == says
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_collapse_is_called_by_name_while_the_run_is_young(cfg, tmp_path, monkeypatch, capsys, broken):
+    """Without predictor and slow target nothing holds the embeddings apart; with them an untrained network is no alarm."""
+    real = train.build_model
+
+    def without_predictor(*args):
+        model = real(*args)
+        model.predictor = torch.nn.Identity()
+        return model
+
+    if broken:
+        monkeypatch.setattr(train, "build_model", without_predictor)
+    run_here(with_(cfg, steps=12, log_every=1, warmup_epochs=0, base_lr=32.0, tau=0.0 if broken else 0.99), tmp_path)
+    lines = [text for text in capsys.readouterr().out.splitlines() if text.startswith("step ")]
+    alarms = [step for step, text in enumerate(lines, start=1) if "COLLAPSE: spread" in text]
+    assert len(lines) == 12 and (alarms[0] <= 5 if broken else not alarms), lines
+
+
+def test_line_shows_every_pair_and_the_range_of_trust_ratios():
+    """As wide as SoCo* at the paper's size needs."""
+    row = dict(step=249950, loss=-10.871, pairs=[-3.62, -3.61, -3.64], spread=0.774, effective_rank=145.3, lr=1.03e-6, tau=0.9901)
+    row |= dict(trust=[1.2e-5, 0.02], images_per_s=9017.7, data_wait=0.12, memory_gb=61.2, eta_s=126_000)
+    text = line(row, 250_000)
+    assert "loss -10.87 (-3.62 -3.61 -3.64)" in text and "trust 1e-05..2e-02" in text and text.endswith("eta 35.0 h")
+    assert len(text) <= 160
+    assert "trust" not in line({k: v for k, v in row.items() if k != "trust"}, 250_000)
 
 
 def test_log_survives_a_torn_line(cfg, tmp_path):
