@@ -51,8 +51,8 @@ def execute(
 ) -> Path:
     """Execute a notebook from the checkout's root; returns its executed copy, `<results>/<run_name>/<notebook>.ipynb`.
 
-    `params` override the parameters cell; `run_name` and `results` are injected too where the notebook declares them. What cells print
-    appears on the terminal. `kernel` defaults to this environment's `python3`, whatever the file's metadata says.
+    `params` override the parameters cell; `run_name` and `results` are injected too where the notebook declares them. What
+    cells print appears on the terminal. `kernel` defaults to this environment's `python3`, whatever the file's metadata says.
     Raises BookError before anything runs, NotebookFailed when a cell fails; the executed copy then stays for reading.
     """
     import papermill  # slow imports wait until they are needed: a kernel imports this module for `headless`
