@@ -151,7 +151,7 @@ def table_cells(table: str, runs: list[Run]) -> tuple[pd.DataFrame, list[str]]:
     """A paper's table in long form, a row a cell (columns: CELL), and what was left out of it, a line each.
 
     source: paper (all printed rows) or ours; value: percent, ours the mean over n seeds with their standard deviation sd;
-    difference: ours minus the paper's row that was repeated. Cells without a finished run or printed number are NaN.
+    difference: ours minus the paper's row that was repeated, at the paper's scale only. Cells without a finished run or printed number are NaN.
     """
     members = [b for b in benchmarks.BENCHMARKS.values() if b.table == table]
     one_of("table", table, dict.fromkeys(b.table for b in benchmarks.BENCHMARKS.values()))
@@ -163,7 +163,7 @@ def table_cells(table: str, runs: list[Run]) -> tuple[pd.DataFrame, list[str]]:
             cells += [base | {"metric": m, "value": values[b.paper, m]} for m in b.metrics]
     for (scale, label), of_benchmark in _grouped(runs).items():
         start = start_of(next(iter(of_benchmark.values()))[0].record["config"])
-        theirs = printed.get((start.row, start.epochs)) if scale == "paper" or start.row == "Scratch" else None
+        theirs = printed.get((start.row, start.epochs)) if scale == "paper" else None
         for b in members:
             seeds, left = _one_a_seed(of_benchmark.get(b.name, []))
             notes += left
