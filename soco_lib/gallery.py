@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from soco_lib import ROOT, BookError
-from soco_lib.config import require
+from soco_lib.config import SUBJECT, Pretrain, essence, require, to_dict
 from soco_lib.results import Run
 
 #: Name of a place in the README, between two comments -> the file that fills it.
@@ -33,12 +33,13 @@ FIGURES = {
 }
 
 
-def reference(profile: str) -> list[dict]:
-    """Log rows of the tracked healthy run of that profile; [] where there is none."""
+def reference(cfg: Pretrain) -> list[dict]:
+    """Log rows of the tracked healthy run if it had the settings of `cfg`, on whatever images; else []."""
     if not (HEALTHY / "run.json").exists():
         return []
     run = Run.read(HEALTHY)
-    return run.rows() if run.record["config"]["profile"] == profile else []
+    settings = lambda values: {k: v for k, v in essence(values).items() if k not in SUBJECT - {"profile"}}  # noqa: E731
+    return run.rows() if settings(run.record["config"]) == settings(to_dict(cfg)) else []
 
 
 def collect(results: Path) -> None:
