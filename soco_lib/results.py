@@ -61,9 +61,10 @@ def provenance() -> dict:
     cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if Path("/proc/cpuinfo").exists() else None
     import torch  # here, because reading records needs no torch
 
+    changes = _git("status", "--porcelain", "--", ".", ":(exclude)results")  # what runs leave there is no change of the code
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
-        "git": {"commit": _git("rev-parse", "HEAD"), "dirty": bool(_git("status", "--porcelain"))},
+        "git": {"commit": _git("rev-parse", "HEAD"), "dirty": bool(changes)},
         "versions": {"python": platform.python_version(), **versions},
         "hardware": {"cpu": cpu.group(1) if cpu else platform.processor(), "cores": os.cpu_count(), "gpus": gpus},
     }
