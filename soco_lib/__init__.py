@@ -3,7 +3,10 @@
 Importing the package does no work; each module owns one concern (see the README, "Where things lie").
 """
 
+import functools
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 #: The checkout: notebooks, results and data are found from here, whatever the working directory.
@@ -12,6 +15,20 @@ ROOT = Path(__file__).resolve().parents[1]
 
 class BookError(ValueError):
     """A mistake in what the user gave (a path, a name, a value): one line that names it and says the remedy."""
+
+
+def one_line_errors(main: Callable[..., int | None]) -> Callable[..., int]:
+    """Make a command line's `main` tell a BookError as one line on stderr; it returns the exit status, then 1, else main's or 0."""
+
+    @functools.wraps(main)
+    def told(arguments: list[str] | None = None) -> int:
+        try:
+            return main(arguments) or 0
+        except BookError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+
+    return told
 
 
 def locate(path: str | os.PathLike) -> Path:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from soco_lib import BookError, benchmarks, locate
+from soco_lib import BookError, benchmarks, locate, one_line_errors
 from soco_lib.benchmarks import DataSet, data_tree, read_instances, split_sets
 from soco_lib.config import one_of
 from soco_lib.sources import SUFFIXES, split_spec
@@ -113,15 +113,12 @@ def chosen(names: list[str]) -> list[str]:
     return [name for name in counted if name in wanted]
 
 
+@one_line_errors
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="data sets or benchmarks (default: all data sets)")
-    try:
-        names = chosen(parser.parse_args(arguments).names)
-    except BookError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    names = chosen(parser.parse_args(arguments).names)
     counts = [line for name in names for line in count(name, benchmarks.DATA[name])]
     table = pd.DataFrame([(c.data, c.what, c.found, c.expected, c.verdict) for c in counts])
     print(table.to_markdown(index=False, headers=["data", "what", "found", "expected", "verdict"], intfmt=","))

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from soco_lib import BookError, locate
+from soco_lib import BookError, locate, one_line_errors
 from soco_lib.config import require
 
 _array, _scalar = np.empty(0).__reduce__()[0], np.float32(0).__reduce__()[0]
@@ -166,22 +166,18 @@ def convert(path: str | Path, out: str | Path, trust: bool = False) -> Path:
     return out
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Command line; returns the exit status."""
+@one_line_errors
+def main(arguments: list[str] | None = None) -> None:
+    """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     command = parser.add_subparsers(required=True, metavar="convert").add_parser("convert", help="write a file's tensors alone")
     command.add_argument("file", help="the file with Python objects in it")
     command.add_argument("out", help="the .safetensors file to write")
     command.add_argument("--trust", action="store_true", help="consent to running the code in the file")
     given = parser.parse_args(arguments)
-    try:
-        out = convert(given.file, given.out, given.trust)
-    except BookError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    out = convert(given.file, given.out, given.trust)
     counts = ", ".join(f"{len(v)} in {k or 'the top level'}" for k, v in state_dicts(read(out)).items())
     print(f"wrote {out}: tensors {counts}; nothing else of the file was kept")
-    return 0
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from soco_lib import ROOT, BookError, slurm
+from soco_lib import ROOT, BookError, one_line_errors, slurm
 from soco_lib.config import one_of, require
 from soco_lib.results import Run
 
@@ -142,8 +142,9 @@ def launch(module: str, run: Run, gpus: int = 1, say: Callable[[str], None] = pr
     return Run.read(run.folder).metrics
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Command line; returns the exit status."""
+@one_line_errors
+def main(arguments: list[str] | None = None) -> None:
+    """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("verb", choices=["join"])
     parser.add_argument("folder", type=Path, help="run folder, the same on every node")
@@ -153,11 +154,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rendezvous", default="", help="host:port, the same on every node")
     parser.add_argument("--restarts", type=int, default=0)
     given = parser.parse_args(arguments)
-    try:
-        join(given.module, given.folder, given.gpus, nodes=given.nodes, rendezvous=given.rendezvous, restarts=given.restarts)
-    except BookError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    join(given.module, given.folder, given.gpus, nodes=given.nodes, rendezvous=given.rendezvous, restarts=given.restarts)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pathlib import Path
 import cv2
 from pycocotools import mask as rle
 
-from soco_lib import ROOT, BookError
+from soco_lib import ROOT, one_line_errors
 from soco_lib.benchmarks import read_coco
 from soco_lib.config import require
 from soco_lib.results import write_json
@@ -100,20 +100,16 @@ def make(train: str, test: str, out: Path) -> dict[str, str]:
     return said
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Command line; returns the exit status."""
+@one_line_errors
+def main(arguments: list[str] | None = None) -> None:
+    """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="*", metavar="TRAIN TEST", help="two coco: data sets (default: the embedded scenes)")
     parser.add_argument("--out", type=Path, default=ROOT / "data/scenes-lvis", help="folder to write (default: data/scenes-lvis)")
     given = parser.parse_args(arguments)
-    try:
-        require(len(given.data) in (0, 2), "give two data sets, TRAIN and TEST, or none for the embedded scenes")
-        for line in make(*(given.data or SCENES), given.out).values():
-            print(line)
-    except BookError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    require(len(given.data) in (0, 2), "give two data sets, TRAIN and TEST, or none for the embedded scenes")
+    for line in make(*(given.data or SCENES), given.out).values():
+        print(line)
 
 
 if __name__ == "__main__":

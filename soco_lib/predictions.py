@@ -15,6 +15,7 @@ from soco_lib.config import require
 from soco_lib.errors import from_records
 from soco_lib.results import Run, read_json
 
+
 @dataclass(frozen=True)
 class Predictions:
     """Detections of one run on its test data."""

@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from soco_lib import BookError, checkpoint
 from soco_lib import boxes as box_math
+from soco_lib import checkpoint, one_line_errors
 from soco_lib.config import Pretrain, from_dict, require
 from soco_lib.dataset import normalize
 from soco_lib.encoder import Encoder
@@ -205,32 +205,28 @@ def random_encoder(cfg: Pretrain) -> Encoder:
     return Encoder(cfg)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Command line; returns the exit status."""
+@one_line_errors
+def main(arguments: list[str] | None = None) -> None:
+    """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="run folder of a pretraining")
     parser.add_argument("--data", required=True, help="labelled images: coco:JSON or voc:ROOT@SPLIT")
     parser.add_argument("--fit", default="", help="labelled images to learn the classes from (default: half of --data)")
     parser.add_argument("--images", type=int, default=0, help="at most so many (default: all)")
     given = parser.parse_args(arguments)
-    try:
-        run = Run.read(given.folder)
-        cfg = from_dict(Pretrain, run.record["config"])
-        state = checkpoint.newest(run.folder)
-        require(state is not None, f"{run.folder} holds no checkpoint yet")
-        trained = Encoder(cfg)
-        prefix = "online.encoder."
-        trained.load_state_dict({k[len(prefix) :]: v for k, v in state["model"].items() if k.startswith(prefix)})
-        both = {"random": random_encoder(cfg), "trained": trained}
-        scores = {name: probe(encoder, cfg, given.data, given.images, fit=given.fit) for name, encoder in both.items()}
-    except BookError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    run = Run.read(given.folder)
+    cfg = from_dict(Pretrain, run.record["config"])
+    state = checkpoint.newest(run.folder)
+    require(state is not None, f"{run.folder} holds no checkpoint yet")
+    trained = Encoder(cfg)
+    prefix = "online.encoder."
+    trained.load_state_dict({k[len(prefix) :]: v for k, v in state["model"].items() if k.startswith(prefix)})
+    both = {"random": random_encoder(cfg), "trained": trained}
+    scores = {name: probe(encoder, cfg, given.data, given.images, fit=given.fit) for name, encoder in both.items()}
     for name, score in scores.items():
         print(f"{name:>8}: {score.describe()}")
     record = {"data": given.data, "fit": given.fit, "step": state["step"], **{name: vars(score) for name, score in scores.items()}}
     write_json(run.folder / "probe.json", record)
-    return 0
 
 
 if __name__ == "__main__":

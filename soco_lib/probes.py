@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 from scipy import stats
 
-from soco_lib import BookError
+from soco_lib import one_line_errors
 from soco_lib.config import Pretrain, essence, from_dict, require
 from soco_lib.results import Run, read_json
 
@@ -81,17 +81,14 @@ def between(frame: pd.DataFrame) -> list[str]:
     return lines
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Command line; returns the exit status."""
+@one_line_errors
+def main(arguments: list[str] | None = None) -> None:
+    """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder of table.md, table.csv and the records")
     parser.add_argument("runs", type=Path, nargs="+", help="run folders of probed pretrainings")
     given = parser.parse_args(arguments)
-    try:
-        frame = collect(given.runs)
-    except BookError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    frame = collect(given.runs)
     for run in given.runs:
         (given.out / run.name).mkdir(parents=True, exist_ok=True)
         for name in KEPT:
@@ -107,7 +104,6 @@ def main(arguments: list[str] | None = None) -> int:
     text += "".join(f"\n- {line}" for line in between(frame)) + "\n"
     (given.out / "table.md").write_text(text)
     print(text)
-    return 0
 
 
 if __name__ == "__main__":

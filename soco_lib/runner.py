@@ -18,7 +18,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from soco_lib import ROOT, BookError, benchmarks, measure, plans, session, studies, study_data, study_tables
+from soco_lib import ROOT, BookError, benchmarks, measure, one_line_errors, plans, session, studies, study_data, study_tables
 from soco_lib.config import one_of, require
 from soco_lib.crew import Crew, perform, slots
 from soco_lib.launch import LAUNCHERS
@@ -156,31 +156,28 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+@one_line_errors
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status: 0, 1 after a failure, session.STOPPED."""
     given = parse(arguments)
     words = lambda text: tuple(word.strip() for word in text.split(",") if word.strip())  # noqa: E731
     results = ROOT / given.results
-    try:
-        require(all(word.isdigit() for word in words(given.seeds)), f"SEEDS={given.seeds} must be whole numbers, as SEEDS=0,1,2")
-        one_of("LAUNCHER", given.launcher, LAUNCHERS)
-        study, seeds = studies.read(given.study), [int(word) for word in words(given.seeds)]
-        require(given.nodes == 1 or given.launcher == "slurm", f"NODES={given.nodes}: for several nodes use LAUNCHER=slurm")
-        world = given.gpus * given.nodes
-        cells = plans.make(study, given.profile, seeds, results, world, words(given.benchmarks), words(given.variants))
-        print(measure.describe(study, cells, results, given.gpus, given.nodes, given.jobs, given.measure), flush=True)
-        if given.plan:
-            return 0
-        how = {name: getattr(given, name) for name in ("gpus", "nodes", "restarts", "launcher", "partition", "minutes", "cpus")}
-        with locked(study.name, given.profile, results):
-            crew = Crew(how, results, slots(given.jobs, given.gpus, given.launcher))
-            todo = [cell for cell in cells if cell.todo]
-            prepare(study, todo, crew.say)
-            wrong = run_cells(todo, crew, given.jobs)
-            print(study_tables.build(study, given.profile, results), end="", flush=True)
-    except BookError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    require(all(word.isdigit() for word in words(given.seeds)), f"SEEDS={given.seeds} must be whole numbers, as SEEDS=0,1,2")
+    one_of("LAUNCHER", given.launcher, LAUNCHERS)
+    study, seeds = studies.read(given.study), [int(word) for word in words(given.seeds)]
+    require(given.nodes == 1 or given.launcher == "slurm", f"NODES={given.nodes}: for several nodes use LAUNCHER=slurm")
+    world = given.gpus * given.nodes
+    cells = plans.make(study, given.profile, seeds, results, world, words(given.benchmarks), words(given.variants))
+    print(measure.describe(study, cells, results, given.gpus, given.nodes, given.jobs, given.measure), flush=True)
+    if given.plan:
+        return 0
+    how = {name: getattr(given, name) for name in ("gpus", "nodes", "restarts", "launcher", "partition", "minutes", "cpus")}
+    with locked(study.name, given.profile, results):
+        crew = Crew(how, results, slots(given.jobs, given.gpus, given.launcher))
+        todo = [cell for cell in cells if cell.todo]
+        prepare(study, todo, crew.say)
+        wrong = run_cells(todo, crew, given.jobs)
+        print(study_tables.build(study, given.profile, results), end="", flush=True)
     for name, said in wrong.items():
         print(f"{'' if said.startswith('stopped') else 'failed: '}{name}: {said}", file=sys.stderr)
     if crew.stopping.is_set():

@@ -26,7 +26,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from soco_lib import BookError, locate
+from soco_lib import BookError, locate, one_line_errors
 from soco_lib.config import require
 from soco_lib.proposals import STATUSES, ProposalConfig
 from soco_lib.shards import make_shards, shard_paths
@@ -225,8 +225,9 @@ def _merge(out: Path, shards: list[Path], source: ImageSource, essence: dict, sa
     return ProposalStore.open(out)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line. Exit status 2 and one line for the user's mistakes."""
+@one_line_errors
+def main(argv: list[str] | None = None) -> None:
+    """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", required=True, help="folder:, list:, coco:, voc:, zip: or a bare path")
     parser.add_argument("--out", required=True, help="folder of the store")
@@ -236,12 +237,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(default), default=default, help=f"default {default}")
     given = vars(parser.parse_args(argv))
     images, out, workers = (given.pop(name) for name in ("images", "out", "workers"))
-    try:
-        build_store(open_source(images), ProposalConfig(**given), out, workers, progress=lambda line: print(line, flush=True))
-    except BookError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    build_store(open_source(images), ProposalConfig(**given), out, workers, progress=lambda line: print(line, flush=True))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from soco_lib import ROOT, BookError, benchmarks, studies
+from soco_lib import ROOT, benchmarks, one_line_errors, studies
 from soco_lib.benchmarks import PROFILES
 from soco_lib.config import one_of
 from soco_lib.plans import Planned
@@ -205,27 +205,23 @@ def build(study: Study, profile: str, results: Path) -> str:
     return stem.with_suffix(".md").read_text()
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Command line; returns the exit status."""
+@one_line_errors
+def main(arguments: list[str] | None = None) -> None:
+    """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("studies", nargs="*", help="default: all that have records or runs")
     parser.add_argument("--profile", default="all", help="toy, paper or all")
     parser.add_argument("--results", default="results", help="folder of the run folders")
     given = parser.parse_args(arguments)
     results, profiles = ROOT / given.results, PROFILES if given.profile == "all" else (given.profile,)
-    try:
-        for name in given.studies or studies.names():
-            study = studies.read(name)
-            for profile in profiles:
-                if given.studies and given.profile != "all":
-                    print(build(study, profile, results), end="")
-                elif any(row.cells for row in rows_of(study, profile, collect(study, profile, results))):
-                    build(study, profile, results)
-                    print(f"{given.results}/tables/{study.name}-{profile}.md")
-    except BookError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    for name in given.studies or studies.names():
+        study = studies.read(name)
+        for profile in profiles:
+            if given.studies and given.profile != "all":
+                print(build(study, profile, results), end="")
+            elif any(row.cells for row in rows_of(study, profile, collect(study, profile, results))):
+                build(study, profile, results)
+                print(f"{given.results}/tables/{study.name}-{profile}.md")
 
 
 if __name__ == "__main__":

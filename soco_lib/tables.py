@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from soco_lib import ROOT, BookError, benchmarks, locate
+from soco_lib import ROOT, benchmarks, locate, one_line_errors
 from soco_lib.config import essence, one_of
 from soco_lib.paper import paper_table
 from soco_lib.results import Run
@@ -151,7 +151,8 @@ def table_cells(table: str, runs: list[Run]) -> tuple[pd.DataFrame, list[str]]:
     """A paper's table in long form, a row a cell (columns: CELL), and what was left out of it, a line each.
 
     source: paper (all printed rows) or ours; value: percent, ours the mean over n seeds with their standard deviation sd;
-    difference: ours minus the paper's row that was repeated, at the paper's scale only. Cells without a finished run or printed number are NaN.
+    difference: ours minus the paper's row that was repeated, at the paper's scale only. Cells without a finished run or printed
+    number are NaN.
     """
     members = [b for b in benchmarks.BENCHMARKS.values() if b.table == table]
     one_of("table", table, dict.fromkeys(b.table for b in benchmarks.BENCHMARKS.values()))
@@ -204,19 +205,15 @@ def build(table: str, results: Path, profile: str = "all") -> str:
     return stem.with_suffix(".md").read_text()
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Command line; returns the exit status."""
+@one_line_errors
+def main(arguments: list[str] | None = None) -> None:
+    """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", help="number of the paper's table")
     parser.add_argument("--results", default="results", help="folder of the run folders")
     parser.add_argument("--profile", default="all", help="scale of our rows: toy, paper or all")
     given = parser.parse_args(arguments)
-    try:
-        print(build(given.table, ROOT / given.results, given.profile), end="")
-    except BookError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    print(build(given.table, ROOT / given.results, given.profile), end="")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from soco_lib import BookError, checkpoint, exports, formats, locate
+from soco_lib import checkpoint, exports, formats, locate, one_line_errors
 from soco_lib.config import one_of, require
 from soco_lib.foreign import translate
 from soco_lib.key_report import KeyReport, why_left, why_new
@@ -180,8 +180,9 @@ def export(path: str | Path, out: str | Path, network: str = "online", layout: s
     return out
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Command line; returns the exit status."""
+@one_line_errors
+def main(arguments: list[str] | None = None) -> None:
+    """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     command = parser.add_subparsers(required=True, metavar="export").add_parser("export", help="write a file for other programs")
     command.add_argument("checkpoint", help="a checkpoint or the run folder of a pretraining")
@@ -189,12 +190,7 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--network", default="online", help="online (default) or target")
     command.add_argument("--layout", default="detectron2", help=f"{', '.join(WRITTEN)} (default: detectron2)")
     given = parser.parse_args(arguments)
-    try:
-        print(f"wrote {export(given.checkpoint, given.out, given.network, given.layout)}: {WRITTEN[given.layout]}")
-    except BookError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    print(f"wrote {export(given.checkpoint, given.out, given.network, given.layout)}: {WRITTEN[given.layout]}")
 
 
 if __name__ == "__main__":

@@ -278,7 +278,7 @@ def test_command_line(pictures, tmp_path, capsys):
     command = ["--images", str(pictures), "--out", str(tmp_path / "s"), "--workers", "1"]
     assert main([*command, "--generator", "random", "--count", "5"]) == 0
     assert "12 images, 60 boxes, 0 unreadable" in capsys.readouterr().out
-    assert main([*command, "--generator", "rndom"]) == 2
+    assert main([*command, "--generator", "rndom"]) == 1
     assert "did you mean 'random'" in capsys.readouterr().err
 
 
