@@ -36,7 +36,7 @@ LVIS_TRAIN :=
 LVIS_TEST :=
 #: transfer runs of a report, by name (default: the quickstart's)
 RUNS :=
-#: of `make compare`, with B: two transfers, run folders or names under RESULTS
+#: of `make compare`, with B: two runs, their folders or names under RESULTS
 A :=
 B :=
 #: of `make data-check` and `make benchmarks`: data sets or benchmarks (default: all)
@@ -200,8 +200,10 @@ benchmarks: $(TOY_DATA) | $(READY) ## every benchmark of the paper (or NAMES) fr
 	    $(MAKE) transfer BENCHMARK=$$name "$${data[@]}" RUN="$(or $(RUN),$(notdir $(INIT)))-$$name-$(PROFILE)-s$(SEED)"; \
 	done
 
-compare: | $(READY) ## two transfers A and B of one benchmark: settings, curves, classes, kinds of error, images
-	@$(BOOK) $(NB)/07_compare.ipynb --results $(RESULTS) --run-name $(or $(RUN),compare-$(notdir $(A:%/=%))-$(notdir $(B:%/=%))) \
+# Status 3: the text is all that these two runs allow.
+compare: | $(READY) ## two runs A and B: what differs in settings and metrics; of two transfers also curves, classes, errors, images
+	@$(PY) -m soco_lib.comparison '$(A)' '$(B)' --results '$(RESULTS)' || { status=$$?; [ $$status = 3 ] && exit 0 || exit $$status; }; \
+	$(BOOK) $(NB)/07_compare.ipynb --results $(RESULTS) --run-name $(or $(RUN),compare-$(notdir $(A:%/=%))-$(notdir $(B:%/=%))) \
 	    -p run_a '$(A)' -p run_b '$(B)'
 
 table1: ## Table 1 of the paper, Mask R-CNN R50-FPN on COCO, with every transfer of it under RESULTS at PROFILE (all: both)

@@ -20,7 +20,8 @@ import pandas as pd
 from soco_lib import BookError, benchmarks, locate, one_line_errors
 from soco_lib.benchmarks import DataSet, data_tree, read_instances, split_sets
 from soco_lib.config import one_of
-from soco_lib.sources import SUFFIXES, split_spec
+from soco_lib.listings import SUFFIXES
+from soco_lib.sources import split_spec
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
-"""How long runs will take: from earlier runs of the same sizes on the same hardware, else from a step that is timed here."""
+"""How long runs will take: from runs or tracked records of the same sizes on the same hardware, else from a step timed here."""
 
 from __future__ import annotations
 
 import dataclasses
+import heapq
 import time
 import warnings
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ from pathlib import Path
 from statistics import median
 
 from soco_lib.config import differences, from_dict, plan, to_dict
-from soco_lib.plans import KINDS, Cell, Planned, Shelf, fields, frame, state_of
+from soco_lib.plans import KINDS, Cell, Planned, Shelf, fields, frame
+from soco_lib.records import numbers, state_of
 from soco_lib.results import Run, provenance
 from soco_lib.studies import Study
 
@@ -33,34 +35,38 @@ class Speed:
     said: str
 
 
-def _hardware(record: dict) -> tuple:
-    session = record["sessions"][-1]
-    where = session["hardware"]
-    return where["cpu"], where["cores"], tuple(where["gpus"]), session.get("processes", 1)
+def hardware(session: dict) -> tuple | None:
+    """What two sessions must share for their speeds to be the same; None where the record does not say.
 
-
-def earlier(run: Planned, shelf: Shelf, here: tuple) -> list[Run]:
-    """Finished runs of the same sizes on the same hardware."""
-    wanted, cls = to_dict(run.cfg), KINDS[run.kind]
-    found = []
-    for other in shelf.runs(run.kind):
-        if state_of(other).word == "done" and _hardware(other.record) == here:
-            changed = differences(wanted, to_dict(from_dict(cls, other.record["config"])))
-            found += [] if {*changed} & {*SIZES[run.kind]} else [other]
-    return found
-
-
-def from_runs(run: Planned, shelf: Shelf, here: tuple, images: int) -> Speed | None:
-    """images: that a pretraining sees; a transfer's time is that of the whole run, evaluation included."""
-    runs = earlier(run, shelf, here)
-    if not runs:
+    GPUs by kind: a run is shown only its own share of a machine's, and `processes` says how many it used.
+    """
+    where = session.get("hardware", {})
+    if not {"cpu", "cores", "gpus"} <= {*where}:
         return None
+    return where["cpu"], where["cores"], frozenset(where["gpus"]), session.get("processes", 1)
+
+
+def earlier(run: Planned, shelves: tuple[Shelf, ...], here: tuple) -> list[Run]:
+    """Finished runs and records of the same sizes on the same hardware, one of a name."""
+    wanted, cls = to_dict(run.cfg), KINDS[run.kind]
+    found = {}
+    for other in (other for shelf in shelves for other in shelf.runs(run.kind)):
+        if state_of(other).word == "done" and {hardware(session) for session in other.record["sessions"]} == {here}:
+            changed = differences(wanted, to_dict(from_dict(cls, other.record["config"])))
+            if not {*changed} & {*SIZES[run.kind]} and "seconds" in numbers(other):
+                found.setdefault(other.name, other)
+    return list(found.values())
+
+
+def from_runs(run: Planned, shelves: tuple[Shelf, ...], here: tuple, images: int) -> Speed | None:
+    """images: that a pretraining sees; a transfer's time is that of the whole run, evaluation included."""
+    runs = earlier(run, shelves, here)
     if run.kind == "transfer":
-        seconds = median(other.metrics["seconds"] for other in runs)
+        times = [numbers(other)["seconds"] for other in runs]
     else:
-        rate = median(row["images_per_s"] for other in runs for row in other.rows() if "images_per_s" in row)
-        seconds = images / rate
-    return Speed(seconds, f"as {runs[0].name}" + (f" and {len(runs) - 1} more" if len(runs) > 1 else ""))
+        times = [images / row["images_per_s"] for other in runs for row in other.rows() if row.get("images_per_s")]
+    more = f" and {len(runs) - 1} more" * (len(runs) > 1)
+    return Speed(median(times), f"as {runs[0].name}{more}") if times else None
 
 
 def timed(step, cuda: bool) -> float:
@@ -131,17 +137,17 @@ def transfer_step(cfg) -> float:
         return timed(step, cuda) / n
 
 
-def speeds(cells: list[Cell], shelf: Shelf, world: int, measure: bool) -> dict[int, Speed]:
+def speeds(cells: list[Cell], results: Path, world: int, measure: bool) -> dict[int, Speed]:
     """Time of every run that is to do, by its id(). world: processes a run; measure: time a step where no earlier run tells."""
-    where = provenance()["hardware"]
-    here = where["cpu"], where["cores"], tuple(where["gpus"]), world
+    shelves = Shelf(results), Shelf(results, "studies/*/*/run.json")
+    here = hardware({"hardware": provenance()["hardware"], "processes": world})
     steps: dict[tuple, float] = {}
     found, unknown = {}, Speed(None, "unknown: no earlier run of these sizes on this hardware (MEASURE=1 times a step)")
     for cell in cells:
         for run in cell.todo:
             cfg = run.cfg
             images = (cell.numbers.steps if run.kind == "pretrain" else cfg.iterations) * cfg.batch
-            speed = from_runs(run, shelf, here, images)
+            speed = from_runs(run, shelves, here, images)
             if speed is None and measure:
                 key = run.kind, *(str(getattr(cfg, name)) for name in SIZES[run.kind] if name != "test")
                 steps[key] = steps.get(key) or (pretrain_step if run.kind == "pretrain" else transfer_step)(cfg)
@@ -151,9 +157,26 @@ def speeds(cells: list[Cell], shelf: Shelf, world: int, measure: bool) -> dict[i
     return found
 
 
-def describe(study: Study, cells: list[Cell], results: Path, gpus: int, nodes: int, jobs: int, measure: bool) -> str:
+def elapsed(hours: list[float | None], jobs: int, shared: bool) -> str:
+    """How long cells of these hours take, `jobs` of them at a time in this order; None: nobody knows.
+
+    shared: jobs share the cores, so that several at a time are counted as no faster than one after the other.
+    """
+    known = [taken for taken in hours if taken is not None]
+    ends = [0.0] * (1 if shared else jobs)
+    for taken in known:  # the next one begins where the first one ends
+        heapq.heappush(ends, heapq.heappop(ends) + taken)
+    total = f"about {max(ends):.1f} hours" if max(ends) >= 1 else f"about {max(ends) * 60:.0f} minutes"
+    if not known:
+        return "for an unknown time"
+    unknown = len(hours) - len(known)
+    return total + f", and {unknown} cell{'s' * (unknown > 1)} of unknown time" * (unknown > 0)
+
+
+def describe(study: Study, cells: list[Cell], results: Path, gpus: int, nodes: int, jobs: int, measure: bool,
+             local: bool = True) -> str:  # fmt: skip
     """A plan: the base's configuration, a row for every variant and seed, what is to run, and how long that takes here."""
-    speed = speeds(cells, Shelf(results), gpus * nodes, measure)
+    speed = speeds(cells, results, gpus * nodes, measure)
     profile, base = cells[0].profile, study.variant(study.baseline)
     scale = "the paper's setting" if profile == "paper" else "small runs on small data, not comparable with the paper's numbers"
     lines = [f"study {study.name} (Table {study.tables}), PROFILE={profile}: {scale}", study.question]
@@ -170,9 +193,11 @@ def describe(study: Study, cells: list[Cell], results: Path, gpus: int, nodes: i
     words = {"pretrain": "pretraining", "transfer": "transfer"}
     of_kind = {word: [run for run in todo if run.kind == kind] for kind, word in words.items()}
     counts = ", ".join(f"{len(runs)} {word}{'s' * (len(runs) > 1)}" for word, runs in of_kind.items() if runs)
-    total = "for an unknown time" if None in hours else f"about {sum(hours) / jobs:.1f} hours"
+    shared = local and jobs > 1 and not provenance()["hardware"]["gpus"]
+    total = elapsed([taken for cell, taken in zip(cells, hours) if cell.todo], jobs, shared)
     each = f"{gpus} process{'es' * (gpus > 1)}" + f" on each of {nodes} nodes" * (nodes > 1)
     lines.append(f"to run: {counts}, {total}, {jobs} at a time, each with {each}")
+    lines += ["jobs share the cores of this machine: counted as no faster than one after the other"] * shared
     for word, runs in of_kind.items():
         lines += [f"time of a {word}: {said}" for said in sorted({speed[id(run)].said for run in runs})]
     return "\n".join(lines)

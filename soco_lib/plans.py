@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections import defaultdict
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -11,9 +10,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from soco_lib import ROOT, BookError, benchmarks, locate
+from soco_lib import ROOT, BookError, benchmarks, locate, records
 from soco_lib.benchmarks import Transfer
 from soco_lib.config import OPERATIONAL, Plan, Pretrain, differences, from_dict, identity, one_of, plan, require, to_dict
+from soco_lib.records import State, state_of
 from soco_lib.results import Run, read_json
 from soco_lib.sources import open_source
 from soco_lib.store import ProposalStore
@@ -21,40 +21,6 @@ from soco_lib.studies import ImageList, Study, Variant
 
 KINDS = {"pretrain": Pretrain, "transfer": Transfer}
 MODULES = {"pretrain": "soco_lib.train", "transfer": "soco_lib.transfer"}
-#: How training says that its loss left the finite numbers (train.py, finetune.py); this is a result, not a failure.
-_DIVERGED = re.compile(r"the loss is (?:nan|-?inf|not finite) at step (\d+)")
-
-
-@dataclass(frozen=True)
-class State:
-    """word: done, diverged, failed, begun or missing; text: the same for people."""
-
-    word: str
-    text: str = ""
-
-    @property
-    def final(self) -> bool:
-        """Nothing is left to do: a rerun gives the same."""
-        return self.word in ("done", "diverged")
-
-
-def state_of(run: Run | None) -> State:
-    """From a run folder alone."""
-    if run is None:
-        return State("missing")
-    if run.done:
-        try:
-            return State("done", "done") if run.metrics else State("missing")
-        except BookError as error:
-            return State("failed", f"failed: {error}")
-    error = (run.record["sessions"] or [{}])[-1].get("error", "")
-    if found := _DIVERGED.search(error):
-        return State("diverged", f"diverged at step {found[1]}")
-    if run.record["status"] == "failed":
-        return State("failed", f"failed: {error}")
-    config, rows = run.record["config"], run.rows()
-    total = config.get("steps") or config.get("iterations")
-    return State("begun", f"step {rows[-1]['step'] if rows else 0}" + (f" of {total}" if total else ""))
 
 
 def of_another(run: Run, source: Run) -> bool:
@@ -63,25 +29,29 @@ def of_another(run: Run, source: Run) -> bool:
     if not run.record["sessions"] or not source.record["sessions"]:
         return False
     began, made = (datetime.fromisoformat(each.record["sessions"][0]["start"]) for each in (run, source))
-    report = run.folder / "key_report.json"
-    step = read_json(report)["step"] if report.is_file() else None
-    return began < made or (step is not None and step != source.metrics["steps"])
+    try:
+        step = read_json(run.folder / "key_report.json")["step"]
+    except (BookError, KeyError, TypeError):  # a record has none
+        step = None
+    return began < made or (step is not None and step != records.numbers(source).get("steps"))
 
 
 class Shelf:
-    """The runs under a folder by what they are, whatever their names: a run can serve every study that asks for it."""
+    """The runs under a folder by what they are, whatever their names: a run can serve every study that asks for it.
 
-    def __init__(self, folder: Path):
-        self.folder, self.unreadable = folder, []
-        self._runs: dict[tuple, list[Run]] = defaultdict(list)
-        for path in sorted(folder.glob("*/run.json")):
+    unreadable: (run.json, what is wrong with it). pattern: of the run.json files, from the folder.
+    """
+
+    def __init__(self, folder: Path, pattern: str = "*/run.json"):
+        self.folder, self._runs = folder, defaultdict(list)
+        runs, self.unreadable = records.read_all(folder.glob(pattern))
+        for run in (run for run in runs if run.record["kind"] in KINDS):
+            kind = run.record["kind"]
             try:
-                run = Run.read(path.parent)
-                kind = run.record["kind"]
-                if kind in KINDS:
-                    self._runs[self._key(kind, from_dict(KINDS[kind], run.record["config"]))].append(run)
-            except (BookError, KeyError) as error:  # torn, or of a configuration that this book no longer has
-                self.unreadable.append(f"{path}: {error}")
+                self._runs[self._key(kind, from_dict(KINDS[kind], run.record["config"]))].append(run)
+            except BookError as error:
+                path = run.folder / "run.json"
+                self.unreadable.append((path, f"{path} is of a configuration that this book does not have: {error}"))
 
     @staticmethod
     def _key(kind: str, cfg) -> tuple:

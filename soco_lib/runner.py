@@ -22,7 +22,8 @@ from soco_lib import ROOT, BookError, benchmarks, measure, one_line_errors, plan
 from soco_lib.config import one_of, require
 from soco_lib.crew import Crew, perform, slots
 from soco_lib.launch import LAUNCHERS
-from soco_lib.plans import MODULES, Cell, Planned, Shelf, State, state_of
+from soco_lib.plans import MODULES, Cell, Planned, Shelf
+from soco_lib.records import State, state_of
 from soco_lib.results import Run
 
 #: Seconds between two looks at a run that another process writes.
@@ -60,6 +61,8 @@ def ensure(planned: Planned, crew: Crew, environment: dict, say, source: Run | N
     planned.state = state_of(planned.run)
     if planned.state.final:
         return planned.state
+    if planned.run.done:  # by its record, but its metrics are torn: training says them again from its last checkpoint
+        (run.folder / "metrics.json").unlink()
     if crew.stopping.is_set():
         raise Stopped("stopped before it began")
     say(f"{run.name}: {'goes on' if run.record['sessions'] else 'begins'}")
@@ -168,7 +171,8 @@ def main(arguments: list[str] | None = None) -> int:
     require(given.nodes == 1 or given.launcher == "slurm", f"NODES={given.nodes}: for several nodes use LAUNCHER=slurm")
     world = given.gpus * given.nodes
     cells = plans.make(study, given.profile, seeds, results, world, words(given.benchmarks), words(given.variants))
-    print(measure.describe(study, cells, results, given.gpus, given.nodes, given.jobs, given.measure), flush=True)
+    local = given.launcher == "local"
+    print(measure.describe(study, cells, results, given.gpus, given.nodes, given.jobs, given.measure, local), flush=True)
     if given.plan:
         return 0
     how = {name: getattr(given, name) for name in ("gpus", "nodes", "restarts", "launcher", "partition", "minutes", "cpus")}
@@ -177,7 +181,7 @@ def main(arguments: list[str] | None = None) -> int:
         todo = [cell for cell in cells if cell.todo]
         prepare(study, todo, crew.say)
         wrong = run_cells(todo, crew, given.jobs)
-        print(study_tables.build(study, given.profile, results), end="", flush=True)
+        print(study_tables.build(study, given.profile, results).page, end="", flush=True)
     for name, said in wrong.items():
         print(f"{'' if said.startswith('stopped') else 'failed: '}{name}: {said}", file=sys.stderr)
     if crew.stopping.is_set():

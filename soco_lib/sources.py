@@ -1,4 +1,4 @@
-"""Where images come from: a folder tree, a list file, a zip, or a labelled set in COCO or VOC layout.
+"""Where images come from: a folder tree, a list file, zip or tar archives, or a labelled set in COCO or VOC layout.
 
 A source is an ordered set of keys (posix paths, relative to its root), and a key is what identifies an image wherever one is
 named: in proposals, in training, in errors. Row i of a proposal store is `keys[i]`. Sources are picklable for worker processes.
@@ -7,25 +7,28 @@ named: in proposals, in training, in errors. Row i of a proposal store is `keys[
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import os
 import posixpath
 import xml.etree.ElementTree as ElementTree
-import zipfile
 import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from soco_lib import BookError, locate
+from soco_lib.archives import Archive, mapped_zip_images, tar_images, zip_images
 from soco_lib.boxes import as_boxes
 from soco_lib.config import require
+from soco_lib.decoding import decode, decode_near
+from soco_lib.listings import fingerprint, folder_keys, in_order
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")  # in any case
-KINDS = "folder:PATH, list:FILE, coco:ANNOTATIONS.json[@IMAGE_FOLDER], voc:ROOT[@SPLIT], zip:FILE.zip, or a bare path"
+KINDS = (
+    "folder:PATH, list:FILE, coco:ANNOTATIONS.json[@IMAGE_FOLDER], voc:ROOT[@SPLIT], zip:FILE.zip, "
+    "tar:FILE.tar (or a folder of them, or shards/{000..099}.tar), imagenet-zip:FOLDER[@SPLIT], or a bare path"
+)
 
 
 class UnreadableImage(BookError):
@@ -38,7 +41,7 @@ class ImageSource:
 
     spec: str  # as the user gave it
     root: Path
-    keys: tuple[str, ...] = field(repr=False)  # sorted, unique
+    keys: Sequence[str] = field(repr=False)  # sorted, unique
     #: Names of the labels, () for images without any.
     classes = ()
 
@@ -48,19 +51,27 @@ class ImageSource:
     @functools.cached_property
     def fingerprint(self) -> str:
         """16 hex digits over the keys, in order: two sources with the same one hold the same images by name."""
-        return hashlib.sha256("\n".join(self.keys).encode()).hexdigest()[:16]
+        return fingerprint(self.keys)
 
     def read(self, index: int) -> bytes:
         """The encoded file of image `index`. Raises UnreadableImage."""
         try:
-            return (self.root / self.keys[index]).read_bytes()
+            with open(os.path.join(self.root, self.keys[index]), "rb", buffering=0) as file:
+                return file.read()
         except OSError as error:
             raise UnreadableImage(f"{self.keys[index]}: cannot be read from {self.root} ({error.strerror})") from None
 
     def load(self, index: int) -> np.ndarray:
         """Image `index` as (H, W, 3) uint8 RGB. Raises UnreadableImage when it cannot be read, decoded, or is cut short."""
+        return self._decoded(index, decode)
+
+    def load_near(self, index: int, side: int) -> tuple[np.ndarray, tuple[int, int]]:
+        """As `load`, but a JPEG much larger than `side` comes at a reduced size; and its stored (width, height)."""
+        return self._decoded(index, lambda data: decode_near(data, side))
+
+    def _decoded(self, index: int, by: Callable):
         try:
-            return decode(self.read(index))
+            return by(self.read(index))
         except BookError as error:
             reason = str(error)
             raise UnreadableImage(reason if reason.startswith(self.keys[index]) else f"{self.keys[index]}: {reason}") from None
@@ -73,26 +84,12 @@ class ImageSource:
         raise BookError(f"{self.spec} carries no labels: give coco:ANNOTATIONS.json or voc:ROOT")
 
 
-def decode(data: bytes) -> np.ndarray:
-    """An encoded image as (H, W, 3) uint8 RGB; gray, alpha and 16 bit are converted. Raises BookError with the reason.
-
-    EXIF orientation is ignored: the width and height that COCO and VOC boxes refer to, and the authors' loader sees, are
-    those of the stored pixels. A JPEG that ends early is refused, where some OpenCV versions return it padded with gray.
-    """
-    if not data:
-        raise BookError("the file is empty")
-    if data[:2] == b"\xff\xd8" and data.find(b"\xff\xda", data.rfind(b"\xff\xd9") + 1) >= 0:  # a scan without an end
-        raise BookError("the JPEG is cut short")
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    if image is None:
-        raise BookError("not an image that OpenCV can decode")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-
-
 def open_source(spec: str) -> ImageSource:
     """The images that `spec` names: `folder:PATH`, `list:FILE` (one path a line, relative to the file), `zip:FILE.zip`,
-    `coco:ANNOTATIONS.json[@IMAGE_FOLDER]`, `voc:ROOT[@SPLIT]` (default trainval), or a bare path whose kind is seen from what
-    lies there. Paths resolve by `soco_lib.locate`. Raises BookError for what is missing, empty or of an unknown kind.
+    `tar:FILE.tar` (or a folder of tars, or a pattern as `shards/{000..099}.tar`), `imagenet-zip:FOLDER[@SPLIT]` (the authors'
+    SPLIT.zip and SPLIT_map.txt, default train), `coco:ANNOTATIONS.json[@IMAGE_FOLDER]`, `voc:ROOT[@SPLIT]` (default trainval), or
+    a bare path whose kind is seen from what lies there. Paths resolve by `soco_lib.locate`. Raises BookError for what is
+    missing, empty or of an unknown kind.
     """
     spec = str(spec).strip()
     kind, colon, rest = spec.partition(":")
@@ -104,7 +101,7 @@ def open_source(spec: str) -> ImageSource:
     if path.is_dir():
         voc = (path / "JPEGImages").is_dir() and (path / "ImageSets").is_dir()
         return _OPENERS["voc" if voc else "folder"](spec, spec)
-    kind = {".json": "coco", ".zip": "zip", ".txt": "list"}.get(path.suffix.lower())
+    kind = {".json": "coco", ".zip": "zip", ".tar": "tar", ".txt": "list"}.get(path.suffix.lower())
     require(kind is not None, f"images={spec!r}: cannot tell what {path.name} is; say it, as {KINDS}")
     return _OPENERS[kind](spec, spec)
 
@@ -115,50 +112,44 @@ def open_source(spec: str) -> ImageSource:
 def _open_folder(spec: str, path: str) -> ImageSource:
     root = locate(path)
     require(root.is_dir(), f"no image folder {root}: give the folder that holds the images")
-    keys = []
-    for folder, below, names in os.walk(root, followlinks=True):  # class folders are often links
-        below[:] = [name for name in below if not name.startswith(".")]
-        inner = Path(folder).relative_to(root).as_posix()
-        keys += [posixpath.normpath(f"{inner}/{name}") for name in names if _is_image(name)]
-    return ImageSource(spec, root, _keys(keys, f"folder {root}"))
+    return ImageSource(spec, root, folder_keys(root))
 
 
 def _open_list(spec: str, path: str) -> ImageSource:
     file = locate(path)
     require(file.is_file(), f"no list file {file}: give a text file with one image path a line")
     lines = (line.strip() for line in file.read_text().splitlines())
-    keys = _keys([posixpath.normpath(line) for line in lines if line and line[0] != "#"], f"list {file}")
+    keys = in_order([posixpath.normpath(line) for line in lines if line and line[0] != "#"], f"list {file}")
     require((file.parent / keys[0]).is_file(), f"{file}: no image {keys[0]!r} there; paths are relative to {file.parent}")
     return ImageSource(spec, file.parent, keys)
 
 
-class ZipSource(ImageSource):
-    """Images inside one zip file."""
+@dataclass(frozen=True, eq=False)
+class ArchiveSource(ImageSource):
+    """Images inside zip or tar files."""
+
+    archive: Archive = field(repr=False)
 
     def read(self, index: int) -> bytes:
         """As ImageSource.read."""
         try:
-            return _archive(self.root, os.getpid()).read(self.keys[index])
-        except (OSError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-            raise UnreadableImage(f"{self.keys[index]}: cannot be read from {self.root} ({error})") from None
-
-
-@functools.lru_cache(maxsize=8)
-def _archive(path: Path, _process: int) -> zipfile.ZipFile:
-    # One handle a process: after a fork two processes would move one shared file position.
-    return zipfile.ZipFile(path)
+            return self.archive.read(index)
+        except (OSError, zlib.error) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UnreadableImage(f"{self.keys[index]}: cannot be read from {self.root} ({reason})") from None
 
 
 def _open_zip(spec: str, path: str) -> ImageSource:
-    file = locate(path)
-    require(file.is_file(), f"no zip file {file}: give the archive that holds the images")
-    _archive.cache_clear()  # the file may have been replaced since this process last opened it
-    try:
-        names = _archive(file, os.getpid()).namelist()
-    except zipfile.BadZipFile:
-        raise BookError(f"{file} is not a complete zip archive: copy it again") from None
-    keys = [name for name in names if _is_image(posixpath.basename(name)) and not name.startswith("__MACOSX")]
-    return ZipSource(spec, file, _keys(keys, f"archive {file}"))
+    return ArchiveSource(spec, locate(path), *zip_images(locate(path)))
+
+
+def _open_tar(spec: str, path: str) -> ImageSource:
+    return ArchiveSource(spec, *tar_images(path))
+
+
+def _open_imagenet_zip(spec: str, path: str) -> ImageSource:
+    folder, split = split_spec(path)
+    return ArchiveSource(spec, folder, *mapped_zip_images(folder, split or "train"))
 
 
 # --- with labels -------------------------------------------------------------------------------------------------------
@@ -196,7 +187,7 @@ def _open_coco(spec: str, path: str) -> ImageSource:
     except (ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise BookError(f"{file} is not a COCO annotation file ({reason}): give an instances_*.json") from None
-    keys = _keys(list(names.values()), f"annotation file {file}")
+    keys = in_order(list(names.values()), f"annotation file {file}")
     rows = [row for key in keys for row in found[key]]
     return CocoSource(
         spec, coco_root(file, root, keys[0]), keys, tuple(categories.values()), as_boxes([row[:4] for row in rows]),
@@ -243,10 +234,13 @@ def _open_voc(spec: str, path: str) -> ImageSource:
     known = sorted(f.stem for f in sets.glob("*.txt") if "_" not in f.stem)
     require((sets / f"{split}.txt").is_file(), f"no split {split!r} in {sets} (known: {', '.join(known) or 'none'})")
     names = [line.split()[0] for line in (sets / f"{split}.txt").read_text().splitlines() if line.strip()]
-    return VocSource(spec, root, _keys([f"JPEGImages/{name}.jpg" for name in names], f"split {split} of {root}"))
+    return VocSource(spec, root, in_order([f"JPEGImages/{name}.jpg" for name in names], f"split {split} of {root}"))
 
 
-_OPENERS = {"folder": _open_folder, "list": _open_list, "zip": _open_zip, "coco": _open_coco, "voc": _open_voc}
+_OPENERS = {
+    "folder": _open_folder, "list": _open_list, "zip": _open_zip, "tar": _open_tar, "imagenet-zip": _open_imagenet_zip,
+    "coco": _open_coco, "voc": _open_voc,
+}  # fmt: skip
 
 
 def split_spec(text: str) -> tuple[Path, str | None]:
@@ -255,13 +249,3 @@ def split_spec(text: str) -> tuple[Path, str | None]:
         return locate(text), None
     path, _, extra = text.rpartition("@")
     return locate(path), extra
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
-
-
-def _keys(names: list[str], where: str) -> tuple[str, ...]:
-    keys = tuple(sorted(set(names)))
-    require(len(keys) > 0, f"no images in {where} (known suffixes: {' '.join(SUFFIXES)})")
-    return keys

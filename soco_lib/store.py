@@ -187,13 +187,14 @@ def _merge(out: Path, shards: list[Path], source: ImageSource, essence: dict, sa
         shutil.rmtree(out / "shards")  # or a rerun would find these failures made
         raise BookError(f"none of the {len(source)} images of {source.spec} can be read (first: {error}); check the files")
     offsets = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
-    boxes = np.lib.format.open_memmap(out / "boxes.npy", "w+", np.float32, (int(offsets[-1]), 4))
+    boxes = open(out / "boxes.npy", "wb")  # written on and on: pages of a map would count as this process's memory
+    np.lib.format.write_array_header_1_0(boxes, {"descr": "<f4", "fortran_order": False, "shape": (int(offsets[-1]), 4)})
     sizes, status, seconds, first, writer = np.empty((len(counts), 2), np.int32), np.zeros(len(STATUSES), int), 0.0, 0, None
     for path in shards:
         with np.load(path) as file:
             shard = dict(file)
         last = first + len(shard["count"])
-        boxes[offsets[first] : offsets[last]] = shard["boxes"]
+        boxes.write(shard["boxes"].astype("<f4", copy=False))
         sizes[first:last] = shard["size"]
         status += np.bincount(shard["status"], minlength=len(STATUSES))
         seconds += float(shard["seconds"])
@@ -209,7 +210,7 @@ def _merge(out: Path, shards: list[Path], source: ImageSource, essence: dict, sa
         writer.write_table(rows)
         first = last
     writer.close()
-    boxes.flush()
+    boxes.close()
     np.save(out / "offsets.npy", offsets)
     np.save(out / "sizes.npy", sizes)
     versions = {"numpy": np.__version__, "opencv": cv2.__version__, "pyarrow": pyarrow.__version__}

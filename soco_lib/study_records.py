@@ -1,25 +1,15 @@
-"""Small records of a study's runs, which git tracks; tables and figures are made from these alone, and again without the runs.
-
-    results/studies/<study>-<profile>/<run>/run.json, metrics.json    as the run left them
-                                            log.jsonl                 a few rows and columns of its log
-"""
+"""A study's runs from their small records, which git tracks (records.py), in results/studies/<study>-<profile>."""
 
 from __future__ import annotations
 
-import json
-import math
-import shutil
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from soco_lib import benchmarks
-from soco_lib.plans import Cell, Planned, Shelf, make_cell, state_of
-from soco_lib.results import Run
+from soco_lib import benchmarks, records
+from soco_lib.plans import Cell, Planned, Shelf, make_cell
 from soco_lib.studies import Study, Variant
 from soco_lib.tables import METRICS
-
-#: What a record keeps of a log, in at most so many rows (and those with a score).
-KEPT, ROWS = ("step", "loss", "spread", "effective_rank", "images_per_s", "bbox_AP", "segm_AP", "knn", "linear"), 60
 
 
 def cells_of(study: Study, profile: str, shelf: Shelf) -> list[Cell]:
@@ -29,30 +19,33 @@ def cells_of(study: Study, profile: str, shelf: Shelf) -> list[Cell]:
     return [cell for cell in cells if cell.pretrain.run is not None]
 
 
-def record(run: Run, folder: Path) -> None:
-    """Keep a run under `folder`; a finished run's record is not replaced by that of an unfinished one."""
-    target = folder / run.name
-    if (target / "run.json").is_file() and state_of(Run.read(target)).final and not state_of(run).final:
-        return
-    target.mkdir(parents=True, exist_ok=True)
-    for name in ("run.json", "metrics.json"):
-        (target / name).unlink(missing_ok=True)
-        if (run.folder / name).is_file():
-            shutil.copyfile(run.folder / name, target / name)
-    rows = run.rows()
-    every = max(1, math.ceil(len(rows) / ROWS))
-    thin = [row for i, row in enumerate(rows) if not (len(rows) - 1 - i) % every or "bbox_AP" in row or "knn" in row]
-    (target / "log.jsonl").write_text("".join(json.dumps({k: row[k] for k in KEPT if k in row}) + "\n" for row in thin))
+def folder_of(study: Study, profile: str, results: Path) -> Path:
+    """Where its records lie."""
+    return Path(results) / "studies" / f"{study.name}-{profile}"
 
 
 def collect(study: Study, profile: str, results: Path) -> Path:
     """Record what there is of a study; returns the records' folder."""
-    folder = Path(results) / "studies" / f"{study.name}-{profile}"
+    folder = folder_of(study, profile, results)
     for cell in cells_of(study, profile, Shelf(Path(results))):
         for planned in (cell.pretrain, *cell.transfers.values()):
             if planned.run is not None:
-                record(planned.run, folder)
+                with records.writing(folder):
+                    records.keep(planned.run, folder)
     return folder
+
+
+def unreadable(study: Study, profile: str, results: Path) -> list[str]:
+    """A line for each run.json of this study, of a run or a record, that cannot be read; paths are relative to `results`.
+
+    A run that is told by a record all the same is not among them.
+    """
+    folder = folder_of(study, profile, results)
+    shelf, own = Shelf(folder), re.compile(rf"{re.escape(study.name)}-.*-{profile}-s\d+(-|$)")
+    known = {run.name for kind in ("pretrain", "transfer") for run in shelf.runs(kind)}
+    others = [(path, said) for path, said in Shelf(Path(results)).unreadable
+              if own.match(path.parent.name) and path.parent.name not in known]  # fmt: skip
+    return [said.replace(f"{results}/", "") for _, said in shelf.unreadable + others]
 
 
 @dataclass(frozen=True)
@@ -74,7 +67,8 @@ class Row:
         task, key = METRICS[metric]
         ended = {seed: self.outcome(seed) for seed in self.cells}
         scored = {seed: end.run for seed, end in ended.items() if end.kind == "transfer" and end.state.word == "done"}
-        return {seed: run.metrics[task][key] for seed, run in scored.items()}
+        found = {seed: records.numbers(run).get(task, {}).get(key) for seed, run in scored.items()}
+        return {seed: score for seed, score in found.items() if score is not None}
 
     @property
     def runs(self) -> list[Planned]:
@@ -82,16 +76,19 @@ class Row:
         both = [planned for cell in self.cells.values() for planned in (cell.pretrain, cell.transfers[self.benchmark])]
         return [planned for planned in both if planned.run is not None]
 
+    def scored(self, metric: str) -> dict[int, str]:
+        """Seed -> name of the run that gave its score."""
+        return {seed: self.outcome(seed).run.name for seed in self.scores(metric)}
+
     @property
     def state(self) -> str:
-        """What is not simply done, a word a seed; "" where nothing was begun."""
+        """Of every seed, as one cell; "" where nothing was begun."""
         said = {}
         for seed in self.cells:
             run = self.outcome(seed)
             ready = run.kind == "transfer" and run.state.word == "missing"
-            text = "pretrained" if ready else f"{run.kind} {run.state.text}" if run.state.word == "begun" else run.state.text
-            said.setdefault(text, []).append(f"s{seed}")
-        return "; ".join(f"{text} ({' '.join(seeds)})" for text, seeds in said.items())
+            said[seed] = "pretrained" if ready else f"{run.kind} {run.state.text}" if run.state.word == "begun" else run.state.text
+        return records.by_state(said)
 
 
 def rows_of(study: Study, profile: str, folder: Path) -> list[Row]:

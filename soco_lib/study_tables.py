@@ -2,7 +2,7 @@
 
     python -m soco_lib.study_tables [STUDY ...] --results results
 
-makes results/tables/<study>-<profile>.{csv,md,tex}. Where the runs are not, as on a fresh clone, the bytes are the same.
+makes results/tables/<study>-<profile>.{csv,md,tex,svg}. Where the runs are not, as on a fresh clone, the bytes are the same.
 """
 
 from __future__ import annotations
@@ -11,19 +11,16 @@ import argparse
 import math
 import sys
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from soco_lib import ROOT, benchmarks, one_line_errors, studies
+from soco_lib import ROOT, benchmarks, one_line_errors, pages, records, studies, study_figure
 from soco_lib.benchmarks import PROFILES
 from soco_lib.config import one_of
-from soco_lib.plans import Planned
-from soco_lib.results import Run
 from soco_lib.studies import Study
-from soco_lib.study_records import Row, collect, rows_of
+from soco_lib.study_records import Row, collect, rows_of, unreadable
 
 
 @dataclass(frozen=True)
@@ -32,6 +29,16 @@ class StudyReport:
 
     study: str
     profile: str
+
+
+@dataclass(frozen=True)
+class Built:
+    """What was made of a study."""
+
+    rows: list[Row]
+    frame: pd.DataFrame  # see `table`
+    page: str  # Markdown, without the figure
+    figure: Path  # SVG
 
 
 def paired(scores: dict[int, float], base: dict[int, float]) -> tuple[int, float, float, float]:
@@ -45,41 +52,14 @@ def paired(scores: dict[int, float], base: dict[int, float]) -> tuple[int, float
     return len(both), float(np.mean(both)), float(np.mean(both) - half), float(np.mean(both) + half)
 
 
-def minutes(run: Run) -> tuple[float, bool]:
-    """Of all sessions that have an end, and whether one has none (it was killed: nobody knows how long it took)."""
-    known = [s for s in run.record["sessions"] if "end" in s]
-    total = sum((datetime.fromisoformat(s["end"]) - datetime.fromisoformat(s["start"])).total_seconds() for s in known)
-    return total / 60, len(known) < len(run.record["sessions"])
-
-
-def cost(planned: Planned, variant: str) -> dict:
-    """One run's cost and provenance."""
-    seed = planned.cfg.seed
-    run, metrics = planned.run, planned.run.metrics or {}
-    last = (run.record["sessions"] or [{}])[-1]
-    where, git, (time, more) = last.get("hardware", {}), last.get("git", {}), minutes(run)
-    seen = metrics.get("images_seen") or metrics.get("iterations", 0) * metrics.get("batch", 0)
-    return {
-        "variant": variant,
-        "seed": seed,
-        "run": run.name,
-        "state": planned.state.text or planned.state.word,
-        "hardware": ", ".join(where.get("gpus") or [f"{where.get('cores')} x {where.get('cpu')}"]),
-        "processes": last.get("processes"),
-        "minutes": f"{'≥' * more}{time:.1f}",
-        "images seen": seen or None,
-        "commit": git.get("commit", "")[:10] + "+changes" * bool(git.get("dirty")),
-    }
-
-
 def costs(rows: list[Row]) -> pd.DataFrame:
-    """A row a run, each once."""
+    """A row a run, each once: variant, seed and records.COST."""
     found = {}
     for row in rows:
         for planned in row.runs:
-            found.setdefault(planned.run.name, cost(planned, row.variant.name))
-    columns = ["variant", "seed", "run", "state", "hardware", "processes", "minutes", "images seen", "commit"]
-    return pd.DataFrame(found.values(), columns=columns).astype({"images seen": "Int64", "processes": "Int64"})
+            found.setdefault(planned.run.name, {"variant": row.variant.name, "seed": planned.cfg.seed, **records.cost(planned.run)})
+    spent = pd.DataFrame(found.values(), columns=["variant", "seed", *records.COST])
+    return spent.astype({"images seen": "Int64", "processes": "Int64"})
 
 
 def table(study: Study, profile: str, rows: list[Row]) -> pd.DataFrame:
@@ -125,14 +105,19 @@ def _change(line) -> str:
     return text + (f" [{line.low:+.2f}, {line.high:+.2f}]" if pd.notna(line.low) else "")
 
 
-def parts(study: Study, frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The table as printed: title -> scores, and title -> differences to the base, of each benchmark."""
+def parts(study: Study, frame: pd.DataFrame, rows: list[Row], links: pages.Links | None = None) -> dict[str, pd.DataFrame]:
+    """The table as printed: title -> scores, and title -> differences to the base, of each benchmark.
+
+    links: behind each of our scores stands then a link to the run of every seed.
+    """
+    row_of = {(row.variant.name, row.benchmark): row for row in rows}
     made = {}
     for name, lines in frame.groupby("benchmark", sort=False):
         scores, changes = {}, {}
         for line in lines.itertuples():
             row = scores.setdefault(line.variant, {"variant": line.variant, "n": line.n})
-            row |= {line.metric: _mean(line), f"{line.metric}, paper": line.paper}
+            seeds = links.seeds(row_of[line.variant, name].scored(line.metric)) if links else ""
+            row |= {line.metric: _mean(line) + seeds, f"{line.metric}, paper": line.paper}
             row["state"] = line.state
             row = changes.setdefault(line.variant, {"variant": line.variant, "seeds": line.change_n})
             theirs = f"{line.paper_change:+.1f}" if pd.notna(line.paper_change) else ""
@@ -145,6 +130,10 @@ def parts(study: Study, frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return made
 
 
+#: A mean AP below this, in percent, says little of a pretraining.
+FLOOR = 1.0
+
+
 def reading(study: Study, frame: pd.DataFrame) -> str:
     """What the first metric supports, and no more."""
     said = []
@@ -153,6 +142,8 @@ def reading(study: Study, frame: pd.DataFrame) -> str:
         if known.empty:
             said.append(f"{name}: no finished run; nothing can be said.")
             continue
+        floor = f" No score reaches {FLOOR:g} point of AP: these detectors have hardly begun to learn, and whatever order their " \
+                "pretrainings have here need not be the order of longer runs." if known["value"].max() < FLOOR else ""  # fmt: skip
         alone = [line.variant for line in lines.itertuples() if line.change_n == 1]
         told = {True: [], False: []}
         for line in lines[lines["change_n"] > 1].itertuples():
@@ -170,7 +161,7 @@ def reading(study: Study, frame: pd.DataFrame) -> str:
         without = [line.variant for line in lines.itertuples() if not line.n]
         text += f" Without a score: {', '.join(without)}." if without else ""
         empty = not any((told[True], told[False], alone, without))
-        said.append(text + (" there is nothing to compare." if empty else ""))
+        said.append(text + (" there is nothing to compare." if empty else "") + floor)
     return "\n\n".join(said)
 
 
@@ -184,25 +175,29 @@ def caption(study: Study, profile: str) -> str:
     )
 
 
-def build(study: Study, profile: str, results: Path) -> str:
-    """Record what there is, write results/tables/<study>-<profile>.{csv,md,tex} from the records and return the Markdown."""
+def build(study: Study, profile: str, results: Path) -> Built:
+    """Record what there is and write results/tables/<study>-<profile>.{csv,md,tex,svg} from the records.
+
+    Raises BookError for an unknown profile and a folder that cannot be written.
+    """
     one_of("PROFILE", profile, PROFILES)
-    folder = collect(study, profile, results)
-    rows = rows_of(study, profile, folder)
-    frame, spent = table(study, profile, rows), costs(rows)
+    rows = rows_of(study, profile, collect(study, profile, results))
+    frame, spent, said = table(study, profile, rows), costs(rows), caption(study, profile)
+    links = pages.Links({name: f"../studies/{study.name}-{profile}/{name}" for name in spent["run"]})
+    paid, printed = records.together(spent), parts(study, frame, rows, links)
+    page = [said, *(f"**{title}**\n\n{pages.markdown(part)}" for title, part in printed.items())]
+    page += [f"**Reading.** {reading(study, frame)}"]
+    linked = spent.assign(run=[links(name, name) for name in spent["run"]])
+    page += [f"**{paid}**\n\n{pages.markdown(linked)}", *(f"Left out: {line}." for line in unreadable(study, profile, results))]
     stem = Path(results) / "tables" / f"{study.name}-{profile}"
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    frame.to_csv(stem.with_suffix(".csv"), index=False)
-    printed, said = parts(study, frame), caption(study, profile)
-    tex = [part.to_latex(index=False, escape=True, caption=f"{title}. {said}") for title, part in printed.items()]
-    stem.with_suffix(".tex").write_text("\n".join(tex))
-    linked = spent.assign(run=[f"[{name}](../studies/{study.name}-{profile}/{name})" for name in spent["run"]])
-    pages = [said]
-    for title, part in (printed | {"Cost and provenance": linked}).items():
-        pages += [f"**{title}**", part.astype(object).where(part.notna(), "").to_markdown(index=False, disable_numparse=True)]
-    pages.insert(-2, f"**Reading.** {reading(study, frame)}")
-    stem.with_suffix(".md").write_text("\n\n".join(pages) + "\n")
-    return stem.with_suffix(".md").read_text()
+    built = Built(rows, frame, "\n\n".join([*page, links.definitions()]).rstrip() + "\n", stem.with_suffix(".svg"))
+    with records.writing(stem.parent):
+        frame.to_csv(stem.with_suffix(".csv"), index=False)
+        stem.with_suffix(".tex").write_text(pages.latex(parts(study, frame, rows) | {paid: spent}, said))
+        study_figure.write(built.figure, study, rows, frame, profile)
+        picture = f"![ours, ours against the base, and the paper's]({stem.name}.svg)"
+        stem.with_suffix(".md").write_text("\n\n".join([said, picture, built.page.removeprefix(said).lstrip()]))
+    return built
 
 
 @one_line_errors
@@ -218,7 +213,7 @@ def main(arguments: list[str] | None = None) -> None:
         study = studies.read(name)
         for profile in profiles:
             if given.studies and given.profile != "all":
-                print(build(study, profile, results), end="")
+                print(build(study, profile, results).page, end="")
             elif any(row.cells for row in rows_of(study, profile, collect(study, profile, results))):
                 build(study, profile, results)
                 print(f"{given.results}/tables/{study.name}-{profile}.md")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from soco_lib import BookError, benchmarks, comparison, predictions
-from soco_lib.config import to_dict
+from soco_lib.config import Pretrain, to_dict
 from soco_lib.detection_plots import class_bars
 
 DETECTIONS = [
@@ -122,3 +122,56 @@ def test_eighty_classes_stay_readable():
     names = [label.get_text() for label in ax.get_yticklabels()]
     assert len(names) == 40 and names[0] == "class 78" and names[20] == "class 19" and names[-1] == "class 00"
     assert "39 classes" in ax.get_xlabel() and "1 without test objects" in ax.get_xlabel()
+
+
+def pretraining(folder, **changes):
+    """A finished pretraining's folder, as far as a comparison looks."""
+    folder.mkdir(parents=True)
+    config = to_dict(Pretrain("images", "proposals", profile="toy")) | changes
+    record = {"name": folder.name, "kind": "pretrain", "config": config, "status": "done", "sessions": []}
+    (folder / "run.json").write_text(json.dumps(record))
+    (folder / "metrics.json").write_text(json.dumps({"loss": -3.0 - changes.get("seed", 0), "images_seen": 160}))
+    return folder
+
+
+def test_any_two_runs_as_text(data, tmp_path, capsys):
+    pretraining(tmp_path / "studies/tau-toy/one", overrides=["A=1", "B=1", "C=1"])
+    other = pretraining(tmp_path / "two", tau=0.98, seed=2, overrides=["A=1", "B=2", "C=1"])
+    assert comparison.main(["one", str(other), "--results", str(tmp_path)]) == comparison.ALONE  # a record by its name alone
+    said = capsys.readouterr().out
+    rows = {line.split("  ")[0]: line.split()[1:] for line in said.splitlines()}
+    assert rows["kind"] == ["pretrain", "pretrain"] and rows["images seen"] == ["seen", "160", "160"]
+    assert "settings that differ: 3" in rows and rows["tau"] == ["0.99", "0.98"] and rows["seed"] == ["0", "2"]
+    assert rows["overrides"] == ["B=1", "B=2"] and "A=1" not in said and "and 2 that both have" in said
+    assert rows["loss"] == ["-3", "-5", "-2"] and rows["images_seen"] == ["160", "160", "+0"]
+    assert any(line.startswith("no notebook of these two: A=one is a pretrain run") for line in rows)
+    comparison.main([str(transfer(tmp_path / "t", data)), str(other), "--results", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert "of those that both kinds have" in said and "bbox.AP50" in said and "per_class" not in said and "nan" not in said
+
+
+def test_two_transfers_with_detections_go_on_to_the_notebook(data, tmp_path, capsys):
+    a, b = transfer(tmp_path / "a", data, 1.0), transfer(tmp_path / "b", data, 3.0, seed=1)
+    assert comparison.main([str(a), str(b)]) == 0
+    assert "settings that differ: 1" in capsys.readouterr().out
+    kept = transfer(tmp_path / "studies/s-toy/c", data, 2.0)
+    assert comparison.main([str(a), str(kept)]) == comparison.ALONE
+    assert "B is a tracked record, which keeps no detections" in capsys.readouterr().out
+
+
+def test_an_unfinished_run_is_shown_as_far_as_it_went(data, tmp_path, capsys):
+    a, b = transfer(tmp_path / "a", data), transfer(tmp_path / "b", data)
+    for folder in (a, b):
+        (folder / "metrics.json").write_text('{"bbox": {"AP"')
+    assert comparison.main([str(a), str(b)]) == comparison.ALONE
+    said = capsys.readouterr().out
+    assert "failed: a/metrics.json is torn" in said and "settings that differ: none" in said and "neither run has metrics" in said
+
+
+def test_a_run_that_is_not_there_is_named(tmp_path, capsys):
+    assert comparison.main(["", "b"]) == 1 and "A names no run" in capsys.readouterr().err
+    torn = pretraining(tmp_path / "torn")
+    assert comparison.main([str(torn), "trn", "--results", str(tmp_path)]) == 1
+    assert "B=trn is no run folder: did you mean 'torn'?" in capsys.readouterr().err
+    (torn / "run.json").write_text('{"name": ')
+    assert comparison.main([str(torn), str(torn)]) == 1 and "torn/run.json" in capsys.readouterr().err

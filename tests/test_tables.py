@@ -1,12 +1,13 @@
 """The paper's tables with our runs beside them, from run folders alone."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from soco_lib import BookError, benchmarks
+from soco_lib import BookError, benchmarks, records
 from soco_lib.config import Pretrain, View, to_dict
 from soco_lib.paper import paper_table
 from soco_lib.report import against_paper
@@ -37,7 +38,10 @@ def pretraining(path, images_seen=128_200_000, **fields):
 
 def cells(results, table="1", profile="all"):
     """Our cells, by (scale, pretraining, benchmark, metric), and the notes."""
-    found, notes = table_cells(table, transfers(results, table, profile))
+    known, torn = records.found(results)
+    runs, left = transfers(known, results, table, profile)
+    found, notes = table_cells(table, runs, known)
+    notes = left + notes + torn
     return found[found["source"] == "ours"].set_index(["scale", "pretraining", "benchmark", "metric"]), notes
 
 
@@ -68,10 +72,11 @@ def test_seeds_are_averaged_and_missing_runs_stay_empty(tmp_path):
     transfer(tmp_path / "elsewhere", 5.0, "minicoco-5")
     ours, notes = cells(tmp_path)
     cell = ours.loc["toy", "Scratch", "coco-fpn-1x", "AP_bb"]
-    assert (cell["value"], cell["n"], cell["runs"]) == (pytest.approx(17 / 3), 3, "again s1 s2")  # by name, one a seed
+    assert (cell["value"], cell["n"], cell["runs"]) == (pytest.approx(17 / 3), 3, "again s1 s2 s3")  # by name, one a seed
+    assert cell["state"] == "done (s0 s1 s2); step 0 of 100 (s3)"
     assert cell["sd"] == pytest.approx(np.std([9, 2, 6], ddof=1)) and np.isnan(cell["difference"])
     assert ours.loc[("toy", "Scratch", "coco-fpn-2x"), ["value", "difference"]].isna().all(axis=None)
-    assert notes == ["s0 repeats seed 0 of again", "s3 is not finished (running)"]
+    assert notes == ["s0 repeats seed 0 of again"]
     part = next(iter(table_parts(ours.reset_index().assign(source="ours")).values()))
     assert part.loc[0, "AP_bb"] == "5.7 ± 3.5" and part.loc[0, "n"] == "3"
 
@@ -143,9 +148,9 @@ def test_files_say_scale_and_what_was_left_out(tmp_path):
     page = build("1", tmp_path, "toy")
     assert page == (tmp_path / "tables" / "table1.md").read_text()
     row = next(line for line in page.splitlines() if line.startswith("| ours"))
-    assert " 1.0 |" in row and "(" not in row and "not comparable" in page
-    assert "unfinished is not finished (running)" in page
-    assert (tmp_path / "tables" / "table1.tex").read_text().count(r"\begin{tabular}") == 2
+    assert " 1.0 [s0]" in row and "(+" not in row and "not comparable" in page
+    assert "unfinished repeats seed 0 of toy-run" in page
+    assert (tmp_path / "tables" / "table1.tex").read_text().count(r"\begin{tabular}") == 3  # two of scores, and what they cost
     stored = pd.read_csv(tmp_path / "tables" / "table1.csv")
     assert len(stored) == paper_table("1").size + 12 and set(stored["runs"].dropna()) == {"toy-run"}
     assert "42.0 (+11.0)" in build("1", tmp_path, "paper") and "toy" not in build("1", tmp_path, "paper")
@@ -171,3 +176,27 @@ def test_one_run_beside_the_papers_rows(tmp_path):
         ("paper", "SoCo, 400 epochs"): "43.0 (-42.0)",
         ("paper", "SoCo*, 400 epochs"): "43.2 (-42.2)",
     }
+
+
+def test_numbers_link_to_records_and_say_what_they_cost(tmp_path):
+    pretraining(tmp_path / "p", steps=10, profile="toy")
+    transfer(tmp_path / "of-p", 2.0, init=str(tmp_path / "p"))
+    page = build("1", tmp_path, "toy")
+    assert "2.0 [s0][" in page and ": ../studies/table1/of-p" in page and ": ../studies/table1/p" in page
+    assert "Cost and provenance of 2 runs" in page and "128200000" in page
+    for run in ("p", "of-p"):  # as on a fresh clone, which has the records alone
+        assert (tmp_path / "studies/table1" / run / "metrics.json").is_file()
+        shutil.rmtree(tmp_path / run)
+    assert build("1", tmp_path, "toy") == page
+
+
+def test_a_torn_file_is_named_and_its_row_is_empty(tmp_path):
+    transfer(tmp_path / "whole", 2.0)
+    transfer(tmp_path / "torn", 3.0, seed=1)
+    (tmp_path / "torn/metrics.json").write_text('{"bbox": {"AP"')
+    transfer(tmp_path / "cut", 4.0, seed=2)
+    (tmp_path / "cut/run.json").write_text('{"name": "cut", "ki')
+    page = build("1", tmp_path, "toy")
+    assert "failed: torn/metrics.json is torn or empty (s1)" in page and "cut/run.json" in page and " 2.0 [s0]" in page
+    (tmp_path / "torn/metrics.json").write_text("")
+    assert "failed: torn/metrics.json is torn or empty (s1)" in build("1", tmp_path, "toy")
