@@ -298,6 +298,20 @@ test: | $(READY) ## run the tests; ARGS='-k boxes' chooses among them
 check-variants: | $(READY) ## train every variant of the method for 20 steps, the compiled one too: minutes
 	@SOCO_SLOW=1 $(PY) -m pytest tests/test_variants.py $(ARGS)
 
+BENCHES := views step proposals store readers startup
+.PHONY: bench $(addprefix bench-,$(BENCHES))
+bench: $(TOY_DATA) | $(READY) ## time every part beside its plain formulation, on IMAGES; tables go to RESULTS/bench
+	@$(PY) -m soco_lib.bench $(if $(IMAGES),--images '$(IMAGES)') --results '$(RESULTS)'
+	@$(BOOK) $(NB)/09_speed.ipynb --results $(RESULTS) --run-name $(or $(RUN),speed) -p results '$(RESULTS)'
+bench-views: ## from a file's bytes to normalised views
+bench-step: ## one training step of SoCo-R50-FPN: time, memory, operations
+bench-proposals: ## selective search: time, recall, overlap
+bench-store: ## the proposal store at ImageNet's size
+bench-readers: ## folder, zip and tar
+bench-startup: ## from a command to the first step
+$(addprefix bench-,$(BENCHES)): $(TOY_DATA) | $(READY)
+	@$(PY) -m soco_lib.bench $(@:bench-%=%) $(if $(IMAGES),--images '$(IMAGES)') --results '$(RESULTS)'
+
 clean: ## remove caches; results and the environment stay
 	@find . \( -path ./.venv -o -path ./.git -o -path ./data \) -prune -o -type d \
 	    \( -name __pycache__ -o -name .pytest_cache -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +

@@ -40,12 +40,13 @@ class LARS(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None) -> None:
-        """One update of every parameter that has a gradient."""
+        """One update of every parameter that has a gradient, which is used up: `grad` holds d afterwards."""
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if not params:
                 continue
-            update = torch._foreach_add([p.grad for p in params], params, alpha=group["weight_decay"])
+            update = [p.grad for p in params]  # changed in place: another copy would be the step's peak of memory
+            torch._foreach_add_(update, params, alpha=group["weight_decay"])
             if group["adapt"]:
                 w, d = torch.stack(torch._foreach_norm(params)), torch.stack(torch._foreach_norm(update))
                 self.trust_ratios = torch.where((w > 0) & (d > 0), group["trust"] * w / d, 1.0)

@@ -6,16 +6,19 @@ error, boxes (all images' one after the other), and the seconds of one core that
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import io
 import multiprocessing
 import os
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import IO
 
 import cv2
 import numpy as np
@@ -23,12 +26,15 @@ import PIL.Image
 
 from soco_lib import BookError
 from soco_lib.boxes import clip, valid
+from soco_lib.config import require
 from soco_lib.proposals import STATUSES, ProposalConfig, fulfilled, propose, whole_image
 from soco_lib.sources import ImageSource
 
 Say = Callable[[str], None]  # receives a line of progress
 #: An image's entry in a shard: (width, height), boxes (n, 4), status, error text.
 Row = tuple[tuple[int, int], np.ndarray, str, str]
+#: Seconds between two looks at what the others do, and those that a participant is given to begin in before it counts as absent.
+POLL, GRACE = 1.0, 60.0
 
 
 def shard_paths(folder: Path, images: int, size: int) -> list[Path]:
@@ -39,6 +45,30 @@ def shard_paths(folder: Path, images: int, size: int) -> list[Path]:
 def shard_range(shard: Path) -> range:
     """Positions of the shard's images in their source."""
     return range(*map(int, shard.stem.split("-")))
+
+
+def share(environment: Mapping[str, str]) -> tuple[int, int]:
+    """(rank, count): which of how many participants this process is, by the variables of torchrun, srun and SLURM arrays.
+
+    (0, 1) without any. An array whose tasks start several processes each counts them all. srun is known by its
+    SLURM_STEP_NUM_TASKS: a batch script has SLURM_PROCID and SLURM_NTASKS too, though it runs once. Raises BookError for an
+    array with gaps and numbers that do not fit.
+    """
+    number = lambda name, default: int(environment.get(name, default))  # noqa: E731
+    rank, count = 0, 1
+    if "WORLD_SIZE" in environment:
+        rank, count = number("RANK", -1), number("WORLD_SIZE", 1)
+    elif "SLURM_STEP_NUM_TASKS" in environment:
+        rank, count = number("SLURM_PROCID", -1), number("SLURM_STEP_NUM_TASKS", 1)
+    require(0 <= rank < count, f"participant {rank} of {count}: ranks count from 0")
+    if "SLURM_ARRAY_TASK_ID" in environment:
+        beyond = number("SLURM_ARRAY_TASK_ID", 0) - number("SLURM_ARRAY_TASK_MIN", 0)
+        task, left = divmod(beyond, number("SLURM_ARRAY_TASK_STEP", 1))
+        tasks = number("SLURM_ARRAY_TASK_COUNT", 1)
+        remedy = f"give --array=0-{tasks - 1}"
+        require(left == 0 and task < tasks, f"an array of {tasks} tasks, one of them {beyond} from the first: {remedy}")
+        rank, count = task * count + rank, tasks * count
+    return rank, count
 
 
 def write_shard(shard: Path, rows: Iterable[Row]) -> None:
@@ -75,6 +105,53 @@ def make_shards(shards: list[Path], source: ImageSource, config: ProposalConfig,
             rate, told = done / (now - start), now
             left = _clock((todo - done) / rate)
             say(f"proposals: {done}/{todo} images, {rate:.1f} images/s with {workers} workers, {left} to go")
+
+
+@contextlib.contextmanager
+def to_merge(shards: list[Path], done: Path, part: tuple[int, int], make: Callable, say: Say) -> Iterator[bool]:
+    """`make` each count-th shard, those of the participant `part` = (rank, count), then wait until all participants' are there.
+
+    Yields True to one participant, who merges while it holds the lock, and False to the others, when the file `done` is there.
+    The lock lies among the shards, shared by those who make some, exclusive to who merges; the system frees a dead one's.
+    Raises BookError when shards are missing that nobody makes, and for a file system without locks.
+    """
+    (rank, count), folder, told, idle = part, shards[0].parent, time.monotonic(), None
+    with open(folder / "lock", "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH)  # waits where somebody merges
+        except OSError as error:
+            raise BookError(f"{folder} takes no file locks ({error.strerror}): build on a file system that does") from None
+        if not done.exists():
+            make(shards[rank::count])
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        while not done.exists() and (missing := _missing(shards, lock)) != []:
+            now = time.monotonic()
+            idle = (idle or now) if missing else None
+            if missing and now - idle >= GRACE:
+                whose = ", ".join(map(str, sorted({n % count for n in missing})))
+                raise BookError(
+                    f"{len(missing)} of {len(shards)} shards in {folder} are missing and nobody makes them: those of "
+                    f"participant {whose} of 0 to {count - 1}. Start it again, or one process for all; finished shards are kept"
+                )
+            if now - told >= 30:
+                told = now
+                say(f"waiting for others: {sum(shard.exists() for shard in shards)} of {len(shards)} shards are there")
+            time.sleep(POLL)
+        yield not done.exists()
+
+
+def _missing(shards: list[Path], lock: IO) -> list[int] | None:
+    """None while others make shards or merge them, else the numbers of missing ones; [] is returned with the lock held."""
+    there = set(path.name for path in shards[0].parent.glob("*.npz"))  # before the lock, or those who wait disturb each other
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # held by another; ESTALE where one on another machine has merged and removed it
+        return None if there else list(range(len(shards)))
+    missing = [n for n, shard in enumerate(shards) if shard.name not in there]
+    missing = missing or [n for n, shard in enumerate(shards) if not zipfile.is_zipfile(shard)]
+    if missing:
+        fcntl.flock(lock, fcntl.LOCK_UN)
+    return missing
 
 
 def _finished(shards: list[Path], source: ImageSource, config: ProposalConfig, workers: int) -> Iterator[int]:

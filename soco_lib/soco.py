@@ -42,27 +42,38 @@ class SoCo(nn.Module):
         self.predictor = mlp(cfg.embedding, cfg.hidden, cfg.embedding)
         self.target = copy.deepcopy(self.online).requires_grad_(False)
 
-    def forward(self, images: list[Tensor], boxes: list[Tensor], valid: list[Tensor]) -> dict[str, Tensor]:
-        """One list entry a view, V1 first: images (B, 3, S_v, S_v) normalised, boxes (B, K, 4), valid (B, K) bool.
+    @torch.no_grad()
+    def targets(self, images: list[Tensor], boxes: list[Tensor], valid: list[Tensor]) -> list[Tensor]:
+        """z of every view, (M_j, E), without a graph. Arguments as in `forward`."""
+        return [self.target(x, _present(b, k)) for x, b, k in zip(images, boxes, valid)]
 
-        V1 sees every box; a box that V_j lost is dropped from the pair (V1, V_j).
-        Returns loss (scalar, in [-4 P, 4 P] for P extra views), pairs ((P,), each with both directions) and
-        embeddings (M_1, E), the target's of V1, detached.
+    def forward(self, j: int, images: Tensor, boxes: Tensor, valid: list[Tensor], z: list[Tensor]) -> Tensor:
+        """What view number `j` (0: V1) adds to each pair (V1, V_i) as the online network's view; their sum over j and pairs
+        is the loss of Eqs. 5 and 6, symmetrised.
+
+        images (B, 3, S_j, S_j) normalised, boxes (B, K, 4), both of view j; valid, z: of every view, (B, K) bool and (M_i, E).
+        V1 is paired with each other view's target, another view with V1's; a box that either view of a pair lost is left out.
+        Returns (P,) for P extra views. One view a call, so that a caller can go backward before the next view: the loss is a sum
+        over online views, and only one view's activations are then held.
         """
-        inputs = [(x, b[k].split(k.sum(1).tolist())) for x, b, k in zip(images, boxes, valid)]
-        v = [self.predictor(self.online(*view)) for view in inputs]
-        with torch.no_grad():
-            z = [self.target(*view) for view in inputs]
-        pairs = []
-        for j in range(1, len(inputs)):
-            both = valid[0] & valid[j]
+        v = self.predictor(self.online(images, _present(boxes, valid[j])))
+        terms = []
+        for i in range(1, len(valid)):
+            if j not in (0, i):
+                terms.append(v.new_zeros((), dtype=torch.promote_types(v.dtype, torch.float32)))
+                continue
+            both, other = valid[0] & valid[i], i if j == 0 else 0
             weight = box_weights(both)[both]
-            in_1, in_j = both[valid[0]], both[valid[j]]  # rows of the (M, E) embeddings that belong to the pair
-            pairs.append(pair_loss(v[0][in_1], z[j][in_j], weight) + pair_loss(v[j][in_j], z[0][in_1], weight))
-        pairs = torch.stack(pairs)
-        return {"loss": pairs.sum(), "pairs": pairs.detach(), "embeddings": z[0].detach()}
+            # rows of the (M, E) embeddings that belong to the pair
+            terms.append(pair_loss(v[both[valid[j]]], z[other][both[valid[other]]], weight))
+        return torch.stack(terms)
 
     @torch.no_grad()
     def update_target(self, tau: float) -> None:
         """xi <- tau xi + (1 - tau) theta, for parameters; the target's BN keeps statistics of its own (method.md 3)."""
         torch._foreach_lerp_(list(self.target.parameters()), list(self.online.parameters()), 1 - tau)
+
+
+def _present(boxes: Tensor, valid: Tensor) -> tuple[Tensor, ...]:
+    """Boxes (B, K, 4) that are there, B tensors (m_i, 4)."""
+    return boxes[valid].split(valid.sum(1).tolist())

@@ -9,7 +9,7 @@
 Row i is the image `source.keys[i]`. float32 and not half the bytes: a lookup is then a view of the file's pages, which all
 processes of a machine share. While it is built, the folder holds `shards/`; a rerun makes only the missing ones.
 
-    python -m soco_lib.store --images folder:photos --out data/photos-proposals
+    python -m soco_lib.store --images folder:photos --out data/photos-proposals     # with --share: README, On GPUs
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import functools
 import json
 import os
 import shutil
+import socket
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -29,7 +30,7 @@ import numpy as np
 from soco_lib import BookError, locate, one_line_errors
 from soco_lib.config import require
 from soco_lib.proposals import STATUSES, ProposalConfig
-from soco_lib.shards import make_shards, shard_paths
+from soco_lib.shards import make_shards, shard_paths, share, to_merge
 from soco_lib.sources import ImageSource, open_source
 
 FORMAT = 1
@@ -124,23 +125,25 @@ def build_store(
     workers: int | None = None,
     shard_size: int | None = None,
     progress=None,
+    part: tuple[int, int] = (0, 1),
 ) -> ProposalStore:
     """Make the proposals of all images of `source` in the folder `out_dir`, or go on making them, or find them made.
 
     `workers` processes (None: one a usable core) make shards of `shard_size` images (None: 16 to 1024, by the number of
-    images), each written at once; `progress` receives a line of text now and then. An image that cannot be read is recorded
-    with its error and counted. Raises BookError when the folder holds something else or proposals of other images or
-    settings, and when no image at all can be read.
+    images), each written at once; `progress` receives a line of text now and then. `part` = (rank, count): one of several
+    that return when all is made (shards.to_merge). An image that cannot be read is recorded with its error and counted.
+    Raises BookError for a folder with something else or proposals of other images or settings, when no image at all can be
+    read, and when other participants stay away.
     """
-    require(workers is None or workers >= 1, f"workers={workers} must be at least 1")
-    require(shard_size is None or shard_size >= 1, f"shard_size={shard_size} must be at least 1 image")
+    for name, number in (("workers", workers), ("shard_size", shard_size)):
+        require(number is None or number >= 1, f"{name}={number} must be at least 1")
     size, say = shard_size or min(1024, max(16, len(source) // 64)), progress or (lambda line: None)
     make = functools.partial(make_shards, source=source, config=config, workers=workers or len(os.sched_getaffinity(0)), say=say)
-    return assemble(locate(out_dir), source, config.essence(), size, make, say)
+    return assemble(locate(out_dir), source, config.essence(), size, make, say, part)
 
 
-def assemble(out: Path, source: ImageSource, essence: dict, shard_size: int, make, say) -> ProposalStore:
-    """Find the store, or have `make` write the shards and merge them."""
+def assemble(out: Path, source: ImageSource, essence: dict, shard_size: int, make, say, part=(0, 1)) -> ProposalStore:
+    """Find the store, or have `make` write the shards of this participant, and merge all or wait until another has."""
     if (out / "store.json").is_file():
         store = ProposalStore.open(out)
         _same_settings(out, store.meta["config"], essence)
@@ -150,8 +153,11 @@ def assemble(out: Path, source: ImageSource, essence: dict, shard_size: int, mak
     if out.is_dir() and not (out / "shards").is_dir() and any(out.iterdir()):
         raise BookError(f"{out} holds files that are not proposals: choose a new or empty folder")
     shards = _plan(out, source, essence, shard_size)
-    make(shards)
-    return _merge(out, shards, source, essence, say)
+    with to_merge(shards, out / "store.json", part, make, say) as ours:
+        if ours:
+            return _merge(out, shards, source, essence, say)
+    say(f"{out}: complete, merged by another participant")
+    return ProposalStore.open(out)
 
 
 def _same_settings(where: Path, there: dict, asked: dict) -> None:
@@ -172,8 +178,9 @@ def _plan(out: Path, source: ImageSource, essence: dict, shard_size: int) -> lis
 
 
 def _write_json(path: Path, values: dict) -> None:
-    path.with_suffix(".tmp").write_text(json.dumps(values, indent=1) + "\n")
-    os.replace(path.with_suffix(".tmp"), path)
+    temporary = path.with_suffix(f".{socket.gethostname()}-{os.getpid()}.tmp")  # several may plan at the same time
+    temporary.write_text(json.dumps(values, indent=1) + "\n")
+    os.replace(temporary, path)
 
 
 def _merge(out: Path, shards: list[Path], source: ImageSource, essence: dict, say) -> ProposalStore:
@@ -233,12 +240,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--images", required=True, help="folder:, list:, coco:, voc:, zip: or a bare path")
     parser.add_argument("--out", required=True, help="folder of the store")
     parser.add_argument("--workers", type=int, help="processes (default: one a usable core)")
+    parser.add_argument("--share", action="store_true", help="one of the participants of torchrun, srun or a SLURM array")
     for field in fields(ProposalConfig):
         default = field.default
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(default), default=default, help=f"default {default}")
     given = vars(parser.parse_args(argv))
-    images, out, workers = (given.pop(name) for name in ("images", "out", "workers"))
-    build_store(open_source(images), ProposalConfig(**given), out, workers, progress=lambda line: print(line, flush=True))
+    images, out, workers, shared = (given.pop(name) for name in ("images", "out", "workers", "share"))
+    part, say = share(os.environ) if shared else (0, 1), functools.partial(print, flush=True)
+    build_store(open_source(images), ProposalConfig(**given), out, workers, progress=say, part=part)
 
 
 if __name__ == "__main__":

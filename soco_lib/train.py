@@ -6,6 +6,7 @@ The run folder's run.json says everything (see launch.py, which makes it); a run
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import signal
 import sys
@@ -63,13 +64,25 @@ class Trainer:
                 find_unused_parameters=cfg.assignment == "fixed",  # the other levels' convolutions get no gradient
             )
 
-    def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Loss dictionary of one micro-batch (see SoCo.forward), under the run's precision."""
+    def backward(self, batch: Batch, last: bool) -> dict[str, torch.Tensor]:
+        """Add one micro-batch's gradients, view by view; processes share them after its last view if it is the `last` one.
+
+        Returns loss (scalar), pairs ((P,), each with both directions) and embeddings (M_1, E), the target's of V1; no graph.
+        """
         batch = batch.to(self.process.device)
-        images = [normalize(x) for x in batch.images]
-        dtype = AUTOCAST.get(self.cfg.precision)
-        with torch.autocast(self.process.device.type, dtype, enabled=dtype is not None):
-            return self.parallel(images, batch.boxes, batch.valid)
+        images, pairs = [normalize(x) for x in batch.images], 0
+        dtype, count = AUTOCAST.get(self.cfg.precision), len(batch.images)
+        autocast = functools.partial(torch.autocast, self.process.device.type, dtype, enabled=dtype is not None)
+        with autocast():
+            z = self.model.targets(images, batch.boxes, batch.valid)
+        for j in range(count):
+            shares = self.process.world == 1 or (last and j == count - 1)
+            with contextlib.nullcontext() if shares else self.parallel.no_sync():
+                with autocast():
+                    added = self.parallel(j, images[j], batch.boxes[j], batch.valid, z)
+                self.scaler.scale(added.sum() / self.plan.accumulate).backward()
+            pairs = pairs + added.detach()
+        return {"loss": pairs.sum(), "pairs": pairs, "embeddings": z[0]}
 
     def update(self, step: int, batches) -> dict:
         """One optimiser update from `accumulate` micro-batches; returns loss, pairs, embeddings, data_s, unreadable."""
@@ -81,19 +94,14 @@ class Trainer:
             batch = next(batches)
             data_s += time.perf_counter() - waited
             unreadable += batch.unreadable
-            last = i == self.plan.accumulate - 1
-            with contextlib.nullcontext() if last or self.process.world == 1 else self.parallel.no_sync():
-                out = self.forward(batch)
-                self.scaler.scale(out["loss"] / self.plan.accumulate).backward()
-            parts.append(out)
+            parts.append(self.backward(batch, last=i == self.plan.accumulate - 1))
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.model.update_target(target_momentum(step, self.plan.steps, self.cfg.tau))
-        mean = lambda name: torch.stack([p[name].detach() for p in parts]).mean(0)  # noqa: E731
         return {
-            "loss": mean("loss"),
-            "pairs": mean("pairs"),
+            "loss": torch.stack([p["loss"] for p in parts]).mean(0),
+            "pairs": torch.stack([p["pairs"] for p in parts]).mean(0),
             "embeddings": torch.cat([p["embeddings"] for p in parts]),
             "data_s": data_s,
             "unreadable": unreadable,

@@ -2,18 +2,21 @@
 
 import json
 import multiprocessing
+import os
 import pickle
+import subprocess
+import sys
 
 import cv2
 import numpy as np
 import pytest
 
-from soco_lib import BookError
+from soco_lib import ROOT, BookError
 from soco_lib.boxes import best_overlaps, iou
 from soco_lib.proposals import (
     ProposalConfig, key_rng, paper_filter, propose, random_proposals, selective_search, whole_image,
 )  # fmt: skip
-from soco_lib.shards import shard_paths, shard_range
+from soco_lib.shards import shard_paths, shard_range, share
 from soco_lib.sources import open_source
 from soco_lib.interchange import export_json, import_json
 from soco_lib.store import ProposalStore, build_store, main
@@ -187,6 +190,68 @@ def test_two_processes_and_a_rerun_make_the_same_store(pictures, tmp_path, monke
 def test_shards_partition_the_images(tmp_path):
     covered = [i for shard in shard_paths(tmp_path, 10, 4) for i in shard_range(shard)]
     assert covered == list(range(10)) and shard_range(shard_paths(tmp_path, 10, 4)[-1]) == range(8, 10)
+
+
+@pytest.mark.parametrize(
+    "environment, expected",
+    [
+        ({}, (0, 1)),
+        ({"RANK": "3", "WORLD_SIZE": "8", "SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}, (3, 8)),  # torchrun inside srun
+        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4"}, (1, 4)),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, (0, 1)),  # a batch script, which runs once
+        ({"ARRAY": "6 4 4"}, (2, 4)),  # --array=4-7
+        ({"ARRAY": "6 4 2", "SLURM_ARRAY_TASK_STEP": "2"}, (1, 2)),  # --array=4,6 by --array=4-7:2
+        ({"ARRAY": "1 0 2", "SLURM_PROCID": "2", "SLURM_STEP_NUM_TASKS": "3"}, (5, 6)),
+        ({"ARRAY": "9 1 3"}, "an array of 3 tasks, one of them 8 from the first: give --array=0-2"),  # --array=1,4,9
+        ({"WORLD_SIZE": "2", "RANK": "2"}, "participant 2 of 2"),
+        ({"WORLD_SIZE": "2"}, "participant -1 of 2"),
+    ],
+)
+def test_which_participant_this_is(environment, expected):
+    if "ARRAY" in environment:
+        names = (f"SLURM_ARRAY_TASK_{name}" for name in ("ID", "MIN", "COUNT"))
+        environment = environment | dict(zip(names, environment["ARRAY"].split()))
+    if isinstance(expected, tuple):
+        assert share(environment) == expected
+    else:
+        with pytest.raises(BookError, match=expected):
+            share(environment)
+
+
+@pytest.fixture(scope="module")
+def many(pictures, tmp_path_factory):
+    """Forty pictures: three shards of the usual size."""
+    folder = tmp_path_factory.mktemp("many")
+    for i in range(40):
+        (folder / f"{i:02d}.jpg").write_bytes((pictures / f"{i % 12:02d}.jpg").read_bytes())
+    return folder
+
+
+def same_files(a, b) -> bool:
+    return all((a / name).read_bytes() == (b / name).read_bytes() for name in ("boxes.npy", "offsets.npy", "sizes.npy"))
+
+
+def test_two_participants_build_the_store_of_one(many, tmp_path):
+    build_store(open_source(str(many)), SINGLE, tmp_path / "one", workers=1)
+    words = [sys.executable, "-m", "soco_lib.store", "--images", str(many), "--out", str(tmp_path / "two"), "--share"]
+    words += ["--workers", "1", "--mode", "single", "--search-side", "64"]
+    ranks = [{**os.environ, "RANK": str(rank), "WORLD_SIZE": "2"} for rank in range(2)]
+    participants = [subprocess.Popen(words, cwd=ROOT, env=rank, stdout=subprocess.PIPE, text=True) for rank in ranks]
+    said = [process.communicate(timeout=60)[0] for process in participants]
+    assert [process.returncode for process in participants] == [0, 0]
+    assert sum("40 images" in text and "a core" in text for text in said) == 1  # one merged
+    assert same_files(tmp_path / "one", tmp_path / "two") and not (tmp_path / "two" / "shards").exists()
+
+
+def test_an_absent_participant_is_named_and_a_rerun_completes(many, tmp_path, monkeypatch):
+    source, lines = open_source(str(many)), []
+    monkeypatch.setattr("soco_lib.shards.GRACE", 0)
+    with pytest.raises(BookError, match="1 of 3 shards in .* missing and nobody makes them: those of participant 1 of 0 to 1"):
+        build_store(source, SINGLE, tmp_path / "s", workers=1, part=(0, 2))
+    build_store(source, SINGLE, tmp_path / "s", workers=1, progress=lines.append)
+    assert lines[0].startswith("2 of 3 shards were made before")
+    build_store(source, SINGLE, tmp_path / "one", workers=1)
+    assert same_files(tmp_path / "one", tmp_path / "s")
 
 
 def test_a_corrupt_image_is_recorded_and_the_rest_goes_on(pictures, tmp_path):

@@ -17,13 +17,13 @@ LIBRARY = Path(soco_lib.__file__).parent
 #: Data flows down this list (design.md 2): a file may import from files above it only.
 ORDER = """
 config boxes decoding listings archives sources proposals shards store interchange views dataset res5 fcos detector encoder loss soco optim
-results checkpoint health distributed session scene_textures scene_light scene_objects scene_picture scenes
+results timing checkpoint health distributed session scene_textures scene_light scene_objects scene_picture scenes
 probe probes meter
 slurm launch train formats foreign key_report exports weights
 benchmarks lvis_sample data_check layouts detection accumulation evaluation finetune transfer
-records pages paper starts tables report gallery errors predictions comparison plots detection_plots drawing parameters
+records pages paper starts tables report gallery errors predictions comparison plots bench_plots detection_plots drawing parameters
 studies plans measure study_data study_records study_figure study_tables study_plots job crew runner
-book live
+plain_views plain_step bench_step bench_views bench_readers bench_startup bench_proposals bench_store bench book live
 """.split()
 
 

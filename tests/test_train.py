@@ -117,14 +117,14 @@ def test_broken_newest_checkpoint_is_passed_over(cfg, tmp_path, capsys):
 
 
 def test_non_finite_loss_stops_and_keeps_the_last_good_checkpoint(cfg, tmp_path, monkeypatch, capsys):
-    real = train.Trainer.forward
+    real = train.Trainer.backward
 
-    def poisoned(self, batch):
-        out = real(self, batch)
+    def poisoned(self, batch, last):
+        out = real(self, batch, last)
         self.calls = getattr(self, "calls", 0) + 1
         return out if self.calls < 6 else {**out, "loss": out["loss"] * float("nan")}
 
-    monkeypatch.setattr(train.Trainer, "forward", poisoned)
+    monkeypatch.setattr(train.Trainer, "backward", poisoned)
     run, status = run_here(cfg, tmp_path)
     assert status == 1 and "nan at step 6" in capsys.readouterr().err
     assert Run.read(run.folder).record["status"] == "failed"

@@ -10,6 +10,8 @@ from torchvision.transforms.v2 import functional as F
 
 from soco_lib import views
 from soco_lib.config import Pretrain, View
+from soco_lib.decoding import decode, decode_near
+from soco_lib.plain_views import colours
 from soco_lib.views import FIRST, SECOND, make_views
 
 CFG = Pretrain("a", "b", jitter_p=0.0)
@@ -154,6 +156,47 @@ def test_solarize_and_grayscale_agree_with_torchvision(photo):
     assert (views.solarize(photo) == F.solarize(tensor, 128).permute(1, 2, 0).numpy()).all()
     gray = F.rgb_to_grayscale(tensor, num_output_channels=3).permute(1, 2, 0).numpy()
     assert np.abs(views.grayscale(photo).astype(int) - gray).max() <= 1
+
+
+@pytest.mark.parametrize("branch", [FIRST, SECOND], ids=["first", "second"])
+def test_moments_of_2000_draws_agree_with_torchvisions(photo, branch):
+    """Mean and deviation over draws of what photometry changes, in gray levels: channel means, contrast, colour, sharpness, hue.
+
+    Of n draws with deviation s each, two means differ by s * sqrt(2 / n), one standard error, and two deviations by no more
+    (kurtosis up to 5); four of these are allowed, and half a level, since torchvision cuts off where we round.
+    """
+    draws, small = 2000, cv2.multiply(views.resize(photo, 64), (1.0, 0.8, 0.5, 0.0))  # reddish, so that a turn of hue shows
+    tensor, rng, theirs = torch.from_numpy(small).permute(2, 0, 1).contiguous(), np.random.default_rng(0), colours(64, branch)
+    torch.manual_seed(0)
+
+    def moments(x):
+        means = cv2.mean(x)[:3]
+        return [*means, x[..., 1].std(), np.ptp(x, axis=2).mean(), cv2.absdiff(x[1:], x[:-1]).mean(), means[0] - means[1]]
+
+    a = np.array([moments(views.photometry(rng, small, branch)) for _ in range(draws)])
+    b = np.array([moments(theirs(tensor).permute(1, 2, 0).contiguous().numpy()) for _ in range(draws)])
+    tolerance = 4 * b.std(0) * np.sqrt(2 / draws) + 0.5
+    assert (np.abs(a.mean(0) - b.mean(0)) <= tolerance).all(), (a.mean(0), b.mean(0), tolerance)
+    assert (np.abs(a.std(0) - b.std(0)) <= tolerance).all(), (a.std(0), b.std(0), tolerance)
+
+
+def test_views_of_a_large_jpeg_decoded_small_are_those_of_the_whole_image(plain):
+    """Noise of every scale, as in photographs: what is not decoded is what the view cannot show. Boxes are equal."""
+    rng, image, size = np.random.default_rng(0), np.full((1203, 1601, 3), 128, np.float32), (1601, 1203)
+    for cells in (12, 48, 192, 768):
+        noise = rng.normal(0, 360 / cells**0.5, (cells * 3 // 4, cells, 3)).astype(np.float32)
+        image += cv2.resize(noise, size, interpolation=cv2.INTER_CUBIC)
+    data = cv2.imencode(".jpg", np.clip(image, 0, 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes()
+    whole, (near, stored) = decode(data), decode_near(data, 224)
+    assert whole.shape == (1203, 1601, 3) and near.shape == (602, 801, 3) and stored == size
+    boxes = np.array([[100, 80, 900, 700], [600, 300, 1601, 1203], [0, 0, 500, 800]], np.float32)
+    for seed in range(5):
+        exact = make_views(np.random.default_rng(seed), whole, boxes, STAR)
+        fast = make_views(np.random.default_rng(seed), near, boxes, STAR, stored)
+        for a, b in zip(exact, fast):
+            assert a.crop == b.crop and a.flip == b.flip and (a.boxes == b.boxes).all() and (a.valid == b.valid).all()
+            assert cv2.absdiff(a.image, b.image).mean() <= 2.5
+            assert a.image.std() > 20  # there is something to see
 
 
 def test_cutout_stays_inside_its_box(plain, photo):
