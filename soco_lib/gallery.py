@@ -3,7 +3,8 @@
     results/gallery/views.png, curves.png, predictions.png    figures
                     healthy-toy/                              run.json and log.jsonl of the pretraining: the reference curve
                     table.md                                  the table, also between the README's markers
-                    voc-probe/                                made by `make probe-table`: the other table there
+                    voc-probe/                                made by `make probe-table`: a table there
+    results/bench/goals.md                                    made by `make bench`: another
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from soco_lib.config import SUBJECT, Pretrain, essence, require, to_dict
 from soco_lib.results import Run
 
 #: Name of a place in the README, between two comments -> the file that fills it.
-PLACES = {"quickstart table": "table.md", "probe table": "voc-probe/table.md"}
+PLACES = {"quickstart table": "gallery/table.md", "probe table": "gallery/voc-probe/table.md", "speed table": "bench/goals.md"}
 #: The reference that notebook 3 draws behind a toy run.
 HEALTHY = ROOT / "results" / "gallery" / "healthy-toy"
 FIGURES = {
@@ -55,7 +56,7 @@ def collect(results: Path) -> None:
     for place, name in PLACES.items():
         begin, end = f"<!-- {place} -->\n", f"<!-- end of the {place} -->"
         head, rest = text.split(begin)
-        text = f"{head}{begin}{(ROOT / 'results' / 'gallery' / name).read_text()}{end}{rest.split(end)[1]}"
+        text = f"{head}{begin}{(ROOT / 'results' / name).read_text()}{end}{rest.split(end)[1]}"
     readme.write_text(text)
 
 

@@ -1,0 +1,68 @@
+"""What only a GPU makes worth while needs nothing but a device: the same code runs here on the CPU."""
+
+import dataclasses
+import functools
+
+import pytest
+import torch
+from torch import nn
+from torchvision.transforms.v2 import functional as F
+
+from soco_lib import bench_step
+from soco_lib.dataset import MEAN, STD, normalize
+from soco_lib.train import Trainer
+
+CPU = torch.device("cpu")
+
+
+def gradients(trainer: Trainer) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Loss and gradients of one micro-batch."""
+    loss = trainer.backward(bench_step.a_batch(trainer.cfg), last=True)["loss"]
+    return loss, [p.grad for p in trainer.model.parameters() if p.requires_grad]
+
+
+def relative(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
+    """||a - b|| / ||b|| of all together."""
+    norm = lambda xs: torch.stack(torch._foreach_norm(xs)).norm()  # noqa: E731
+    return float(norm([x - y for x, y in zip(a, b)]) / norm(b))
+
+
+def test_the_views_last_stage_is_torchvisions():
+    images = torch.randint(0, 256, (2, 31, 31, 3), dtype=torch.uint8)
+    ours = normalize(images)
+    assert ours.dtype == torch.float32 and ours.is_contiguous(memory_format=torch.channels_last)
+    theirs = F.normalize(images.permute(0, 3, 1, 2).float(), list(MEAN), list(STD))
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_every_tensor_of_a_batch_is_pinned_and_moved_without_waiting(monkeypatch):
+    """Pinning itself asks for a GPU: whether each tensor is pinned, and each copy is told not to wait, is seen without one."""
+    pinned, waits = [], []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self.shape) or self.clone())
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, device, non_blocking: waits.append(not non_blocking) or self)
+    batch = bench_step.a_batch(bench_step.SMALL)
+    moved = batch.pin_memory().to(CPU)
+    names = ("images", "boxes", "valid")
+    assert pinned == [t.shape for name in names for t in getattr(batch, name)] and waits == [False] * len(pinned)
+    assert all(torch.equal(a, b) for name in names for a, b in zip(getattr(batch, name), getattr(moved, name)))
+
+
+def test_autocast_keeps_the_loss():
+    """bf16 has three digits, and batch norm over few pixels magnifies its errors; the loss itself is computed in float32."""
+    cfg = dataclasses.replace(bench_step.SMALL, batch=8)
+    exact, _ = gradients(bench_step.a_trainer(cfg))
+    loss, grads = gradients(bench_step.a_trainer(dataclasses.replace(cfg, precision="bf16")))
+    assert loss.dtype == torch.float32 and abs(loss - exact) < 0.2  # of -4 to 4
+    assert all(g.dtype == torch.float32 and g.isfinite().all() for g in grads)
+
+
+def test_a_compiled_trunk_gives_the_same_gradients(monkeypatch):
+    """Traced by torch.compile for every size of view and run as it was traced, for which no C++ compiler is needed."""
+    loss, expected = gradients(bench_step.a_trainer(bench_step.SMALL))
+    compiled, plain = [], nn.Module.compile
+    eager = functools.partialmethod(plain, backend="eager")
+    monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self) or eager.__get__(self)())
+    trainer = bench_step.a_trainer(dataclasses.replace(bench_step.SMALL, compile=True))
+    same, grads = gradients(trainer)
+    assert compiled == [trainer.model.online.encoder.trunk, trainer.model.target.encoder.trunk]
+    assert same == pytest.approx(float(loss), abs=1e-5) and relative(grads, expected) < 1e-4
