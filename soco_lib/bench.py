@@ -23,7 +23,7 @@ LABELLED = ("coco_masks/instances_val.json", "coco_masks/images")
 def default_images() -> str:
     """Labelled photographs below $SOCO_DATA where they are, else the embedded scenes."""
     beside = Path(os.environ.get("SOCO_DATA", "nowhere"))
-    return f"coco:{beside / LABELLED[0]}@{beside / LABELLED[1]}" if (beside / LABELLED[0]).is_file() else SCENES
+    return f"coco:{LABELLED[0]}@{LABELLED[1]}" if (beside / LABELLED[0]).is_file() else SCENES
 
 
 def goals(folder: Path) -> str:
