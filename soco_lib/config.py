@@ -23,6 +23,7 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 ALIGNMENTS = ("whole", "c5", "neck", "head")
 ASSIGNMENTS = ("scale", "detectron2", "fixed")
 OPTIMIZERS = ("lars", "sgd", "adamw")
+STAGES = ("res2", "res3", "res4", "res5")
 
 
 def require(condition: bool, message: str) -> None:
@@ -91,6 +92,7 @@ class Pretrain:
     precision: str = "bf16"  # fp32, bf16 or fp16 (with gradient scaler); paper: mixed
     channels_last: bool = True
     compile: bool = False
+    recompute: tuple[str, ...] = ()  # ResNet stages, such as res2, whose activations are computed again for backward: less memory
     seed: int = 0
     workers: int = 8  # loader processes a training process
     log_every: int = 50  # steps
@@ -119,6 +121,9 @@ class Pretrain:
             require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
         for name in ("jitter_p", "cutout_p", "tau"):
             require(0 <= getattr(self, name) <= 1, f"{name}={getattr(self, name)} must lie in [0, 1]")
+        for name in self.recompute:
+            one_of("recompute", name, STAGES)
+        require(not (self.compile and self.recompute), "compile and recompute exclude each other: a compiled network frees on its own")
         require(self.seed >= 0, f"seed={self.seed} may not be negative")
         require(self.micro_batch >= 0 and self.steps >= 0, "micro_batch and steps may not be negative")
         require(self.steps > 0 or self.epochs > 0, f"epochs={self.epochs} must be positive when steps is 0")
@@ -234,7 +239,7 @@ def from_dict(cls, values: dict, where: str = ""):
 
 
 #: Fields that say how a run is watched and fed, not what it computes: they may change when a run goes on.
-OPERATIONAL = frozenset({"workers", "log_every", "save_every", "keep", "probe", "probe_every", "probe_images"})
+OPERATIONAL = frozenset({"workers", "log_every", "save_every", "keep", "probe", "probe_every", "probe_images", "recompute"})
 #: Fields that say on what a parameter file's experiment is run, not at which scale.
 SUBJECT = frozenset({"images", "proposals", "train", "test", "init", "seed", "profile"})
 

@@ -5,11 +5,15 @@ N images, M boxes of all images, C channels, S view side in pixels, D object fea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import functools
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.utils.checkpoint import checkpoint
 
 from soco_lib.config import Pretrain, require
 from soco_lib.detector import detector_config
@@ -116,3 +120,35 @@ class Encoder(nn.Module):
             x = self.roi_heads.res5(x)
         return x.mean((2, 3))
 
+
+def recompute(trunk: nn.Module, names: Sequence[str]) -> None:
+    """Keep no activations inside these stages of a ResNet for backward, which computes them again: the same gradients and
+    statistics, less memory, more time. Raises BookError for a stage that the trunk does not have.
+    """
+    for name in names:
+        stage = getattr(trunk, name, None)
+        require(stage is not None, f"recompute={name!r}: this detector's backbone has no such stage")
+        contexts = functools.partial(_contexts, stage)
+        stage.forward = functools.partial(
+            checkpoint, stage.forward, use_reentrant=False, preserve_rng_state=False, context_fn=contexts
+        )
+
+
+def _contexts(stage: nn.Module):
+    """Of the first computation and of the second one."""
+    return contextlib.nullcontext(), _statistics_seen(stage)
+
+
+@contextlib.contextmanager
+def _statistics_seen(stage: nn.Module) -> Iterator[None]:
+    """Within, batch norm counts nothing towards its running statistics: it has seen this batch."""
+    norms = [m for m in stage.modules() if isinstance(m, _NormBase) and m.track_running_stats]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0  # and not eval(): it normalises by the batch, as it did
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta):
+            norm.momentum = momentum
+            norm.num_batches_tracked -= 1

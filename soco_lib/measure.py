@@ -19,7 +19,7 @@ from soco_lib.studies import Study
 #: Fields that decide how long an image takes.
 SIZES = {
     "pretrain": ("detector", "overrides", "size", "views", "k", "alignment", "assignment", "hidden", "embedding", "precision",
-                 "channels_last", "compile", "batch", "micro_batch"),
+                 "channels_last", "compile", "recompute", "batch", "micro_batch"),
     "transfer": ("detector", "overrides", "min_sizes", "max_size", "test_size", "test", "precise_bn", "eval_every", "precision",
                  "iterations", "batch", "micro_batch"),
 }  # fmt: skip

@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from soco_lib import BookError, checkpoint, distributed, session
 from soco_lib.config import Plan, Pretrain, from_dict, plan, to_dict
 from soco_lib.dataset import Batch, ProposalViews, build_loader, normalize
+from soco_lib.encoder import recompute
 from soco_lib.meter import Meter, Record
 from soco_lib.optim import build_optimizer, learning_rate, target_momentum
 from soco_lib.results import Run
@@ -42,6 +43,7 @@ def build_model(cfg: Pretrain, process: distributed.Process) -> SoCo:
         model = model.to(memory_format=torch.channels_last)
     if process.world > 1 and process.device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    recompute(model.online.encoder.trunk, cfg.recompute)  # the target has no backward
     if cfg.compile:
         for branch in (model.online, model.target):
             branch.encoder.trunk.compile()

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 from torchvision.transforms.v2 import functional as F
 
-from soco_lib import bench_step
+from soco_lib import BookError, bench_step
 from soco_lib.dataset import MEAN, STD, normalize
 from soco_lib.train import Trainer
+from tests.conftest import TINY_DETECTOR
 
 CPU = torch.device("cpu")
 
@@ -66,3 +67,24 @@ def test_a_compiled_trunk_gives_the_same_gradients(monkeypatch):
     same, grads = gradients(trainer)
     assert compiled == [trainer.model.online.encoder.trunk, trainer.model.target.encoder.trunk]
     assert same == pytest.approx(float(loss), abs=1e-5) and relative(grads, expected) < 1e-4
+
+
+def test_recomputed_stages_give_the_same_bits():
+    """Loss, gradients, and batch norm's running statistics, which must not see a batch twice."""
+    plain = bench_step.a_trainer(bench_step.SMALL)
+    cfg = dataclasses.replace(bench_step.SMALL, recompute=("res2", "res3"))
+    trainer = bench_step.a_trainer(cfg)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        loss, expected = gradients(plain)
+    without, kept[:] = sum(kept), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        same, grads = gradients(trainer)
+    assert loss == same and all(torch.equal(a, b) for a, b in zip(grads, expected))
+    assert sum(kept) < without
+    ours, theirs = trainer.model.state_dict(), plain.model.state_dict()
+    assert list(ours) == list(theirs) and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    with pytest.raises(BookError, match="recompute='res5'.*no such stage"):
+        bench_step.a_trainer(dataclasses.replace(cfg, detector="mask-rcnn-r50-c4", overrides=TINY_DETECTOR[-3:], recompute=("res5",)))
+    with pytest.raises(BookError, match="did you mean 'res2'"):
+        dataclasses.replace(cfg, recompute=("res22",))
