@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
+import json
 import statistics
-from pathlib import Path
+import subprocess
+import sys
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from soco_lib import distributed
-from soco_lib.config import Pretrain, View, plan
+from soco_lib import ROOT
+from soco_lib.config import Pretrain, View, to_dict
 from soco_lib.dataset import Batch, normalize
-from soco_lib.plain_step import Clock, PlainStep
-from soco_lib.timing import REPETITIONS, Bench, apart, in_turns
+from soco_lib.plain_step import AGAIN, WAYS, Clock, PlainStep, a_batch, a_trainer, ours
+from soco_lib.timing import REPETITIONS, Bench, in_turns
 from soco_lib.train import Trainer
 
 RATE = "images/s"
@@ -24,62 +25,20 @@ FULL = Pretrain("", "", batch=8, steps=100, precision="fp32")
 SMALL = dataclasses.replace(
     FULL, detector="toy-mask-rcnn-narrow-r50-fpn", size=64, views=(View(64), View(32, "V2")), batch=2, hidden=32, embedding=16
 )
-#: Stages whose activations are the largest, and cheap to compute again.
-AGAIN = ("res2", "res3")
 NOTES = (
     "ours: Trainer.update: box head once a box on its own level, one view's graph at a time, channels-last, foreach LARS and EMA",
     "plain: box head on every level and a mask, one graph over all views, contiguous, a loop over parameters (plain_step.py)",
     f"recomputing: ours with recompute: [{', '.join(AGAIN)}], for which activations of these stages are not kept",
     "random pixels and boxes of the paper's sizes; without data loading",
-    "memory: largest resident bytes of a fresh process that makes three updates; 'private' leaves out pages of libraries' files",
+    "memory: largest resident bytes of a process that imports what training does and makes three updates; 'private' leaves out pages of libraries' files",
     "operations: of all convolutions and matrix products, forward and backward, a multiplication and an addition counted as two",
 )
 
 
-def a_batch(cfg: Pretrain, seed: int = 0) -> Batch:
-    """Random images, and boxes of 0.3 to 0.8 of the side, all there."""
-    g, n = torch.Generator().manual_seed(seed), cfg.batch
-    images = [torch.randint(0, 256, (n, s, s, 3), dtype=torch.uint8, generator=g) for s in cfg.view_sizes]
-    side = 0.3 + 0.5 * torch.rand(n, cfg.k, 1, generator=g)
-    corner = torch.rand(n, cfg.k, 2, generator=g) * (1 - side)
-    boxes = [torch.cat([corner, corner + side], 2) * s for s in cfg.view_sizes]
-    return Batch(images, boxes, [torch.ones(n, cfg.k, dtype=torch.bool) for _ in boxes])
-
-
-def a_trainer(cfg: Pretrain) -> Trainer:
-    """On the CPU, whatever else is there."""
-    return Trainer(cfg, plan(cfg, 1000), distributed.Process(0, 0, 1, 1, torch.device("cpu")))
-
-
-def ours(cfg: Pretrain):
-    """A function that makes one update."""
-    trainer, batches = a_trainer(cfg), itertools.repeat(a_batch(cfg))
-    return lambda: trainer.update(0, batches)
-
-
-def plain(cfg: Pretrain):
-    """The same."""
-    cfg = dataclasses.replace(cfg, channels_last=False)
-    step = PlainStep(a_trainer(cfg).model, cfg)
-    return lambda: step.update(a_batch(cfg), 1e-4, cfg.tau)
-
-
-def recomputing(cfg: Pretrain):
-    """The same."""
-    return ours(dataclasses.replace(cfg, recompute=AGAIN))
-
-
-WAYS = {"ours": ours, "recomputing": recomputing, "plain": plain}
-
-
-def memory(way: str, cfg: Pretrain) -> int:
-    """Make three updates; returns the resident bytes of libraries' files in this process."""
-    update = WAYS[way](cfg)
-    for _ in range(3):
-        update()
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssFile")), 0)
+def memory(way: str, cfg: Pretrain) -> dict[str, int]:
+    """Largest resident bytes, and those of libraries' files, of a process that imports no more than training does."""
+    words = [sys.executable, "-m", "soco_lib.plain_step", way, json.dumps(to_dict(cfg))]
+    return json.loads(subprocess.run(words, check=True, capture_output=True, text=True, cwd=ROOT).stdout)
 
 
 def peak_flops(side: int, repetitions: int) -> float:
@@ -139,7 +98,7 @@ def agreement(cfg: Pretrain) -> float:
     """
     model, batch = a_trainer(cfg).model, a_batch(cfg)
     images = [normalize(x) for x in batch.images]
-    for _ in range(20):  # running statistics that fit
+    for _ in range(5):  # running statistics that fit
         model.targets(images, batch.boxes, batch.valid)
         with torch.no_grad():
             _ = [model.predictor(model.online(x, list(b))) for x, b in zip(images, batch.boxes)]
@@ -181,10 +140,10 @@ def run(images: str, quick: bool) -> Bench:
     bench.goal("training step", speed, 1.1, RATE)
     bench.goal("training step, recomputing", statistics.median(rates["recomputing"]), 1.1, RATE)
 
-    peaks = {way: apart(memory, way, cfg) for way in WAYS}
-    resident = {way: [peak / 1e9] for way, (_, peak) in peaks.items()}
+    peaks = {way: memory(way, cfg) for way in WAYS}
+    resident = {way: [peak["resident"] / 1e9] for way, peak in peaks.items()}
     bench.add("largest resident memory", "GB", resident, more_is_better=False)
-    private = {way: [(peak - files) / 1e9] for way, (files, peak) in peaks.items()}
+    private = {way: [(peak["resident"] - peak["files"]) / 1e9] for way, peak in peaks.items()}
     bench.add("of it private", "GB", private, more_is_better=False)
     for way in ("ours", "recomputing"):
         bench.goal(f"largest resident memory, {way}", resident[way][0], 2.5, "GB", at_least=False)
@@ -201,11 +160,11 @@ def run(images: str, quick: bool) -> Bench:
         }
     ]
     for over, at, changed in growing(cfg):
-        times = in_turns({"ours": ours(changed)}, 1 if quick else 3)["ours"]
+        times = in_turns({"ours": ours(changed)}, 1 if quick else 2)["ours"]
         each = {"ours": [1000 * s / changed.batch for s in times]}
         bench.add("step", "ms an image", each, more_is_better=False, over=over, at=at)
     for batch in (2,) if quick else (2, 4, 8):
-        _, peak = apart(memory, "ours", dataclasses.replace(cfg, batch=batch))
+        peak = memory("ours", dataclasses.replace(cfg, batch=batch))["resident"]
         bench.add("largest resident memory", "GB", {"ours": [peak / 1e9]}, more_is_better=False, over="images a step", at=batch)
     bench.notes += NOTES
     return bench

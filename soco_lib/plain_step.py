@@ -1,27 +1,39 @@
-"""A training step as one would write it straight from the paper: what bench-step compares ours with, on the same modules.
+"""A training step as one would write it straight from the paper, on the same modules as ours; and either, to be measured.
 
 Every box goes through RoIAlign and box head at every pyramid level and a mask keeps one of them; all views are in one graph;
 tensors are contiguous; LARS and EMA visit one parameter after the other. B images, K boxes an image, S view side in pixels.
+
+    python -m soco_lib.plain_step WAY CONFIG        makes three updates; prints its memory as JSON (bench_step.memory)
 """
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+import json
+import resource
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import roi_align
 
-from soco_lib.config import Pretrain
+from soco_lib import distributed
+from soco_lib.config import Pretrain, from_dict, plan
 from soco_lib.dataset import Batch, normalize
 from soco_lib.encoder import Encoder, assign_levels
 from soco_lib.loss import box_weights
 from soco_lib.soco import SoCo
+from soco_lib.train import Trainer
 
 #: Called with a stage's name when it has ended.
 Told = Callable[[str], None]
+#: Stages whose activations are the largest, and cheap to compute again.
+AGAIN = ("res2", "res3")
 
 
 def features(encoder: Encoder, images: Tensor, boxes: Tensor, cfg: Pretrain) -> Tensor:
@@ -90,3 +102,59 @@ class Clock:
     def __call__(self, stage: str) -> None:
         now = time.perf_counter()
         self.seconds[stage], self._last = self.seconds.get(stage, 0.0) + now - self._last, now
+
+
+# --- to be measured ----------------------------------------------------------------------------------------------------
+
+
+def a_batch(cfg: Pretrain, seed: int = 0) -> Batch:
+    """Random images, and boxes of 0.3 to 0.8 of the side, all there."""
+    g, n = torch.Generator().manual_seed(seed), cfg.batch
+    images = [torch.randint(0, 256, (n, s, s, 3), dtype=torch.uint8, generator=g) for s in cfg.view_sizes]
+    side = 0.3 + 0.5 * torch.rand(n, cfg.k, 1, generator=g)
+    corner = torch.rand(n, cfg.k, 2, generator=g) * (1 - side)
+    boxes = [torch.cat([corner, corner + side], 2) * s for s in cfg.view_sizes]
+    return Batch(images, boxes, [torch.ones(n, cfg.k, dtype=torch.bool) for _ in boxes])
+
+
+def a_trainer(cfg: Pretrain) -> Trainer:
+    """On the CPU, whatever else is there."""
+    return Trainer(cfg, plan(cfg, 1000), distributed.Process(0, 0, 1, 1, torch.device("cpu")))
+
+
+def ours(cfg: Pretrain):
+    """A function that makes one update."""
+    trainer, batches = a_trainer(cfg), itertools.repeat(a_batch(cfg))
+    return lambda: trainer.update(0, batches)
+
+
+def plain(cfg: Pretrain):
+    """The same."""
+    cfg = dataclasses.replace(cfg, channels_last=False)
+    step = PlainStep(a_trainer(cfg).model, cfg)
+    return lambda: step.update(a_batch(cfg), 1e-4, cfg.tau)
+
+
+def recomputing(cfg: Pretrain):
+    """The same."""
+    return ours(dataclasses.replace(cfg, recompute=AGAIN))
+
+
+WAYS = {"ours": ours, "recomputing": recomputing, "plain": plain}
+
+
+def main(arguments: list[str]) -> None:
+    """Command line."""
+    way, config = arguments
+    update = WAYS[way](from_dict(Pretrain, json.loads(config)))
+    for _ in range(3):
+        update()
+    status = Path("/proc/self/status")
+    said = dict(line.split(":", 1) for line in status.read_text().splitlines()) if status.exists() else {}
+    kilobytes = lambda name, default: int(said[name].split()[0]) if name in said else default  # noqa: E731
+    peak = kilobytes("VmHWM", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    print(json.dumps({"resident": peak * 1024, "files": kilobytes("RssFile", 0) * 1024}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

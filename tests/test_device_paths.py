@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torchvision.transforms.v2 import functional as F
 
-from soco_lib import BookError, bench_step
+from soco_lib import BookError, bench_step, plain_step
 from soco_lib.dataset import MEAN, STD, normalize
 from soco_lib.train import Trainer
 from tests.conftest import TINY_DETECTOR
@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 def gradients(trainer: Trainer) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Loss and gradients of one micro-batch."""
-    loss = trainer.backward(bench_step.a_batch(trainer.cfg), last=True)["loss"]
+    loss = trainer.backward(plain_step.a_batch(trainer.cfg), last=True)["loss"]
     return loss, [p.grad for p in trainer.model.parameters() if p.requires_grad]
 
 
@@ -41,7 +41,7 @@ def test_every_tensor_of_a_batch_is_pinned_and_moved_without_waiting(monkeypatch
     pinned, waits = [], []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self.shape) or self.clone())
     monkeypatch.setattr(torch.Tensor, "to", lambda self, device, non_blocking: waits.append(not non_blocking) or self)
-    batch = bench_step.a_batch(bench_step.SMALL)
+    batch = plain_step.a_batch(bench_step.SMALL)
     moved = batch.pin_memory().to(CPU)
     names = ("images", "boxes", "valid")
     assert pinned == [t.shape for name in names for t in getattr(batch, name)] and waits == [False] * len(pinned)
@@ -51,19 +51,19 @@ def test_every_tensor_of_a_batch_is_pinned_and_moved_without_waiting(monkeypatch
 def test_autocast_keeps_the_loss():
     """bf16 has three digits, and batch norm over few pixels magnifies its errors; the loss itself is computed in float32."""
     cfg = dataclasses.replace(bench_step.SMALL, batch=8)
-    exact, _ = gradients(bench_step.a_trainer(cfg))
-    loss, grads = gradients(bench_step.a_trainer(dataclasses.replace(cfg, precision="bf16")))
+    exact, _ = gradients(plain_step.a_trainer(cfg))
+    loss, grads = gradients(plain_step.a_trainer(dataclasses.replace(cfg, precision="bf16")))
     assert loss.dtype == torch.float32 and abs(loss - exact) < 0.2  # of -4 to 4
     assert all(g.dtype == torch.float32 and g.isfinite().all() for g in grads)
 
 
 def test_a_compiled_trunk_gives_the_same_gradients(monkeypatch):
     """Traced by torch.compile for every size of view and run as it was traced, for which no C++ compiler is needed."""
-    loss, expected = gradients(bench_step.a_trainer(bench_step.SMALL))
+    loss, expected = gradients(plain_step.a_trainer(bench_step.SMALL))
     compiled, plain = [], nn.Module.compile
     eager = functools.partialmethod(plain, backend="eager")
     monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self) or eager.__get__(self)())
-    trainer = bench_step.a_trainer(dataclasses.replace(bench_step.SMALL, compile=True))
+    trainer = plain_step.a_trainer(dataclasses.replace(bench_step.SMALL, compile=True))
     same, grads = gradients(trainer)
     assert compiled == [trainer.model.online.encoder.trunk, trainer.model.target.encoder.trunk]
     assert same == pytest.approx(float(loss), abs=1e-5) and relative(grads, expected) < 1e-4
@@ -71,9 +71,9 @@ def test_a_compiled_trunk_gives_the_same_gradients(monkeypatch):
 
 def test_recomputed_stages_give_the_same_bits():
     """Loss, gradients, and batch norm's running statistics, which must not see a batch twice."""
-    plain = bench_step.a_trainer(bench_step.SMALL)
+    plain = plain_step.a_trainer(bench_step.SMALL)
     cfg = dataclasses.replace(bench_step.SMALL, recompute=("res2", "res3"))
-    trainer = bench_step.a_trainer(cfg)
+    trainer = plain_step.a_trainer(cfg)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
         loss, expected = gradients(plain)
@@ -85,6 +85,6 @@ def test_recomputed_stages_give_the_same_bits():
     ours, theirs = trainer.model.state_dict(), plain.model.state_dict()
     assert list(ours) == list(theirs) and all(torch.equal(ours[name], theirs[name]) for name in ours)
     with pytest.raises(BookError, match="recompute='res5'.*no such stage"):
-        bench_step.a_trainer(dataclasses.replace(cfg, detector="mask-rcnn-r50-c4", overrides=TINY_DETECTOR[-3:], recompute=("res5",)))
+        plain_step.a_trainer(dataclasses.replace(cfg, detector="mask-rcnn-r50-c4", overrides=TINY_DETECTOR[-3:], recompute=("res5",)))
     with pytest.raises(BookError, match="did you mean 'res2'"):
         dataclasses.replace(cfg, recompute=("res22",))
