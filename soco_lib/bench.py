@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"bench-{name}: on {images}", flush=True)
         bench = importlib.import_module(f"soco_lib.bench_{name}").run(images, given.quick)
         print(bench.markdown() if given.quick else bench.write(folder), flush=True)
-    if not given.quick:  # all that are recorded, also by earlier calls: the README shows them
+    if not given.quick:  # all that are recorded, also by earlier calls; `make gallery` takes it to the README
         (folder / "goals.md").write_text(goals(folder))
 
 

@@ -4,7 +4,7 @@
                     healthy-toy/                              run.json and log.jsonl of the pretraining: the reference curve
                     table.md                                  the table, also between the README's markers
                     voc-probe/                                made by `make probe-table`: a table there
-    results/bench/goals.md                                    made by `make bench`: another
+                    speed.md                                  of `make bench`: a table there
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from soco_lib.config import SUBJECT, Pretrain, essence, require, to_dict
 from soco_lib.results import Run
 
 #: Name of a place in the README, between two comments -> the file that fills it.
-PLACES = {"quickstart table": "gallery/table.md", "probe table": "gallery/voc-probe/table.md", "speed table": "bench/goals.md"}
+PLACES = {"quickstart table": "table.md", "probe table": "voc-probe/table.md", "speed table": "speed.md"}
 #: The reference that notebook 3 draws behind a toy run.
 HEALTHY = ROOT / "results" / "gallery" / "healthy-toy"
 FIGURES = {
@@ -31,6 +31,7 @@ FIGURES = {
     "healthy-toy/log.jsonl": "quickstart-soco/log.jsonl",
     "healthy-toy/metrics.json": "quickstart-soco/metrics.json",
     "report.json": "quickstart-report/run.json",
+    "speed.md": "bench/goals.md",
 }
 
 
@@ -56,7 +57,7 @@ def collect(results: Path) -> None:
     for place, name in PLACES.items():
         begin, end = f"<!-- {place} -->\n", f"<!-- end of the {place} -->"
         head, rest = text.split(begin)
-        text = f"{head}{begin}{(ROOT / 'results' / name).read_text()}{end}{rest.split(end)[1]}"
+        text = f"{head}{begin}{(ROOT / 'results' / 'gallery' / name).read_text()}{end}{rest.split(end)[1]}"
     readme.write_text(text)
 
 

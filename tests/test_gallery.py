@@ -17,4 +17,4 @@ def test_readme_shows_the_tables_of_the_gallery():
     readme = (ROOT / "README.md").read_text()
     for place, name in gallery.PLACES.items():
         between = readme.split(f"<!-- {place} -->\n")[1].split(f"<!-- end of the {place} -->")[0]
-        assert between == (ROOT / "results" / name).read_text()
+        assert between == (ROOT / "results" / "gallery" / name).read_text()
