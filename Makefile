@@ -145,10 +145,14 @@ SCENES := data/scenes
 .PHONY: data proposals views pretrain join transfer benchmarks compare report quickstart gallery probe probe-table data-check
 .PHONY: table1 table2 table3 table6 table7 table8 table10
 
+# One to three objects a scene, none small. data/scenes: to learn from, and a val split to develop on; data/scenes-test: to report.
+DRAW := $(PY) -m soco_lib.scenes --most 3 --smallest 0.25
 $(SCENES)/scenes.json: | $(READY)
-	@$(PY) -m soco_lib.scenes --out $(SCENES) --train 400 --val 100
+	@$(DRAW) --out $(SCENES) --train 1500 --val 200
+$(SCENES)-test/scenes.json: | $(READY)
+	@$(DRAW) --out $(SCENES)-test --train 0 --val 300 --seed 1
 
-data: $(SCENES)/scenes.json ## draw the embedded scenes (data/scenes, COCO layout)
+data: $(SCENES)/scenes.json $(SCENES)-test/scenes.json ## draw the embedded scenes (data/scenes and data/scenes-test, COCO layout)
 
 data-check: | $(READY) ## count images and annotations of NAMES against the known totals of COCO, VOC, LVIS, ImageNet
 	@$(PY) -m soco_lib.data_check $(NAMES)
@@ -158,7 +162,7 @@ $(SCENES)-lvis/lvis_val.json: $(SCENES)/scenes.json | $(READY)
 	@$(PY) -m soco_lib.lvis_sample
 
 # The toy profile's data are the scenes, unless others are named.
-TOY_DATA := $(if $(filter toy,$(PROFILE)),$(SCENES)/scenes.json)
+TOY_DATA := $(if $(filter toy,$(PROFILE)),$(SCENES)/scenes.json $(SCENES)-test/scenes.json)
 PICTURES := $(or $(IMAGES),$(if $(filter toy,$(PROFILE)),coco:$(SCENES)/annotations/instances_train.json,folder:imagenet/train))
 # data/scenes-proposals for the scenes, else by the last part of the path: folder:photos/cats -> data/cats-proposals
 STORE := $(or $(PROPOSALS),data/$(if $(findstring $(SCENES)/,$(PICTURES)),scenes,$(basename $(notdir $(lastword $(subst :, ,$(firstword $(subst @, ,$(PICTURES))))))))-proposals)
@@ -234,9 +238,9 @@ $(QS)-views/02_views.html: $(QS)-proposals/01_proposals.html | $(READY)
 	@$(QUICK)
 $(QS)-soco/03_pretrain.html: $(QS)-proposals/01_proposals.html | $(READY)
 	@$(QUICK)
-$(QS)-transfer/04_transfer.html: $(QS)-soco/03_pretrain.html | $(READY)
+$(QS)-transfer/04_transfer.html: $(QS)-soco/03_pretrain.html $(SCENES)-test/scenes.json | $(READY)
 	@$(QUICK) -p init $(QS)-soco
-$(QS)-scratch/04_transfer.html: $(SCENES)/scenes.json | $(READY)
+$(QS)-scratch/04_transfer.html: $(SCENES)-test/scenes.json $(SCENES)/scenes.json | $(READY)
 	@$(QUICK)
 $(QS)-report/05_report.html: $(QS)-scratch/04_transfer.html $(QS)-transfer/04_transfer.html | $(READY)
 	@$(QUICK)
@@ -257,10 +261,13 @@ probe-table: | $(READY) ## mean and spread over seeds of the probed pretrainings
 	@$(PY) -m soco_lib.probes '$(RESULTS)/$(or $(RUN),probe-table)' $(addprefix $(RESULTS)/,$(RUNS))
 
 # ------------------------------------------------------------------------------------------------------------ studies
-STUDIES := $(addprefix ablation-,alignment viewsize batchsize proposals momentum) table9 \
+STUDIES := $(addprefix ablation-,labels longer detectors alignment viewsize batchsize proposals momentum) table9 \
     $(addprefix pretrain-soco-,100 400 star-400 c4-100 c4-400)
 .PHONY: $(STUDIES) table4 table5 tables
 
+ablation-labels: ## study of Tables 1 and 8: scratch, whole image, SoCo, SoCo* on 5 %, 10 % and all of the labels
+ablation-longer: ## study of Table 10: four times the iterations
+ablation-detectors: ## study of Tables 1, 2 and 7: pretrained as one detector, fine-tuned as another
 ablation-alignment: ## study of Table 4: parts of the alignment, added one by one
 ablation-viewsize: ## study of Table 5a: size of V3
 ablation-batchsize: ## study of Table 5b: batch of pretraining
@@ -283,6 +290,21 @@ $(STUDIES): $(TOY_DATA) | $(READY)
 	    $(BOOK) $(NB)/08_ablation.ipynb --results '$(RESULTS)' --run-name study-$$name-'$(PROFILE)' -p study $$name -p profile '$(PROFILE)'; \
 	fi; exit $$status
 
+# Study by study, the seeds that verdicts need first; what is there is not run again.
+TEST_SEEDS := 0,1,2
+.PHONY: reproduce-toy claims
+reproduce-toy: $(TOY_DATA) | $(READY) ## the paper's claims at toy scale: every study with its seeds, then the claim table (PLAN=1: what would run)
+	@status=0; for study in labels:$(TEST_SEEDS) alignment:$(TEST_SEEDS) labels:0,1,2,3,4 longer:$(TEST_SEEDS) detectors:$(TEST_SEEDS) \
+	        proposals:$(TEST_SEEDS) momentum:$(TEST_SEEDS) viewsize:$(TEST_SEEDS) batchsize:$(TEST_SEEDS); do \
+	    echo "== $$study"; \
+	    $(PY) -m soco_lib.runner "$${study%:*}" --profile toy --seeds "$${study#*:}" --jobs 2 --results '$(RESULTS)' $(if $(PLAN),--plan) || status=$$?; \
+	    [ $$status != 143 ] || exit $$status; \
+	done; $(if $(PLAN),,$(MAKE) claims || status=$$?;) exit $$status
+
+claims: $(SCENES)-test/scenes.json | $(READY) ## the claim table and notebook 10 from what runs and records there are
+	@$(PY) -m soco_lib.trials --results '$(RESULTS)' >/dev/null
+	@$(BOOK) $(NB)/10_claims.ipynb --results $(RESULTS) --run-name $(or $(RUN),claims)
+
 table4: | $(READY) ## Table 4 beside our runs of it, from their records (PROFILE=all: toy and paper)
 	@$(PY) -m soco_lib.study_tables alignment --results '$(RESULTS)' --profile '$(PROFILE)'
 table5: | $(READY) ## the same of Tables 5a to 5d
@@ -290,6 +312,8 @@ table5: | $(READY) ## the same of Tables 5a to 5d
 tables: | $(READY) ## every table that has runs or tracked records; needs neither data nor a GPU
 	@for n in 1 2 3 6 7 8 10; do $(PY) -m soco_lib.tables $$n --results '$(RESULTS)' --profile all >/dev/null; done
 	@$(PY) -m soco_lib.study_tables --results '$(RESULTS)'
+	@$(PY) -m soco_lib.claims --results '$(RESULTS)' >/dev/null
+	@$(PY) -m soco_lib.trials --results '$(RESULTS)' >/dev/null
 
 # -------------------------------------------------------------------------------------------------------------- checks
 test: | $(READY) ## run the tests; ARGS='-k boxes' chooses among them

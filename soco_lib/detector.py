@@ -59,8 +59,19 @@ NARROW_R50 = {
     "MODEL.RESNETS.RES2_OUT_CHANNELS": 64,
     "MODEL.RESNETS.WIDTH_PER_GROUP": 16,
 }
+#: The same with half of the pyramid's channels and one convolution a head: most of its time is still the ResNet's.
+SLIM_R50 = {
+    **NARROW_R50,
+    "MODEL.FPN.OUT_CHANNELS": 32,
+    "MODEL.ROI_BOX_HEAD.CONV_DIM": 32,
+    "MODEL.ROI_BOX_HEAD.NUM_CONV": 1,
+    "MODEL.ROI_BOX_HEAD.FC_DIM": 128,
+    "MODEL.ROI_MASK_HEAD.CONV_DIM": 32,
+    "MODEL.ROI_MASK_HEAD.NUM_CONV": 1,
+}
 NARROW_C4 = {k: v for k, v in NARROW_R50.items() if "RESNETS" in k} | {"MODEL.ROI_MASK_HEAD.CONV_DIM": 64}
 NARROW_ONE_STAGE = {**NARROW_R50, "MODEL.RETINANET.NUM_CONVS": 2}
+SLIM_ONE_STAGE = {**SLIM_R50, "MODEL.RETINANET.NUM_CONVS": 1}
 FCOS = {"MODEL.META_ARCHITECTURE": "FCOSFromConfig"}
 
 _MASK_FPN = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"
@@ -80,10 +91,13 @@ DETECTORS: dict[str, tuple[str, dict]] = {
     "fcos-r50-fpn": (_RETINANET, FCOS),
     "toy-mask-rcnn-r18-fpn": (_MASK_FPN, {**BOX_HEAD, **TOY_FPN}),
     "toy-mask-rcnn-narrow-r50-fpn": (_MASK_FPN, {**BOX_HEAD, **NARROW_R50}),
+    "toy-mask-rcnn-slim-r50-fpn": (_MASK_FPN, {**BOX_HEAD, **SLIM_R50}),
     "toy-mask-rcnn-narrow-r50-c4": (_MASK_C4, NARROW_C4),
     "toy-faster-rcnn-narrow-r50-c4": (_BOX_C4, NARROW_C4),
     "toy-retinanet-narrow-r50-fpn": (_RETINANET, NARROW_ONE_STAGE),
     "toy-fcos-narrow-r50-fpn": (_RETINANET, {**NARROW_ONE_STAGE, **FCOS}),
+    "toy-retinanet-slim-r50-fpn": (_RETINANET, SLIM_ONE_STAGE),
+    "toy-fcos-slim-r50-fpn": (_RETINANET, {**SLIM_ONE_STAGE, **FCOS}),
 }
 
 

@@ -177,10 +177,10 @@ def describe(study: Study, cells: list[Cell], results: Path, gpus: int, nodes: i
              local: bool = True) -> str:  # fmt: skip
     """A plan: the base's configuration, a row for every variant and seed, what is to run, and how long that takes here."""
     speed = speeds(cells, results, gpus * nodes, measure)
-    profile, base = cells[0].profile, study.variant(study.baseline)
+    profile = cells[0].profile
     scale = "the paper's setting" if profile == "paper" else "small runs on small data, not comparable with the paper's numbers"
     lines = [f"study {study.name} (Table {study.tables}), PROFILE={profile}: {scale}", study.question]
-    lines += [f"base, pretraining: {fields(study.pretrain(base, profile))}"]
+    lines += [f"base, pretraining: {fields(study.reference(profile))}"]
     lines += [f"base, {name}: {fields(run.cfg)}" for name, run in cells[0].transfers.items()]
     hours = []
     for cell in cells:

@@ -56,7 +56,7 @@ class Shelf:
     @staticmethod
     def _key(kind: str, cfg) -> tuple:
         # A transfer starts from a run folder, which has the same name wherever the results lie.
-        start = Path(cfg.init).name if kind == "transfer" else ""
+        start = Path(cfg.init).name if kind == "transfer" and cfg.init != "scratch" else ""
         return kind, start, identity(dataclasses.replace(cfg, init="") if start else cfg)
 
     def find(self, kind: str, cfg, name: str = "", source: Run | None = None) -> Run | None:
@@ -72,8 +72,8 @@ class Shelf:
         return [run for (is_of, *_), runs in self._runs.items() for run in runs if is_of == kind]
 
     def seeds(self) -> list[int]:
-        """Of all pretrainings here."""
-        return sorted({run.record["config"]["seed"] for run in self.runs("pretrain")})
+        """Of all runs here."""
+        return sorted({run.record["config"]["seed"] for kind in KINDS for run in self.runs(kind)})
 
 
 @dataclass
@@ -99,16 +99,21 @@ class Cell:
     profile: str
     seed: int
     name: str
-    numbers: Plan | None  # None where only records are read
-    pretrain: Planned
+    numbers: Plan | None  # None where only records are read, and for scratch
+    pretrain: Planned | None  # None for scratch
     transfers: dict[str, Planned] = field(default_factory=dict)
 
     @property
     def todo(self) -> list[Planned]:
         """What a runner would run."""
-        if self.pretrain.state.word == "diverged":
+        if self.pretrain and self.pretrain.state.word == "diverged":
             return []
-        return [run for run in (self.pretrain, *self.transfers.values()) if not run.state.final]
+        return [run for run in self.runs if not run.state.final]
+
+    @property
+    def runs(self) -> list[Planned]:
+        """The pretraining, if there is one, and the transfers."""
+        return [run for run in (self.pretrain, *self.transfers.values()) if run]
 
 
 def inside(folder: Path) -> str:
@@ -125,9 +130,14 @@ def _planned(shelf: Shelf, kind: str, cfg, name: str, source: Run | None = None)
 def make_cell(study: Study, variant: Variant, profile: str, seed: int, shelf: Shelf, scored: tuple[str, ...], numbers=None) -> Cell:
     """What is there, and what is not, of a variant at a seed; its runs are this study's or any of the same configuration."""
     name = f"{study.name}-{variant.name}-{profile}-s{seed}"
-    pretrain = _planned(shelf, "pretrain", study.pretrain(variant, profile, seed), name)
+    cfg = study.pretrain(variant, profile, seed)
+    pretrain = cfg and _planned(shelf, "pretrain", cfg, name)
     made = Cell(variant, profile, seed, name, numbers, pretrain)
     for benchmark in scored:
+        if pretrain is None:
+            cfg, own = study.finetune(benchmark, profile, seed, "scratch"), f"{name}-{benchmark}"
+            made.transfers[benchmark] = _planned(shelf, "transfer", cfg, own)
+            continue
         cfg, own = study.finetune(benchmark, profile, seed, inside(shelf.folder / pretrain.name)), f"{name}-{benchmark}"
         ready = pretrain.state.word == "done"
         made.transfers[benchmark] = (
@@ -164,7 +174,10 @@ def make(study: Study, profile: str, seeds: list[int], results: Path, world: int
     shelf, counts, made = Shelf(results), {}, []
     for seed in seeds:
         for variant in chosen:
-            cfg = study.pretrain(variant, profile, seed)
+            cfg, numbers = study.pretrain(variant, profile, seed), None
+            if cfg is None:
+                made.append(make_cell(study, variant, profile, seed, shelf, scored or study.benchmarks))
+                continue
             data = (cfg.images, cfg.proposals)
             counts[data] = counts.get(data) or image_count(cfg, study)
             try:
@@ -193,12 +206,15 @@ def fields(cfg, base=None) -> str:
 
 def frame(cells: list[Cell], study: Study, hours: list[float | None]) -> pd.DataFrame:
     """A row a cell."""
-    base = study.pretrain(study.variant(study.baseline), cells[0].profile)
-    rows = []
+    base, rows = study.reference(cells[0].profile), []
     for cell, time in zip(cells, hours):
-        numbers, cfg = cell.numbers, cell.pretrain.cfg
-        row = {"variant": cell.variant.name, "seed": cell.seed, "batch": cfg.batch, "lr": f"{numbers.lr:g}", "steps": numbers.steps}
-        row |= {"epochs": f"{numbers.steps / numbers.steps_per_epoch:g}", "pretraining": cell.pretrain.describe(cell.name)}
+        row, differs = {"variant": cell.variant.name, "seed": cell.seed}, "random weights"
+        row |= dict.fromkeys(("batch", "lr", "steps", "epochs", "pretraining"), "")
+        if cell.pretrain:
+            numbers, cfg = cell.numbers, cell.pretrain.cfg
+            row |= {"batch": cfg.batch, "lr": f"{numbers.lr:g}", "steps": numbers.steps}
+            row |= {"epochs": f"{numbers.steps / numbers.steps_per_epoch:g}", "pretraining": cell.pretrain.describe(cell.name)}
+            differs = fields(cfg, base) or "(the base)"
         row |= {name: run.describe(f"{cell.name}-{name}") for name, run in cell.transfers.items()}
-        rows.append(row | {"hours": "?" if time is None else f"{time:.2f}", "differs in": fields(cfg, base) or "(the base)"})
+        rows.append(row | {"hours": "?" if time is None else f"{time:.2f}", "differs in": differs})
     return pd.DataFrame(rows)

@@ -205,6 +205,15 @@ def random_encoder(cfg: Pretrain) -> Encoder:
     return Encoder(cfg)
 
 
+def trained_encoder(run: Run) -> tuple[Pretrain, Encoder, int]:
+    """A pretraining's settings, its online encoder and the step of the checkpoint. Raises BookError when it has none yet."""
+    cfg, state = from_dict(Pretrain, run.record["config"]), checkpoint.newest(run.folder)
+    require(state is not None, f"{run.folder} holds no checkpoint yet")
+    encoder, prefix = Encoder(cfg), "online.encoder."
+    encoder.load_state_dict({k[len(prefix) :]: v for k, v in state["model"].items() if k.startswith(prefix)})
+    return cfg, encoder, state["step"]
+
+
 @one_line_errors
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
@@ -215,17 +224,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=0, help="at most so many (default: all)")
     given = parser.parse_args(arguments)
     run = Run.read(given.folder)
-    cfg = from_dict(Pretrain, run.record["config"])
-    state = checkpoint.newest(run.folder)
-    require(state is not None, f"{run.folder} holds no checkpoint yet")
-    trained = Encoder(cfg)
-    prefix = "online.encoder."
-    trained.load_state_dict({k[len(prefix) :]: v for k, v in state["model"].items() if k.startswith(prefix)})
+    cfg, trained, step = trained_encoder(run)
     both = {"random": random_encoder(cfg), "trained": trained}
     scores = {name: probe(encoder, cfg, given.data, given.images, fit=given.fit) for name, encoder in both.items()}
     for name, score in scores.items():
         print(f"{name:>8}: {score.describe()}")
-    record = {"data": given.data, "fit": given.fit, "step": state["step"], **{name: vars(score) for name, score in scores.items()}}
+    record = {"data": given.data, "fit": given.fit, "step": step, **{name: vars(score) for name, score in scores.items()}}
     write_json(run.folder / "probe.json", record)
 
 

@@ -1,6 +1,6 @@
 """What a run's record says, whatever its kind: state, cost, provenance; and the small copies of records that git tracks.
 
-    results/studies/<table or study>/<run>/run.json, metrics.json    as the run left them
+    results/studies/<table or study>/<run>/run.json, metrics.json    as the run left them (and probe.json, where there is one)
                                            log.jsonl                 a few rows and columns of its log
 
 Tables are made from these alone: with the runs, and on a fresh clone without them, the bytes are the same.
@@ -155,7 +155,7 @@ def keep(run: Run, folder: Path) -> None:
         if state_of(read(target)).final and not state_of(run).final:
             return
     target.mkdir(parents=True, exist_ok=True)
-    for name in ("run.json", "metrics.json"):
+    for name in ("run.json", "metrics.json", "probe.json"):
         (target / name).unlink(missing_ok=True)
         if (run.folder / name).is_file():
             shutil.copyfile(run.folder / name, target / name)

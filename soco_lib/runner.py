@@ -85,11 +85,12 @@ def run_cell(cell: Cell, crew: Crew) -> str:
     environment = crew.slots.get()
     say = lambda line: crew.say(f"[{cell.variant.name} s{cell.seed}] {line}")  # noqa: E731
     try:
-        if ensure(cell.pretrain, crew, environment, say).word == "done":
-            init = plans.inside(cell.pretrain.run.folder)
+        source = cell.pretrain
+        if source is None or ensure(source, crew, environment, say).word == "done":
             for run in cell.transfers.values():
-                run.cfg = dataclasses.replace(run.cfg, init=init)
-                ensure(run, crew, environment, say, cell.pretrain.run)
+                if source:
+                    run.cfg = dataclasses.replace(run.cfg, init=plans.inside(source.run.folder))
+                ensure(run, crew, environment, say, source and source.run)
     except Stopped as error:
         return f"stopped: {error}"
     except (BookError, OSError) as error:
@@ -127,7 +128,7 @@ def prepare(study: studies.Study, todo: list[Cell], say) -> None:
     for cell in todo:
         for run in cell.transfers.values():
             benchmarks.require_data(run.cfg)
-    study_data.prepare(study, [cell.pretrain.cfg for cell in todo if not cell.pretrain.state.final], say)
+    study_data.prepare(study, [cell.pretrain.cfg for cell in todo if cell.pretrain and not cell.pretrain.state.final], say)
 
 
 def run_cells(todo: list[Cell], crew: Crew, jobs: int) -> dict[str, str]:

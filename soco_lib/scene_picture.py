@@ -13,7 +13,8 @@ from soco_lib.scene_textures import photographs
 SPLITS = ("train", "val")
 MIN_VISIBLE = 0.35  #: an object of which less is seen is left out
 MIN_PIXELS = 90  #: so is one with fewer visible pixels
-SIDES = (0.10, 0.70)  #: square root of the object's box area over that of the image area
+LARGEST = 0.70  #: square root of an object's box area over that of the image area, at most
+MOST, SMALLEST = 6, 0.10  #: objects of a scene, and the smallest one's side, unless others are asked for
 _PLACES = {"astronaut": 3, "chelsea": 3, "coffee": 3, "motorcycle_left": 3, "motorcycle_right": 2, "rocket": 2,
            "gravel": 1.5, "brick": 1.5, "grass": 1.5, "hubble_deep_field": 1, "ihc": 0.7, "retina": 0.7,
            "camera": 1, "moon": 0.5, "coins": 0.8}
@@ -32,30 +33,34 @@ class Scene:
     visible: np.ndarray  #: (N,) float32 in 0..1, the share of the whole object that is neither covered nor cut off
 
 
-def draw_scene(seed: int, index: int, split: str, size: tuple[int, int] | None = None) -> Scene:
-    """Draw scene `index` of a split: 1 to 6 objects, later ones in front. It is a function of the arguments alone.
+def draw_scene(seed: int, index: int, split: str, size: tuple[int, int] | None = None, most: int = MOST,
+               smallest: float = SMALLEST) -> Scene:  # fmt: skip
+    """Draw scene `index` of a split: 1 to `most` objects, later ones in front. It is a function of the arguments alone.
 
     `split`: "train" or "val". `size`: (height, width) in pixels; None is about 240x320, sometimes portrait or square.
-    Raises BookError for an unknown split.
+    `smallest`: side of the smallest object, the square root of its box area over the image's, up to LARGEST.
+    Raises BookError for an unknown split or a value that cannot be.
     """
+    if most < 1 or not 0 < smallest <= LARGEST:
+        raise BookError(f"scenes of up to {most} objects of side {smallest} to {LARGEST}: give at least one, and a side in that range")
     if split not in SPLITS:
         raise BookError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)  # stackBlur rounds differently when threads share a picture
     try:
-        return _draw(np.random.default_rng([seed, SPLITS.index(split), index]), split, size)
+        return _draw(np.random.default_rng([seed, SPLITS.index(split), index]), split, size, most, smallest)
     finally:
         cv2.setNumThreads(threads)
 
 
-def _draw(rng, split, size):
+def _draw(rng, split, size, most, smallest):
     h, w = size or _size(rng)
     image = _background(rng, split, h, w)
     azimuth, height = rng.uniform(0.1, 0.9) * np.pi, rng.uniform(0.5, 1.1)
     light = np.array([np.cos(azimuth) * np.cos(height), -np.sin(azimuth) * np.cos(height), np.sin(height)])
 
     sprites = []
-    sides = np.exp(rng.uniform(*np.log(SIDES), size=int(rng.integers(1, 7)))) * np.sqrt(h * w)
+    sides = np.exp(rng.uniform(*np.log((smallest, LARGEST)), size=int(rng.integers(1, most + 1)))) * np.sqrt(h * w)
     for side in np.sort(sides)[::-1] if rng.uniform() < 0.8 else sides:  # mostly the small before the large
         label = int(rng.integers(len(CATEGORIES)))
         sprite = render(CATEGORIES[label], float(side), light, rng, fit=(0.94 * h, 0.94 * w))

@@ -1,6 +1,6 @@
 """Generated photographic scenes for a machine without data: ten categories of drawn objects in photographs, exact masks.
 
-`python -m soco_lib.scenes --out data/scenes --train 400 --val 120 --seed 0` writes a COCO layout in seconds, from nothing
+`python -m soco_lib.scenes --out data/scenes --train 1500 --val 200 --seed 0` writes a COCO layout in seconds, from nothing
 but the photographs inside scikit-image's wheel. Segmentations are compressed RLE: detectors need `INPUT.MASK_FORMAT: bitmask`.
 """
 
@@ -21,22 +21,23 @@ from pycocotools import mask as rle
 
 from soco_lib import BookError
 from soco_lib.scene_objects import CATEGORIES
-from soco_lib.scene_picture import SPLITS, draw_scene
+from soco_lib.scene_picture import MOST, SMALLEST, SPLITS, draw_scene
 
 GENERATOR = 1  #: raise it when the same seed starts to give other pictures
 
 
-def write_scenes(out: Path, train: int, val: int, seed: int = 0, workers: int | None = None) -> Path:
+def write_scenes(out: Path, train: int, val: int, seed: int = 0, workers: int | None = None, most: int = MOST,
+                 smallest: float = SMALLEST) -> Path:  # fmt: skip
     """Write `train` + `val` scenes as a COCO layout and return `out`; does nothing if the same are there already.
 
     `<out>/images/{train,val}/000001.jpg`, `<out>/annotations/instances_{train,val}.json` with `file_name` relative to
     `<out>/images` and category ids from 1, and `<out>/scenes.json`, the parameters. The folder appears whole or not at all.
-    `workers`: processes, None for one a usable core. Raises BookError if the folder holds something else.
+    `workers`: processes, None for one a usable core; `most`, `smallest`: see draw_scene. Raises BookError if the folder holds something else.
     """
     out = Path(out)
     if min(train, val) < 0:
         raise BookError(f"cannot write {train} train and {val} val scenes: give counts of 0 or more")
-    wanted = {"generator": GENERATOR, "seed": seed, "train": train, "val": val}
+    wanted = {"generator": GENERATOR, "seed": seed, "train": train, "val": val, "most": most, "smallest": smallest}
     if _is_written(out, wanted):
         return out
     jobs = [(split, index) for split, count in (("train", train), ("val", val)) for index in range(count)]
@@ -46,7 +47,7 @@ def write_scenes(out: Path, train: int, val: int, seed: int = 0, workers: int | 
     try:
         for split in SPLITS:
             (building / "images" / split).mkdir(parents=True)
-        job = partial(_write_scene, building / "images", seed)
+        job = partial(_write_scene, building / "images", seed, most, smallest)
         if workers == 1:
             records = list(map(job, jobs))
         else:
@@ -80,10 +81,10 @@ def _is_written(out, wanted):
     return True
 
 
-def _write_scene(folder, seed, job):
+def _write_scene(folder, seed, most, smallest, job):
     """Draw and save one scene; its COCO image record and annotations, ids left to the caller, which knows the order."""
     split, index = job
-    scene = draw_scene(seed, index, split)
+    scene = draw_scene(seed, index, split, most=most, smallest=smallest)
     name = f"{split}/{index + 1:06d}.jpg"
     if not cv2.imwrite(str(folder / name), scene.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92]):
         raise BookError(f"could not write {folder / name}: is the disk full?")
@@ -110,9 +111,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     for name, count, text in (("train", 400, "training scenes"), ("val", 120, "validation scenes"), ("seed", 0, "seed")):
         parser.add_argument(f"--{name}", type=int, default=count, help=text)
+    parser.add_argument("--most", type=int, default=MOST, help="objects of a scene, at most")
+    parser.add_argument("--smallest", type=float, default=SMALLEST, help="side of the smallest object, as a share of the image's")
     parser.add_argument("--workers", type=int, help="processes (default: one a usable core)")
     given, start = parser.parse_args(argv), time.perf_counter()
-    write_scenes(given.out, given.train, given.val, given.seed, given.workers)
+    write_scenes(given.out, given.train, given.val, given.seed, given.workers, given.most, given.smallest)
     print(f"{given.out}: {given.train} train and {given.val} val scenes, {len(CATEGORIES)} categories, "
           f"{time.perf_counter() - start:.1f} s")
 

@@ -42,6 +42,7 @@ class Variant:
     says: str = ""  # one line
     row: str = ""  # of the paper's table; "": none
     epoch: int = 0  # of that row; 0: it has one or none
+    scratch: bool = False  # random weights: nothing is pretrained, and the fields below are empty
     paper: dict = field(default_factory=dict)  # fields that differ from the study's at PROFILE=paper
     toy: dict = field(default_factory=dict)  # and at PROFILE=toy
 
@@ -73,31 +74,33 @@ class Study:
         one_of(f"variant of {self.name}", name, [v.name for v in self.variants])
         return next(v for v in self.variants if v.name == name)
 
-    def pretrain(self, variant: Variant, profile: str, seed: int = 0) -> Pretrain:
-        """The variant's pretraining. Its label names what differs from the parameter file, in the order of Pretrain's fields:
+    def pretrain(self, variant: Variant, profile: str, seed: int = 0) -> Pretrain | None:
+        """The variant's pretraining, None for scratch. Its label names what differs from the parameter file, in the order of Pretrain's fields:
         two studies that ask for the same experiment ask for the same configuration."""
+        if variant.scratch:
+            return None
         changes = {**getattr(self, profile), **getattr(variant, profile), "seed": seed}
         ordered = {f.name: changes[f.name] for f in dataclasses.fields(Pretrain) if f.name in changes}
         return config.load(Pretrain, f"notebooks/params/pretrain-{profile}.yaml", **ordered)
+
+    def reference(self, profile: str) -> Pretrain:
+        """The pretraining that the variants' are described against: the base's, or the first one's where that is scratch."""
+        made = (self.pretrain(variant, profile) for variant in (self.variant(self.baseline), *self.variants))
+        return next(cfg for cfg in made if cfg)
 
     def finetune(self, benchmark: str, profile: str, seed: int, init: str) -> Transfer:
         """The transfer that scores a pretraining (its run folder: init) on a benchmark."""
         return benchmarks.settings(benchmark, profile, **self.transfer.get(profile, {}), seed=seed, init=init)
 
     def printed(self, variant: Variant, benchmark: str, metric: str) -> float | None:
-        """What the paper prints for the variant: percent, NaN where it diverged there, None where it prints nothing.
-
-        Raises BookError for a row that the table of the study's own benchmark does not have.
-        """
+        """What the paper prints for the variant: percent, NaN where it diverged there, None where it prints nothing."""
         chosen = benchmarks.find(benchmark)
         table = self.table or chosen.table
         if not variant.row or metric not in chosen.metrics:
             return None
         try:
             return paper_value(table, chosen.paper, variant.row, metric, variant.epoch or None)
-        except BookError:
-            if benchmark in self.benchmarks:
-                raise
+        except BookError:  # that table has no such row: Table 8 has no detector from scratch
             return None
 
 
@@ -146,9 +149,22 @@ def _known_fields(where: str, values: dict, cls) -> None:
         one_of(f"{where}: field", name, [f.name for f in dataclasses.fields(cls)])
 
 
+def _known_row(study: Study, variant: Variant) -> None:
+    """Raises BookError for a row that no table of the study's benchmarks has."""
+    wrong = []
+    for chosen in map(benchmarks.find, study.benchmarks):
+        try:
+            paper_value(study.table or chosen.table, chosen.paper, variant.row, study.metrics[0], variant.epoch or None)
+            return
+        except BookError as error:
+            wrong.append(error)
+    raise wrong[0]
+
+
 def _checked(study: Study) -> Study:
     """The study, if all of it makes sense at both scales."""
     study.variant(study.baseline)
+    require(any(not variant.scratch for variant in study.variants), "every variant is scratch: add one that pretrains")
     for profile in PROFILES:
         _known_fields(profile, getattr(study, profile), Pretrain)
         _known_fields(f"transfer, {profile}", study.transfer.get(profile, {}), Transfer)
@@ -160,14 +176,17 @@ def _checked(study: Study) -> Study:
         chosen = benchmarks.find(benchmark)
         for metric in study.metrics:
             one_of("metric", metric, chosen.metrics)
-            for variant in study.variants:
-                study.printed(variant, benchmark, metric)
         for profile in PROFILES:
             study.finetune(benchmark, profile, 0, "scratch")
+    for variant in (variant for variant in study.variants if variant.row):
+        _known_row(study, variant)
     for profile in PROFILES:
         same: dict[str, str] = {}
         for variant in sorted(study.variants, key=lambda v: v.name != study.baseline):
             where = f"variant {variant.name}, {profile}"
+            if variant.scratch:
+                require(not (variant.paper or variant.toy), f"{where}: scratch has no pretraining that fields could change")
+                continue
             _known_fields(where, getattr(variant, profile), Pretrain)
             try:
                 cfg = study.pretrain(variant, profile)

@@ -26,8 +26,10 @@ def shown(frame: pd.DataFrame) -> Styler:
 
 def variants(study: Study, profile: str) -> pd.DataFrame:
     """What each variant is, in words, in fields that differ from the base's, and in the paper's name of the row."""
-    base = study.pretrain(study.variant(study.baseline), profile)
-    rows = [(v.name, v.says, plans.fields(study.pretrain(v, profile), base) or "(the base)", v.row) for v in study.variants]
+    base, rows = study.reference(profile), []
+    for v in study.variants:
+        cfg = study.pretrain(v, profile)
+        rows.append((v.name, v.says, plans.fields(cfg, base) or "(the base)" if cfg else "random weights", v.row))
     return pd.DataFrame(rows, columns=["variant", "what", "differs in", "the paper's row"])
 
 
@@ -38,7 +40,7 @@ def shapes(study: Study, profile: str) -> pd.DataFrame:
     object: how a box becomes a vector.
     """
     found: dict[tuple, list[str]] = {}
-    for variant in study.variants:
+    for variant in (v for v in study.variants if not v.scratch):
         cfg = study.pretrain(variant, profile)
         with torch.device("meta"):
             encoder = Encoder(cfg).eval()

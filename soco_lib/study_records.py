@@ -13,10 +13,10 @@ from soco_lib.tables import METRICS
 
 
 def cells_of(study: Study, profile: str, shelf: Shelf) -> list[Cell]:
-    """Every variant at every seed that has a pretraining on the shelf, with its transfers to any benchmark."""
+    """Every variant at every seed that has a run on the shelf, with its transfers to any benchmark."""
     cells = [make_cell(study, variant, profile, seed, shelf, tuple(benchmarks.BENCHMARKS)) for variant in study.variants
              for seed in shelf.seeds()]  # fmt: skip
-    return [cell for cell in cells if cell.pretrain.run is not None]
+    return [cell for cell in cells if any(planned.run for planned in cell.runs)]
 
 
 def folder_of(study: Study, profile: str, results: Path) -> Path:
@@ -28,7 +28,7 @@ def collect(study: Study, profile: str, results: Path) -> Path:
     """Record what there is of a study; returns the records' folder."""
     folder = folder_of(study, profile, results)
     for cell in cells_of(study, profile, Shelf(Path(results))):
-        for planned in (cell.pretrain, *cell.transfers.values()):
+        for planned in cell.runs:
             if planned.run is not None:
                 with records.writing(folder):
                     records.keep(planned.run, folder)
@@ -60,7 +60,7 @@ class Row:
         """The transfer, or the pretraining where that is as far as it went."""
         cell = self.cells[seed]
         transfer = cell.transfers[self.benchmark]
-        return transfer if cell.pretrain.state.word == "done" else cell.pretrain
+        return transfer if cell.pretrain is None or cell.pretrain.state.word == "done" else cell.pretrain
 
     def scores(self, metric: str) -> dict[int, float]:
         """Seed -> percent, of the finished transfers."""
@@ -74,7 +74,7 @@ class Row:
     def runs(self) -> list[Planned]:
         """All that were begun, seed by seed."""
         both = [planned for cell in self.cells.values() for planned in (cell.pretrain, cell.transfers[self.benchmark])]
-        return [planned for planned in both if planned.run is not None]
+        return [planned for planned in both if planned and planned.run]
 
     def scored(self, metric: str) -> dict[int, str]:
         """Seed -> name of the run that gave its score."""

@@ -99,15 +99,17 @@ def encoder_weights(path: str | Path, network: str = "online") -> dict[str, Tens
 def placed(detector: nn.Module, weights: Weights) -> dict[str, Tensor]:
     """The tensors under this detector's names.
 
-    A ResNet that is a whole backbone lies below the FPN in an FPN detector; a C4 detector keeps its res5 in the RoI head.
+    A ResNet that is a whole backbone lies below the FPN in an FPN detector; a C4 detector keeps its res5 in the RoI head. So a
+    pretraining for one serves the other as far as they are alike: the whole ResNet.
     """
     own = detector.state_dict()
     has = lambda prefix: any(key.startswith(prefix) for key in own)  # noqa: E731
     moves = {}
     if has("backbone.bottom_up."):
-        moves[r"^backbone\.(?=(stem|res\d)\.)"] = "backbone.bottom_up."
+        moves[r"^(backbone|roi_heads)\.(?=(stem|res\d)\.)"] = "backbone.bottom_up."
     elif has("roi_heads.res5.") and not has("backbone.res5."):
-        moves[r"^backbone\.(?=res5\.)"] = "roi_heads."
+        moves[r"^backbone\.(bottom_up\.)?(?=res5\.)"] = "roi_heads."
+        moves[r"^backbone\.bottom_up\."] = "backbone."
     tensors = weights.tensors
     for pattern, new in moves.items():
         tensors = {re.sub(pattern, new, key): value for key, value in tensors.items()}
@@ -122,11 +124,14 @@ def compare(detector: nn.Module, weights: Weights) -> KeyReport:
     differs = {k: f"{shape(given[k])} in the file, {shape(own[k])} in the detector"
                for k in sorted(both) if own[k].shape != given[k].shape}  # fmt: skip
     homeless = {k: why_left(k, own.keys()) for k in sorted(given.keys() - both)}
+    reach = weights.reach
+    if any(k.startswith("roi_heads.res5.") for k in weights.tensors.keys() - given.keys()):
+        reach = ("backbone",)  # a C4 detector's head is here the last stage of a backbone, whose neck and head are new
     return KeyReport(
         source=weights.source,
-        reach=weights.reach,
+        reach=reach,
         loaded=tuple(sorted(both - differs.keys())),
-        new={k: why_new(k, weights.reach, given.keys()) for k in sorted(own.keys() - both)},
+        new={k: why_new(k, reach, given.keys()) for k in sorted(own.keys() - both)},
         left_behind={**homeless, **dict(sorted(weights.left.items()))},
         mismatched=differs,
     )

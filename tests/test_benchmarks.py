@@ -88,7 +88,7 @@ def test_parameter_files_are_the_first_benchmark():
 def test_label_names_what_was_changed():
     assert benchmarks.settings("voc-c4", weight_decay=1e-4, lr=0.02, seed=4, train="coco:a.json").profile == "paper"
     assert benchmarks.settings("voc-c4", weight_decay=2.5e-5, batch=None).profile == "paper, weight_decay=2.5e-05"
-    assert benchmarks.settings("voc-c4", "toy", iterations=4, min_sizes=[128]).profile == "toy, iterations=4"
+    assert benchmarks.settings("voc-c4", "toy", iterations=4, min_sizes=[64]).profile == "toy, iterations=4"
 
 
 def test_mistakes_are_named():
@@ -129,7 +129,7 @@ def test_toy_form_takes_any_number_of_classes(name, tmp_path):
     shapes = {k: tuple(v.shape) for k, v in head.state_dict().items() if "cls_score.weight" in k}
     anchors = 9 if "retinanet" in name else 1
     assert [shape[0] for shape in shapes.values()] == [7 * anchors if hasattr(model, "head") else 7 + 1]
-    assert cfg.batch == 8 and cfg.iterations <= 400 and sum(p.numel() for p in model.parameters()) < 5e6
+    assert cfg.iterations * cfg.batch <= 20000 and sum(p.numel() for p in model.parameters()) < 5e6
 
 
 @pytest.mark.parametrize("detector", [C4, "faster-rcnn-r50-c4"])

@@ -56,6 +56,14 @@ PAPER = {
         ("COCO train set + unlabeled set", 100): COCO,
         ("COCO train set + unlabeled set", 530): {**COCO, "epochs": 530.0},
     },
+    "labels": {
+        ("Scratch", 0): None,
+        ("", 0): {**PLAIN, "alignment": "whole", "proposals": "whole", "k": 1},
+        ("SoCo", 100): {},
+        ("", -1): {"views": [V2, v3(112), V4]},
+    },
+    "longer": {("", -1): None, ("", 0): {}},
+    "detectors": {("Scratch", 0): None, ("SoCo", 100): {}, ("", 0): C4},
     "pretrain-soco-100": {("SoCo", 100): {}},
     "pretrain-soco-400": {("SoCo", 400): {"epochs": 400.0}},
     "pretrain-soco-star-400": {("SoCo*", 400): {"epochs": 400.0, "views": [V2, v3(112), V4]}},
@@ -71,11 +79,14 @@ def test_these_are_all_studies():
 @pytest.mark.parametrize("name", PAPER)
 def test_the_papers_setting_field_by_field(name):
     study = studies.read(name)
-    assert [(v.row, v.epoch) for v in study.variants] == list(PAPER[name])
-    for variant in study.variants:
+    assert [(v.row, v.epoch) for v in study.variants] == [(row, max(epoch, 0)) for row, epoch in PAPER[name]]
+    for variant, changes in zip(study.variants, PAPER[name].values()):
         cfg = study.pretrain(variant, "paper")
+        if changes is None:
+            assert variant.scratch and cfg is None
+            continue
         plain = {k: v for k, v in to_dict(cfg).items() if k not in OPERATIONAL | {"profile", "seed"}}
-        assert plain == SOCO | PAPER[name][variant.row, variant.epoch], variant.name
+        assert plain == SOCO | changes, variant.name
         numbers = plan(cfg, IMAGENET, 16)
         assert numbers.lr == cfg.batch / 256 and numbers.steps == cfg.epochs * (IMAGENET // cfg.batch)
         assert numbers.warmup_steps == round(numbers.steps * 10 / cfg.epochs)
@@ -94,7 +105,7 @@ def test_every_printed_row_has_a_variant(name):
 def test_the_base_is_one_run_for_all_studies():
     all_of = [studies.read(name) for name in ("viewsize", "batchsize", "proposals", "momentum", "table9", "pretrain-soco-100")]
     base = [(study, study.variant(study.baseline)) for study in all_of]
-    base.append((studies.read("alignment"), studies.read("alignment").variant("multi-view")))
+    base += [(study, study.variant(name)) for study, name in ((studies.read("alignment"), "multi-view"), (studies.read("labels"), "soco"))]
     for profile in ("paper", "toy"):
         assert len({identity(study.pretrain(variant, profile, 3)) for study, variant in base}) == 1
 
@@ -157,6 +168,8 @@ variants:
         ("question:", "qestion:", "did you mean 'question'"),
         ("{row: K=1 random", "{row: [K=1 random", "not YAML"),
         ("variants:", "variant:", "needs `variants`"),
+        ("{row: K=1 random", "{scratch: true", "variant one, paper: scratch has no pretraining that fields could change"),
+        ("  one: {row: K=1 random, paper: {k: 1}, toy: {k: 1}}\n  four: {row: K=4 random}", "  four: {scratch: true}", "every variant is scratch"),
     ],
 )
 def test_a_wrong_file_is_one_line_that_names_it(tmp_path, old, new, says):

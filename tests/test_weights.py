@@ -117,8 +117,24 @@ def test_other_architecture_is_one_line(run_folder):
     with pytest.raises(BookError, match=r"\d+ keys of another shape: backbone.*\(.* in the file, .* in the detector\)"):
         load_into(other, read_weights(run_folder))
     with pytest.raises(BookError, match="pretrained with detector='mask-rcnn-r50-fpn', not 'mask-rcnn-r50-c4'") as caught:
-        load_into(detector("mask-rcnn-r50-c4", TINY_C4), read_weights(run_folder), "mask-rcnn-r50-c4")
+        wide = (*TINY_C4[:-1], "MODEL.RESNETS.RES2_OUT_CHANNELS=32")
+        load_into(detector("mask-rcnn-r50-c4", wide), read_weights(run_folder), "mask-rcnn-r50-c4")
     assert "\n" not in str(caught.value)
+
+
+def test_fpn_and_c4_serve_one_another_with_the_whole_resnet(tmp_path, run_folder):
+    c4, fpn = detector("mask-rcnn-r50-c4", TINY_C4), detector(overrides=(*TINY_DETECTOR, *TINY_C4))
+    source = read_weights(run_folder)
+    report = load_into(c4, source)
+    ours = {key for key in source.tensors if key.startswith("backbone.bottom_up.")}
+    renamed = {key.replace("backbone.bottom_up.res5", "roi_heads.res5").replace("bottom_up.", "") for key in ours}
+    assert set(report.loaded) == renamed and any("res5" in key for key in renamed)
+    assert torch.equal(c4.state_dict()["roi_heads.res5.0.conv1.weight"], source.tensors["backbone.bottom_up.res5.0.conv1.weight"])
+    assert {"neck (not in this detector)", "head (not in this detector)"} <= set(report.left_behind.values())
+    write(tmp_path, settings(detector="mask-rcnn-r50-c4", overrides=TINY_C4))
+    report = load_into(fpn, read_weights(tmp_path))
+    assert {key for key in report.loaded} == {key for key in fpn.state_dict() if key.startswith("backbone.bottom_up.")}
+    assert {"neck (not pretrained)", "head (not pretrained)"} <= set(report.new.values()) and report.reach == ("backbone",)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,132 @@
+"""Figures of notebook 10: scores against labels and iterations, and what pretraining changes for each class and size; from records."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from soco_lib import benchmarks, records
+from soco_lib.claims import bootstrap
+from soco_lib.study_figure import LINES
+from soco_lib.study_records import Row
+
+SIZES = {"APs": "small", "APm": "medium", "APl": "large"}
+
+
+def _runs(row: Row) -> dict[int, object]:
+    """Seed -> finished transfer."""
+    return {seed: end.run for seed in row.cells if (end := row.outcome(seed)).kind == "transfer" and end.state.word == "done"}
+
+
+def _finish(ax, title: str, x: str, y: str) -> None:
+    ax.set_title(title, fontsize=10, loc="left")
+    ax.set_xlabel(x, fontsize=9)
+    ax.set_ylabel(y, fontsize=9)
+    ax.tick_params(labelsize=9)
+    ax.grid(alpha=0.3)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def _whiskers(values: list[float]) -> tuple[float, float, float]:
+    """Mean, and how far the bootstrap's interval reaches below and above it (0 for one value)."""
+    mean, (low, high) = float(np.mean(values)), bootstrap(list(values))
+    return mean, *(0.0 if np.isnan(side) else abs(side - mean) for side in (low, high))
+
+
+def labels(rows: list[Row], metric: str = "AP_bb") -> Figure:
+    """Left: score against labelled images, a line a variant, a dot a seed. Right: the difference to the first variant, paired over
+    seeds. Whiskers are 95 % bootstrap intervals of the mean."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    names = list(dict.fromkeys(row.variant.name for row in rows))
+    points: dict[str, dict[int, dict[int, float]]] = defaultdict(dict)  # variant -> labelled images -> seed -> score
+    for row in rows:
+        for seed, run in _runs(row).items():
+            images = records.numbers(run)["train_images"]
+            points[row.variant.name].setdefault(images, {})[seed] = row.scores(metric)[seed]
+    for i, name in enumerate(names):
+        scores, base, shift = dict(sorted(points[name].items())), points[names[0]], 1 + 0.03 * (i - (len(names) - 1) / 2)
+        if not scores:
+            continue
+        middle = np.array([_whiskers([*each.values()]) for each in scores.values()])
+        x = np.array([*scores]) * shift
+        style = dict(color=LINES[i], marker="o", ms=4, capsize=3, label=name)
+        left.errorbar(x, middle[:, 0], middle[:, 1:].T, **style)
+        for at, each in zip(x, scores.values()):
+            left.plot([at] * len(each), [*each.values()], ".", ms=3, color="0.35", alpha=0.6, zorder=3)
+        pairs = {n: [each[s] - base[n][s] for s in each if s in base[n]] for n, each in scores.items() if i and n in base}
+        changes = np.array([_whiskers(each) for each in pairs.values() if each])
+        if len(changes):
+            right.errorbar([n * shift for n, each in pairs.items() if each], changes[:, 0], changes[:, 1:].T, **style)
+    ticks = sorted({n for each in points.values() for n in each})
+    for ax in (left, right):
+        ax.set_xscale("log")
+        ax.set_xticks(ticks, [str(n) for n in ticks])
+        ax.minorticks_off()
+    right.axhline(0, color="0.4", lw=0.8)
+    _finish(left, "toy scale", "labelled images", f"{metric} (%)")
+    _finish(right, f"minus {names[0]}, same seeds", "labelled images", "points of AP")
+    left.set_ylim(bottom=0)
+    left.legend(fontsize=9, frameon=False)
+    return figure
+
+
+def iterations(rows: list[Row]) -> Figure:
+    """AP of boxes against iterations of fine-tuning, a panel a benchmark, a thin line a seed and a thick one for their mean."""
+    scored = list(dict.fromkeys(row.benchmark for row in rows))
+    names = list(dict.fromkeys(row.variant.name for row in rows))
+    figure, axes = plt.subplots(1, len(scored), figsize=(4.2 * len(scored), 3.6), squeeze=False, layout="constrained")
+    for ax, benchmark in zip(axes[0], scored):
+        for i, name in enumerate(names):
+            courses: dict[int, list[float]] = defaultdict(list)
+            for row in (row for row in rows if (row.benchmark, row.variant.name) == (benchmark, name)):
+                for run in _runs(row).values():
+                    course = {line["step"]: line["bbox_AP"] for line in run.rows() if "bbox_AP" in line}
+                    ax.plot([*course], [*course.values()], lw=0.7, alpha=0.4, color=LINES[i])
+                    for step, score in course.items():
+                        courses[step].append(score)
+            if courses:
+                steps = sorted(courses)
+                ax.plot(steps, [np.mean(courses[step]) for step in steps], marker="o", ms=4, lw=2, color=LINES[i], label=name)
+        _finish(ax, benchmarks.find(benchmark).title, "iterations of fine-tuning", "AP_bb (%), toy scale")
+        ax.title.set_fontsize(8)
+        ax.set_ylim(bottom=0)
+    axes[0][0].legend(fontsize=9, frameon=False)
+    return figure
+
+
+def changes(rows: list[Row], of: str, against: str, benchmark: str) -> pd.DataFrame:
+    """Differences of box AP by class and by size, paired over seeds: name, change, low, high (95 % bootstrap), n."""
+    sides = [_runs(row) for name in (of, against) for row in rows if (row.variant.name, row.benchmark) == (name, benchmark)]
+    if len(sides) < 2:
+        return pd.DataFrame(columns=["name", "change", "low", "high", "n"])
+    found: dict[str, list[float]] = defaultdict(list)
+    for seed in sorted({*sides[0]} & {*sides[1]}):
+        ours, theirs = (records.numbers(side[seed])["bbox"] for side in sides)
+        for key, word in SIZES.items():
+            found[f"{word} objects"].append(ours[key] - theirs[key])
+        for name, score in ours["per_class"].items():
+            found[name].append(score - theirs["per_class"][name])
+    lines = []
+    for name, values in found.items():
+        values = [value for value in values if not np.isnan(value)]
+        if values:
+            low, high = bootstrap(values)
+            lines.append({"name": name, "change": np.mean(values), "low": low, "high": high, "n": len(values)})
+    return pd.DataFrame(lines)
+
+
+def draw_changes(frame: pd.DataFrame, title: str) -> Figure:
+    """A bar a class and size, classes by their change; whiskers are 95 % bootstrap intervals."""
+    sized = frame["name"].str.endswith(" objects")
+    ordered = pd.concat([frame[~sized].sort_values("change"), frame[sized][::-1]])
+    figure, ax = plt.subplots(figsize=(7, 0.3 * len(ordered) + 1.2), layout="constrained")
+    reach = np.nan_to_num([ordered["change"] - ordered["low"], ordered["high"] - ordered["change"]]).clip(0)
+    ax.barh(ordered["name"], ordered["change"], xerr=reach, capsize=2, height=0.7,
+            color=["#0072B2" if change > 0 else "#D55E00" for change in ordered["change"]])  # fmt: skip
+    ax.axvline(0, color="0.3", lw=0.8)
+    _finish(ax, title, "points of box AP, paired over seeds", "")
+    return figure

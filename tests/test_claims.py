@@ -1,0 +1,121 @@
+"""Claims: statistics against what they are defined as, verdicts, the paper's numbers, a table from records alone."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from soco_lib import BookError, claims, claims_plots, studies, study_tables
+from soco_lib.results import Run
+from soco_lib.study_records import rows_of
+
+
+def test_the_bootstrap_is_the_percentiles_of_all_resamples():
+    values = [0.4, 1.0, 2.5, 1.1, 0.2]
+    means = [np.mean(drawn) for drawn in itertools.product(values, repeat=5)]
+    assert claims.bootstrap(values) == pytest.approx(tuple(np.percentile(means, (2.5, 97.5))), abs=0.02)
+    assert claims.bootstrap(values) == claims.bootstrap(values)
+    assert all(math.isnan(side) for side in claims.bootstrap([1.0])) and claims.bootstrap([0.5, 0.5]) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("differences", "expected", "word"),
+    [
+        ([1.0, 1.2, 1.1, 0.9], 1.0, "confirmed"),
+        ([-1.0, -1.2, -1.1], 1.0, "contradicted"),
+        ([-1.0, -1.2, -1.1], -0.4, "confirmed"),  # the paper's own difference is negative
+        ([1.0, 1.2], 1.0, "undecided"),  # too few
+        ([0.1, 2.0, 0.3], 1.0, "undecided"),  # the bootstrap alone would say yes
+        ([1.0, -1.0, 0.2], 1.0, "undecided"),
+        ([0.5, 0.5, 0.5], 1.0, "confirmed"),
+    ],
+)
+def test_verdicts_need_both_intervals(differences, expected, word):
+    assert claims.verdict(differences, expected) == word
+
+
+def test_every_claim_names_what_there_is_and_prints_the_papers_difference():
+    found = {claim.says: claims._printed(studies.read(claim.study), claim) for claim in claims.read()}
+    assert len(found) == len(claims.read()) > 20
+    assert found["SoCo beats random weights, all labels"] == pytest.approx(42.3 - 31.0)
+    assert found["all parts together"] == pytest.approx(42.3 - 38.1) and found["pretraining the FPN"] == pytest.approx(-0.4)
+    assert found["pretraining is worth more where labels are few"] == pytest.approx(24.6 - 19.4 - 42.3 + 38.9)
+    assert found["four searched boxes beat four random ones"] is None  # it diverged
+
+
+def test_a_wrong_claim_is_one_line(tmp_path):
+    path = tmp_path / "claims.yaml"
+    for field, value, says in (("study", "lables", "did you mean 'labels'"), ("of", "socco", "did you mean 'soco'"),
+                               ("metric", "AP_bx", "did you mean 'AP_bb'"), ("ofs", "x", "ofs")):  # fmt: skip
+        claim = {"says": "x", "where": "y", "study": "labels", "of": "soco", "against": "scratch", "benchmark": "coco-fpn-1x", field: value}
+        path.write_text(f"- {claim}")
+        with pytest.raises(BookError, match=says):
+            claims.read(path)
+
+
+#: variant -> what it adds to scratch's score, at each seed.
+GAIN = {"scratch": (0, 0, 0), "soco": (1.0, 1.2, 0.9), "whole-image": (1.0, -1.0, 0.1)}
+IMAGES = {"minicoco-5": 75, "minicoco-10": 150, "coco-fpn-1x": 1500}
+
+
+@pytest.fixture
+def results(tmp_path):
+    """Finished runs of the study of labels: three arms, three seeds; SoCo's class "car" is worse."""
+    study = studies.read("labels")
+    for (name, gains), seed in itertools.product(GAIN.items(), range(3)):
+        variant, init = study.variant(name), "scratch"
+        if not variant.scratch:
+            run = Run.start(f"labels-{name}-toy-s{seed}", "pretrain", study.pretrain(variant, "toy", seed), tmp_path)
+            run.begin()
+            run.end("done", {"steps": 1, "images_seen": 16})
+            init = str(run.folder)
+        for benchmark, images in IMAGES.items():
+            cfg = study.finetune(benchmark, "toy", seed, init)
+            run = Run.start(f"labels-{name}-toy-s{seed}-{benchmark}", "transfer", cfg, tmp_path)
+            run.begin()
+            score = images / 100 + seed + gains[seed]
+            for step, share in ((1, 0.5), (2, 1.0)):
+                run.log({"step": step, "bbox_AP": share * score})
+            box = {"AP": score, "AP50": score, "AP75": score, "APs": float("nan"), "APm": score, "APl": score}
+            box["per_class"] = {"car": 9 - gains[seed], "fish": score}
+            run.end("done", {"bbox": box, "segm": box, "train_images": images, "iterations": 2, "batch": 8})
+    study_tables.build(study, "toy", tmp_path)
+    return tmp_path
+
+
+def test_the_table_is_made_from_records_alone(results):
+    frame, page = claims.build(results)
+    rows = frame.set_index("claim")
+    ours = rows.loc["SoCo beats random weights, all labels"]
+    assert (ours["n"], ours["verdict"], ours["paper"]) == (3, "confirmed", 11.3)
+    assert ours["change"] == pytest.approx(np.mean(GAIN["soco"]), abs=1e-4) and ours["low"] <= ours["change"] <= ours["high"]
+    assert ours["of_score"] == pytest.approx(16 + ours["change"], abs=1e-3) and ours["against_score"] == pytest.approx(16)
+    assert rows.loc["objects beat whole images, all labels", "verdict"] == "undecided"
+    few = rows.loc["pretraining is worth more where labels are few"]
+    assert few["change"] == pytest.approx(0) and few["verdict"] == "undecided"
+    assert rows.loc["box jitter", "verdict"] == "not run" and "**confirmed**" in page and "by chance" in page
+    csv = (results / "tables" / "claims.csv").read_bytes()
+    for run in results.glob("labels-*"):  # as on a fresh clone
+        for path in run.iterdir():
+            path.unlink()
+        run.rmdir()
+    assert claims.build(results)[1] == page and (results / "tables" / "claims.csv").read_bytes() == csv
+
+
+def test_figures_and_where_pretraining_hurts(results):
+    rows = rows_of(studies.read("labels"), "toy", results / "studies" / "labels-toy")
+    changed = claims_plots.changes(rows, "soco", "scratch", "coco-fpn-1x").set_index("name")
+    assert set(changed.index) == {"medium objects", "large objects", "car", "fish"}  # nothing small was there to score
+    assert changed.loc["car", "high"] < 0 < changed.loc["fish", "low"]
+    left, right = claims_plots.labels(rows).axes
+    assert [text.get_text() for text in left.get_xticklabels()] == ["75", "150", "1500"]
+    assert len(right.containers) == 2  # SoCo and the whole image
+    assert len(claims_plots.iterations(rows).axes) == 3
+    assert claims_plots.draw_changes(changed.reset_index(), "x").axes
+    assert claims_plots.changes(rows, "soco-star", "scratch", "coco-fpn-1x").empty
+
+
+def test_command_line_without_any_record(tmp_path, capsys):
+    claims.main(["--results", str(tmp_path)])
+    assert "not run" in capsys.readouterr().out
