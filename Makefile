@@ -251,7 +251,7 @@ quickstart: $(QS)-views/02_views.html $(QS)-report/05_report.html ## the whole b
 	@echo; echo "Notebooks as executed and as HTML (open $(QS)-report/05_report.html first):"; ls -1 $(QS)-*/*.html | sed 's/^/  /'
 	@echo; echo "Next: make lab; make proposals IMAGES=folder:/your/photos; make pretrain IMAGES=folder:/your/photos GPUS=2; make transfer INIT=$(RESULTS)/pretrain-toy"
 
-gallery: $(QS)-report/05_report.html | $(READY) ## put the quickstart's figures and table into the README
+gallery: $(QS)-report/05_report.html claims | $(READY) ## put the quickstart's and the claims' figures and tables into the README
 	@$(PY) -m soco_lib.gallery
 
 probe: | $(READY) ## class of labelled objects (TEST=coco:... or voc:..., learnt from TRAIN or from half of TEST) from the frozen features of the pretraining INIT
@@ -292,7 +292,7 @@ $(STUDIES): $(TOY_DATA) | $(READY)
 
 # Study by study, the seeds that verdicts need first; what is there is not run again.
 TEST_SEEDS := 0,1,2
-.PHONY: reproduce-toy claims
+.PHONY: reproduce-toy claims rerun
 reproduce-toy: $(TOY_DATA) | $(READY) ## the paper's claims at toy scale: every study with its seeds, then the claim table (PLAN=1: what would run)
 	@status=0; for study in labels:$(TEST_SEEDS) alignment:$(TEST_SEEDS) labels:0,1,2,3,4 longer:$(TEST_SEEDS) detectors:$(TEST_SEEDS) \
 	        proposals:$(TEST_SEEDS) momentum:$(TEST_SEEDS) viewsize:$(TEST_SEEDS) batchsize:$(TEST_SEEDS); do \
@@ -304,6 +304,10 @@ reproduce-toy: $(TOY_DATA) | $(READY) ## the paper's claims at toy scale: every 
 claims: $(SCENES)-test/scenes.json | $(READY) ## the claim table and notebook 10 from what runs and records there are
 	@$(PY) -m soco_lib.trials --results '$(RESULTS)' >/dev/null
 	@$(BOOK) $(NB)/10_claims.ipynb --results $(RESULTS) --run-name $(or $(RUN),claims)
+
+rerun: $(TOY_DATA) | $(READY) ## the finished or tracked run RUN once more from nothing, every number of both compared
+	@$(if $(PROPOSE),$(PROPOSE) >/dev/null)
+	@$(PY) -m soco_lib.rerun '$(RUN)' --results '$(RESULTS)'
 
 table4: | $(READY) ## Table 4 beside our runs of it, from their records (PROFILE=all: toy and paper)
 	@$(PY) -m soco_lib.study_tables alignment --results '$(RESULTS)' --profile '$(PROFILE)'

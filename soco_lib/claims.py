@@ -2,7 +2,7 @@
 
     python -m soco_lib.claims --results results
 
-makes results/tables/claims.{csv,md} from the studies that claims.yaml names (study_records.py). A claim is "OF scores higher than
+makes results/tables/claims.{csv,md} and headline.md from the studies that claims.yaml names (study_records.py). A claim is "OF scores higher than
 AGAINST"; both are fine-tuned from the same seeds, so their difference is taken seed by seed.
 """
 
@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from soco_lib import ROOT, benchmarks, one_line_errors, pages, records, studies
-from soco_lib.config import from_dict, one_of
+from soco_lib import ROOT, benchmarks, config, one_line_errors, pages, records, studies
+from soco_lib.config import Pretrain, from_dict, one_of
 from soco_lib.paper import paper_value
 from soco_lib.studies import Study
 from soco_lib.study_records import Row, folder_of, rows_of
@@ -191,8 +191,30 @@ def reading(frame: pd.DataFrame) -> str:
     )
 
 
+def headline(frame: pd.DataFrame) -> str:
+    """What the book found, in two sentences with their scale: the README's first."""
+    pretrain, transfer = config.load(Pretrain, "notebooks/params/pretrain-toy.yaml"), benchmarks.settings("minicoco-10", "toy")
+    scale = (
+        f"**Toy scale, two CPU cores** (drawn scenes, a quarter-width ResNet-50, {pretrain.steps} updates of {pretrain.batch} images in "
+        f"pretraining, {transfer.iterations} iterations at {transfer.test_size} pixels in fine-tuning)"
+    )
+    gains = []
+    for benchmark, share in {"minicoco-5": "5 %", "minicoco-10": "10 %", "coco-fpn-1x": "all"}.items():
+        found = frame[(frame["study"] == "labels") & (frame["of"] == "soco") & (frame["against"] == "scratch") & (frame["benchmark"] == benchmark)]
+        for line in (line for line in found.itertuples() if line.n > 1):
+            gains.append(f"{line.of_score:.1f} AP^bb against {line.against_score:.1f} with {share} of the labels ({line.change:+.1f}, "
+                         f"{line.low:+.1f} to {line.high:+.1f}, {line.n} seeds)")  # fmt: skip
+    if not gains:
+        return f"{scale}: no run of the study `labels` is finished: `make reproduce-toy`.\n"
+    counts = ", ".join(f"{(frame['verdict'] == word).sum()} {word}" for word in (*VERDICTS, "not run") if (frame["verdict"] == word).any())
+    return (
+        f"{scale}: a Mask R-CNN that starts from SoCo scores {'; '.join(gains)}, where the second number starts from random weights. Of "
+        f"{len(frame)} comparisons that the paper makes, the small runs leave {counts}: [the table](results/tables/claims.md).\n"
+    )
+
+
 def build(results: Path, profile: str = "toy") -> tuple[pd.DataFrame, str]:
-    """Write results/tables/claims.{csv,md} from the records; returns the table and the page."""
+    """Write results/tables/claims.{csv,md} and headline.md from the records; returns the table and the page."""
     frame = table([find(claim, results, profile) for claim in read()])
     page = "\n\n".join([
         f"What small runs (scale '{profile}', the setting of notebooks/params and soco_lib/benchmarks.yaml) say of the paper's claims. "
@@ -204,6 +226,7 @@ def build(results: Path, profile: str = "toy") -> tuple[pd.DataFrame, str]:
     with records.writing(folder):
         frame.to_csv(folder / "claims.csv", index=False)
         (folder / "claims.md").write_text(page)
+        (folder / "headline.md").write_text(headline(frame))
     return frame, page
 
 

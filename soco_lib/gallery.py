@@ -5,6 +5,7 @@
                     table.md                                  the table, also between the README's markers
                     voc-probe/                                made by `make probe-table`: a table there
                     speed.md                                  of `make bench`: a table there
+                    headline.md, labels.png, …                of `make claims`
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from soco_lib.config import SUBJECT, Pretrain, essence, require, to_dict
 from soco_lib.results import Run
 
 #: Name of a place in the README, between two comments -> the file that fills it.
-PLACES = {"quickstart table": "table.md", "probe table": "voc-probe/table.md", "speed table": "speed.md"}
+PLACES = {"headline": "headline.md", "quickstart table": "table.md", "probe table": "voc-probe/table.md", "speed table": "speed.md"}
 #: The reference that notebook 3 draws behind a toy run.
 HEALTHY = ROOT / "results" / "gallery" / "healthy-toy"
 FIGURES = {
@@ -32,6 +33,10 @@ FIGURES = {
     "healthy-toy/metrics.json": "quickstart-soco/metrics.json",
     "report.json": "quickstart-report/run.json",
     "speed.md": "bench/goals.md",
+    "headline.md": "tables/headline.md",
+    "labels.png": "claims/labels.png",
+    "nearest.png": "claims/nearest.png",
+    "similarity.png": "claims/similarity.png",
 }
 
 
@@ -45,9 +50,9 @@ def reference(cfg: Pretrain) -> list[dict]:
 
 
 def collect(results: Path) -> None:
-    """Copy the quickstart's figures, table and records. Raises BookError when it is not finished."""
+    """Copy the figures, tables and records. Raises BookError when a run that they are of is not finished."""
     missing = [source for source in FIGURES.values() if not (results / source).exists()]
-    require(not missing, f"{results / missing[0] if missing else ''} is missing: run `make quickstart` first")
+    require(not missing, f"{results / missing[0] if missing else ''} is missing: run `make quickstart` and `make claims` first")
     for name, source in FIGURES.items():
         target = ROOT / "results" / "gallery" / name
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,8 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import torch
+
 from soco_lib import BookError, distributed
 from soco_lib.results import Run
 
@@ -59,7 +61,7 @@ def main(description: str, work: Callable[[Run, distributed.Process], dict], arg
     try:
         if process.main:
             run.lock()
-            run.begin(processes=process.world, device=str(process.device))
+            run.begin(processes=process.world, device=str(process.device), threads=torch.get_num_threads())
             ours = True
         metrics = work(run, process)
         if process.main:

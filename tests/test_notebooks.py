@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from soco_lib import ROOT, scenes
+from soco_lib import ROOT, claims, scenes
 from soco_lib.book import NotebookFailed, execute
 from soco_lib.results import Run
 from tests.conftest import TINY_DETECTOR
@@ -91,3 +91,11 @@ def test_7_compare(world):
     assert "init" in page and "B is better on" in page
     with pytest.raises(NotebookFailed, match="cannot be compared \\(test: .*_train.json.* in A, "):
         run(world, "07_compare.ipynb", "refused", run_a="plain", run_b="scratch")
+
+
+def test_10_claims(world):
+    made = run(world, "10_claims.ipynb", "claims", data=data(world, "val"), pretrained=f"{world}/results/soco", images=6)
+    assert {"nearest.png", "similarity.png"} <= {path.name for path in made.folder.iterdir()}
+    assert made.metrics["verdicts"] == {"not run": len(claims.read())} and len(made.metrics["agreement"]) == 2
+    page = (made.folder / "10_claims.html").read_text()
+    assert "of the same class" in page and "has no finished run" in page
