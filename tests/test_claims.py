@@ -1,12 +1,15 @@
 """Claims: statistics against what they are defined as, verdicts, the paper's numbers, a table from records alone."""
 
+import functools
 import itertools
 import math
+import subprocess
 
 import numpy as np
 import pytest
+import yaml
 
-from soco_lib import BookError, claims, claims_plots, studies, study_tables
+from soco_lib import ROOT, BookError, claims, claims_plots, records, studies, study_tables
 from soco_lib.results import Run
 from soco_lib.study_records import rows_of
 
@@ -119,3 +122,24 @@ def test_figures_and_where_pretraining_hurts(results):
 def test_command_line_without_any_record(tmp_path, capsys):
     claims.main(["--results", str(tmp_path)])
     assert "not run" in capsys.readouterr().out
+
+
+FROZEN = ("notebooks/params/pretrain-toy.yaml", "notebooks/params/transfer-toy.yaml", "soco_lib/benchmarks.yaml")
+
+
+def toy_settings(path, text):
+    """What a parameter file says, comments aside; of the benchmarks their toy forms."""
+    content = yaml.safe_load(text)
+    return {name: each["toy"] for name, each in content["benchmarks"].items()} if path.endswith("benchmarks.yaml") else content
+
+
+def test_tracked_records_were_made_after_the_setting_was_frozen():
+    runs, _ = records.read_all(ROOT.glob("results/studies/*-toy/*/run.json"))
+    commits = {run.record["sessions"][0]["git"]["commit"] for run in runs}
+    git = functools.partial(subprocess.run, cwd=ROOT, capture_output=True, text=True)
+    if not runs or any(git(["git", "cat-file", "-e", f"{commit}^{{commit}}"]).returncode for commit in commits):
+        pytest.skip("no tracked record, or a checkout without the history that they name")
+    for commit, path in itertools.product(commits, FROZEN):
+        then = git(["git", "show", f"{commit}:{path}"]).stdout
+        assert toy_settings(path, then) == toy_settings(path, (ROOT / path).read_text()), f"{path} is not what {commit[:10]} had"
+    assert all(run.record["config"]["seed"] < 100 for run in runs)  # 100 and up were for development
