@@ -50,6 +50,8 @@ JOBS := 1
 #: of a study: 1 prints what there is, what would run and its hours (MEASURE=1: from a step timed here where no run tells)
 PLAN :=
 MEASURE :=
+#: of a study: 1 counts runs of which there are only tracked records as done
+RECORDED :=
 #: of a study: only these variants; other benchmarks in place of its own; comma between names
 VARIANTS :=
 BENCHMARKS :=
@@ -285,7 +287,7 @@ $(STUDIES): $(TOY_DATA) | $(READY)
 	@name=$(@:ablation-%=%); status=0; \
 	$(PY) -m soco_lib.runner $$name --profile '$(PROFILE)' --seeds '$(SEEDS)' --jobs '$(JOBS)' --gpus '$(GPUS)' --nodes '$(NODES)' \
 	    --restarts '$(RESTARTS)' --launcher '$(LAUNCHER)' --partition '$(PARTITION)' --minutes '$(MINUTES)' --cpus '$(CPUS)' \
-	    --results '$(RESULTS)' --variants '$(VARIANTS)' --benchmarks '$(BENCHMARKS)' $(if $(PLAN),--plan) $(if $(MEASURE),--measure) || status=$$?; \
+	    --results '$(RESULTS)' --variants '$(VARIANTS)' --benchmarks '$(BENCHMARKS)' $(if $(PLAN),--plan) $(if $(MEASURE),--measure) $(if $(RECORDED),--recorded) || status=$$?; \
 	if [ -z '$(PLAN)' ] && [ -f '$(RESULTS)'/tables/$$name-'$(PROFILE)'.md ]; then \
 	    $(BOOK) $(NB)/08_ablation.ipynb --results '$(RESULTS)' --run-name study-$$name-'$(PROFILE)' -p study $$name -p profile '$(PROFILE)'; \
 	fi; exit $$status
@@ -297,13 +299,15 @@ reproduce-toy: $(TOY_DATA) | $(READY) ## the paper's claims at toy scale: every 
 	@status=0; for study in labels:$(TEST_SEEDS) alignment:$(TEST_SEEDS) labels:0,1,2,3,4 longer:$(TEST_SEEDS) detectors:$(TEST_SEEDS) \
 	        proposals:$(TEST_SEEDS) momentum:$(TEST_SEEDS) viewsize:$(TEST_SEEDS) batchsize:$(TEST_SEEDS); do \
 	    echo "== $$study"; \
-	    $(PY) -m soco_lib.runner "$${study%:*}" --profile toy --seeds "$${study#*:}" --jobs 2 --results '$(RESULTS)' $(if $(PLAN),--plan) || status=$$?; \
+	    $(PY) -m soco_lib.runner "$${study%:*}" --profile toy --seeds "$${study#*:}" --results '$(RESULTS)' \
+	        --jobs $(if $(filter file,$(origin JOBS)),2,$(JOBS)) $(if $(PLAN),--plan) $(if $(RECORDED),--recorded) || status=$$?; \
 	    [ $$status != 143 ] || exit $$status; \
-	done; $(if $(PLAN),,$(MAKE) claims || status=$$?;) exit $$status
+	done; $(if $(PLAN),,{ $(CLAIMS); } || status=$$?;) exit $$status
 
+CLAIMS = $(PY) -m soco_lib.trials --results '$(RESULTS)' >/dev/null; \
+    $(BOOK) $(NB)/10_claims.ipynb --results '$(RESULTS)' --run-name $(or $(RUN),claims)
 claims: $(SCENES)-test/scenes.json | $(READY) ## the claim table and notebook 10 from what runs and records there are
-	@$(PY) -m soco_lib.trials --results '$(RESULTS)' >/dev/null
-	@$(BOOK) $(NB)/10_claims.ipynb --results $(RESULTS) --run-name $(or $(RUN),claims)
+	@$(CLAIMS)
 
 rerun: $(TOY_DATA) | $(READY) ## the finished or tracked run RUN once more from nothing, every number of both compared
 	@$(if $(PROPOSE),$(PROPOSE) >/dev/null)

@@ -2,8 +2,8 @@
 
     python -m soco_lib.claims --results results
 
-makes results/tables/claims.{csv,md} and headline.md from the studies that claims.yaml names (study_records.py). A claim is "OF scores higher than
-AGAINST"; both are fine-tuned from the same seeds, so their difference is taken seed by seed.
+makes results/tables/claims.{csv,md} and headline.md from the studies that claims.yaml names (study_records.py). A claim is "OF
+scores higher than AGAINST"; both are fine-tuned from the same seeds, so their difference is taken seed by seed.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Claim:
     benchmark: str  # of the study, that scores both
     less: str = ""  # a second benchmark: the claim is that the difference is larger than on this one
     metric: str = "AP_bb"
-    printed: tuple[dict, ...] = ()  # the paper's cells whose sum it is: sign, table, benchmark, row, epoch (default: the study's own)
+    printed: tuple[dict, ...] = ()  # the paper's cells whose sum it is: sign, table, benchmark, row, epoch (): the study's own
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def read(path: Path = FILE) -> list[Claim]:
 
 
 def bootstrap(values: list[float], seed: int = 0) -> tuple[float, float]:
-    """95 % interval of the mean by the percentile bootstrap (SciPy's); NaN for fewer than two values, and a point where all agree."""
+    """95 % interval of the mean by the percentile bootstrap (SciPy's); NaN for fewer than two values, a point where all agree."""
     if len(values) < 2:
         return math.nan, math.nan
     if np.ptp(values) == 0:
@@ -159,12 +159,14 @@ def table(found: list[Found]) -> pd.DataFrame:
 
 def shown(frame: pd.DataFrame) -> pd.DataFrame:
     """The table as printed."""
+
     def interval(line, low, high):
         return f"[{line[low]:+.2f}, {line[high]:+.2f}]" if pd.notna(line[low]) else ""
 
     lines = []
     for _, line in frame.iterrows():
-        scores = f"{line['of_score']:.2f} - {line['against_score']:.2f}" if pd.notna(line["of_score"]) and " - " not in line["benchmark"] else ""
+        both = pd.notna(line["of_score"]) and " - " not in line["benchmark"]
+        scores = f"{line['of_score']:.2f} - {line['against_score']:.2f}" if both else ""
         lines.append({
             "claim": f"{line['claim']} ({line['where']})",
             "study: of - against": f"{line['study']}: {line['of']} - {line['against']}, {line['benchmark']}",
@@ -179,13 +181,17 @@ def shown(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def counted(frame: pd.DataFrame) -> str:
+    """How many claims have each verdict, in words."""
+    counts = {word: int((frame["verdict"] == word).sum()) for word in (*VERDICTS, "not run")}
+    return ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+
+
 def reading(frame: pd.DataFrame) -> str:
     """How many claims were confirmed, contradicted, undecided, and what chance would give."""
-    counts = {word: int((frame["verdict"] == word).sum()) for word in (*VERDICTS, "not run")}
     judged = int((frame["n"] >= FEWEST).sum())
-    said = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
     return (
-        f"{len(frame)} comparisons: {said}. A verdict needs {FEWEST} seeds and both 95 % intervals of the mean difference on one "
+        f"{len(frame)} comparisons: {counted(frame)}. A verdict needs {FEWEST} seeds and both 95 % intervals of the mean difference on one "
         f"side of 0. Each of the {judged} judged is for itself: were there no effect anywhere, up to {0.05 * judged:.1f} would still "
         "get a verdict by chance."
     )
@@ -200,28 +206,27 @@ def headline(frame: pd.DataFrame) -> str:
     )
     gains = []
     for benchmark, share in {"minicoco-5": "5 %", "minicoco-10": "10 %", "coco-fpn-1x": "all"}.items():
-        found = frame[(frame["study"] == "labels") & (frame["of"] == "soco") & (frame["against"] == "scratch") & (frame["benchmark"] == benchmark)]
+        asked = {"study": "labels", "of": "soco", "against": "scratch", "benchmark": benchmark}
+        found = frame[(frame[[*asked]] == pd.Series(asked)).all(axis=1)]
         for line in (line for line in found.itertuples() if line.n > 1):
-            gains.append(f"{line.of_score:.1f} AP^bb against {line.against_score:.1f} with {share} of the labels ({line.change:+.1f}, "
-                         f"{line.low:+.1f} to {line.high:+.1f}, {line.n} seeds)")  # fmt: skip
+            how = f"{line.change:+.1f}, {line.low:+.1f} to {line.high:+.1f}, {line.n} seeds"
+            gains.append(f"{line.of_score:.1f} AP^bb against {line.against_score:.1f} with {share} of the labels ({how})")
     if not gains:
         return f"{scale}: no run of the study `labels` is finished: `make reproduce-toy`.\n"
-    counts = ", ".join(f"{(frame['verdict'] == word).sum()} {word}" for word in (*VERDICTS, "not run") if (frame["verdict"] == word).any())
     return (
         f"{scale}: a Mask R-CNN that starts from SoCo scores {'; '.join(gains)}, where the second number starts from random weights. Of "
-        f"{len(frame)} comparisons that the paper makes, the small runs leave {counts}: [the table](results/tables/claims.md).\n"
+        f"{len(frame)} comparisons that the paper makes, the small runs leave {counted(frame)}: [the table](results/tables/claims.md).\n"
     )
 
 
 def build(results: Path, profile: str = "toy") -> tuple[pd.DataFrame, str]:
     """Write results/tables/claims.{csv,md} and headline.md from the records; returns the table and the page."""
     frame = table([find(claim, results, profile) for claim in read()])
-    page = "\n\n".join([
+    said = (
         f"What small runs (scale '{profile}', the setting of notebooks/params and soco_lib/benchmarks.yaml) say of the paper's claims. "
-        "Differences in points of AP, paired over seeds; the paper's numbers are of its own scale and only their sign is compared.",
-        pages.markdown(shown(frame)),
-        f"**Reading.** {reading(frame)}",
-    ]) + "\n"  # fmt: skip
+        "Differences in points of AP, paired over seeds; the paper's numbers are of its own scale and only their sign is compared."
+    )
+    page = "\n\n".join([said, pages.markdown(shown(frame)), f"**Reading.** {reading(frame)}"]) + "\n"
     folder = Path(results) / "tables"
     with records.writing(folder):
         frame.to_csv(folder / "claims.csv", index=False)

@@ -1,4 +1,4 @@
-"""Figures of notebook 10: scores against labels and iterations, and what pretraining changes for each class and size; from records."""
+"""Figures of notebook 10: scores against labels and iterations, what pretraining changes for each class and size; from records."""
 
 from __future__ import annotations
 

@@ -124,7 +124,8 @@ def draw_similarity(networks: dict[str, Encoder], cfg: Pretrain, source: ImageSo
     """
     cfg = pooled(cfg, next(iter(networks.values())))[0]
     ready = {name: measured(pooled(cfg, net)[1], cfg, source, indices) for name, net in networks.items()}
-    figure, axes = plt.subplots(rows, 1 + len(ready), figsize=(2.3 * (1 + len(ready)), 2.4 * rows), squeeze=False, layout="constrained")
+    size = (2.3 * (1 + len(ready)), 2.4 * rows)
+    figure, axes = plt.subplots(rows, 1 + len(ready), figsize=size, squeeze=False, layout="constrained")
     views = ((image, box) for images, boxes, _ in batches(source, cfg, indices) for image, box in zip(images, boxes) if len(box))
     for line, (image, boxes) in zip(axes, views):
         box = boxes[((boxes[:, 2:] - boxes[:, :2]).prod(1).sqrt() - cfg.size / 3).abs().argmin()]

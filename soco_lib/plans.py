@@ -146,6 +146,17 @@ def make_cell(study: Study, variant: Variant, profile: str, seed: int, shelf: Sh
     return made
 
 
+def count_records(cell: Cell, told: Shelf) -> None:
+    """Let finished records stand for runs that are not here: transfers, and a pretraining that no transfer waits for."""
+    for planned in cell.transfers.values():
+        if not planned.state.final and (found := told.find("transfer", planned.cfg, planned.name)) and state_of(found).final:
+            planned.run, planned.name, planned.state = found, found.name, state_of(found)
+    source = cell.pretrain
+    if source and not source.state.final and all(planned.state.final for planned in cell.transfers.values()):
+        if (found := told.find("pretrain", source.cfg, source.name)) and state_of(found).final:
+            source.run, source.name, source.state = found, found.name, state_of(found)
+
+
 def image_count(cfg: Pretrain, study: Study) -> int:
     """Usable images: from the store, else from the images, else the known number. Raises BookError where there is none of them."""
     if cfg.proposals != "whole" and (locate(cfg.proposals) / "store.json").is_file():
@@ -163,28 +174,29 @@ def image_count(cfg: Pretrain, study: Study) -> int:
 
 
 def make(study: Study, profile: str, seeds: list[int], results: Path, world: int = 1, scored: tuple[str, ...] = (),
-         variants: tuple[str, ...] = ()) -> list[Cell]:  # fmt: skip
-    """All cells, seed by seed so that a study that is stopped has whole rounds; world: processes of a run; scored: benchmarks.
+         variants: tuple[str, ...] = (), recorded: bool = False) -> list[Cell]:  # fmt: skip
+    """All cells, seed by seed so that a study that is stopped has whole rounds; world: processes of a run; scored: benchmarks;
+    recorded: tracked records count as runs.
 
     Raises BookError for an unknown name or a batch that this many processes cannot reach.
     """
     one_of("PROFILE", profile, benchmarks.PROFILES)
     require(bool(seeds) and len({*seeds}) == len(seeds), f"SEEDS={','.join(map(str, seeds))}: give each seed once, as SEEDS=0,1,2")
     chosen = [study.variant(name) for name in variants] or study.variants
-    shelf, counts, made = Shelf(results), {}, []
+    shelf, told, counts, made = Shelf(results), Shelf(results, "studies/*/*/run.json"), {}, []
     for seed in seeds:
         for variant in chosen:
             cfg, numbers = study.pretrain(variant, profile, seed), None
-            if cfg is None:
-                made.append(make_cell(study, variant, profile, seed, shelf, scored or study.benchmarks))
-                continue
-            data = (cfg.images, cfg.proposals)
-            counts[data] = counts.get(data) or image_count(cfg, study)
-            try:
-                numbers = plan(cfg, counts[data], world)
-            except BookError as error:
-                raise BookError(f"{study.name}, variant {variant.name}: {error}") from None
+            if cfg:
+                data = (cfg.images, cfg.proposals)
+                counts[data] = counts.get(data) or image_count(cfg, study)
+                try:
+                    numbers = plan(cfg, counts[data], world)
+                except BookError as error:
+                    raise BookError(f"{study.name}, variant {variant.name}: {error}") from None
             made.append(make_cell(study, variant, profile, seed, shelf, scored or study.benchmarks, numbers))
+            if recorded:
+                count_records(made[-1], told)
     return made
 
 

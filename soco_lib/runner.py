@@ -156,6 +156,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=int, default=240)
     parser.add_argument("--cpus", type=int, default=0)
     parser.add_argument("--plan", action="store_true", help="print the plan and stop")
+    parser.add_argument("--recorded", action="store_true", help="runs of which there are only records count as done")
     parser.add_argument("--measure", action="store_true", help="time a step where no earlier run tells the speed")
     return parser.parse_args(arguments)
 
@@ -171,7 +172,7 @@ def main(arguments: list[str] | None = None) -> int:
     study, seeds = studies.read(given.study), [int(word) for word in words(given.seeds)]
     require(given.nodes == 1 or given.launcher == "slurm", f"NODES={given.nodes}: for several nodes use LAUNCHER=slurm")
     world = given.gpus * given.nodes
-    cells = plans.make(study, given.profile, seeds, results, world, words(given.benchmarks), words(given.variants))
+    cells = plans.make(study, given.profile, seeds, results, world, words(given.benchmarks), words(given.variants), given.recorded)
     local = given.launcher == "local"
     print(measure.describe(study, cells, results, given.gpus, given.nodes, given.jobs, given.measure, local), flush=True)
     if given.plan:

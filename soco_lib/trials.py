@@ -48,7 +48,8 @@ def pretrainings(runs: list[Run]) -> pd.DataFrame:
         rows, probed = run.rows(), _probe(run)
         last = rows[-1] if rows else {}
         line = {"trial": run.name, "differs from the frozen setting in": fields(cfg, frozen) or "(nothing)"}
-        line |= {"images seen": records.numbers(run).get("images_seen", ""), "loss": last.get("loss"), "rank": last.get("effective_rank")}
+        line["images seen"] = records.numbers(run).get("images_seen", "")
+        line |= {"loss": last.get("loss"), "rank": last.get("effective_rank")}
         for name in ("random", "trained"):
             scores = probed.get(name)
             line[f"k-NN / linear, {name} (%)"] = f"{scores['knn']:.1%} / {scores['linear']:.1%}".replace("%", "") if scores else ""
@@ -64,7 +65,8 @@ def transfers(runs: list[Run]) -> pd.DataFrame:
         plain = dataclasses.replace(cfg, init=frozen.init, benchmark=frozen.benchmark)
         course = [f"{row['bbox_AP']:.2f} ({row['step']})" for row in run.rows() if "bbox_AP" in row]
         found = records.numbers(run)
-        line = {"trial": run.name, "from": Path(cfg.init).name, "differs from the frozen setting in": fields(plain, frozen) or "(nothing)"}
+        line = {"trial": run.name, "from": Path(cfg.init).name}
+        line["differs from the frozen setting in"] = fields(plain, frozen) or "(nothing)"
         line |= {"AP_bb (iteration)": ", ".join(course), "AP50_bb": found.get("bbox", {}).get("AP50")}
         line |= {"AP_mk": found.get("segm", {}).get("AP")}
         lines.append(line | {"minutes": f"{records.minutes(run)[0]:.1f}", "state": records.state_of(run).text})
@@ -80,10 +82,10 @@ def build(results: Path) -> str:
     of_kind = {kind: [run for run in runs if run.record["kind"] == kind] for kind in ("pretrain", "transfer")}
     spent = pd.DataFrame([records.cost(run) for run in runs], columns=records.COST)
     page = [
-        f"Every setting that was tried before the toy scale was frozen: {len(runs)} runs in the order they began, on development seeds and "
-        "the development split; one seed each, so a small difference between two rows means nothing.",
-        f"**Pretraining.** Loss of a pair of views in -4 to 4 a direction; rank: effective rank of the embeddings; probe: class of labelled "
-        f"objects from frozen features.\n\n{pages.markdown(pretrainings(of_kind['pretrain']))}",
+        f"Every setting that was tried before the toy scale was frozen: {len(runs)} runs in the order they began, on development seeds "
+        "and the development split; one seed each, so a small difference between two rows means nothing.",
+        f"**Pretraining.** Loss: -4 is the least for each view beyond the first; rank: effective rank of the embeddings; k-NN and "
+        f"linear: class of labelled objects from frozen features.\n\n{pages.markdown(pretrainings(of_kind['pretrain']))}",
         f"**Fine-tuning.**\n\n{pages.markdown(transfers(of_kind['transfer']))}",
         f"**{records.together(spent)}**\n\n{pages.markdown(spent)}",
         *(f"Left out: {said}." for _, said in wrong),

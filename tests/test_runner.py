@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -99,8 +100,8 @@ class Stub:
         if run.record["kind"] == "pretrain":
             metrics = {"steps": config["steps"], "images_seen": config["steps"] * config["batch"], "seconds": 60.0}
         else:
-            batch = int(config["init"].split("batch-")[1].split("-")[0])
-            ap = batch / 1000 + {512: (0, 1, 2), 1024: (0, 4, 2), 2048: (0, 2, 4)}[batch][config["seed"]]
+            batch = int(config["init"].split("batch-")[1].split("-")[0]) if config["init"] != "scratch" else 0
+            ap = batch / 1000 + {0: (5, 5, 5), 512: (0, 1, 2), 1024: (0, 4, 2), 2048: (0, 2, 4)}[batch][config["seed"]]
             scores = {"AP": ap, "AP50": 1.0, "AP75": 1.0, "per_class": {}}
             metrics = {"bbox": scores, "segm": scores, "iterations": 2, "batch": 2, "seconds": 60.0}
         (run.folder / "metrics.json").write_text(json.dumps(metrics))
@@ -153,6 +154,33 @@ def test_tables_are_the_same_bytes_from_records_alone(study, tmp_path, stub):
     kept = clone / "studies" / "tiny-toy" / "tiny-batch-512-toy-s0"
     assert {path.name for path in kept.iterdir()} == {"run.json", "metrics.json", "log.jsonl"}
     assert "\n[1]: ../studies/tiny-toy/tiny-batch-512-toy-s0\n" in page(clone) and "[tiny-batch-512-toy-s0][1]" in page(clone)
+
+
+def test_a_variant_from_scratch_pretrains_nothing(tmp_path, pictured, stub, capsys):
+    path = write_study(tmp_path, pictured)
+    content = yaml.safe_load(Path(path).read_text())
+    content["variants"] = {"scratch": {"scratch": True, "says": "random weights"}, "batch-512": content["variants"]["batch-512"]}
+    Path(path).write_text(yaml.safe_dump(content | {"baseline": "scratch"}, sort_keys=False))
+    assert go(path, tmp_path / "r", "--plan") == 0
+    said = capsys.readouterr().out
+    assert "to run: 1 pretraining, 2 transfers" in said and "random weights" in said and "(the base)" in said
+    assert go(path, tmp_path / "r") == 0
+    assert stub.begun == ["tiny-scratch-toy-s0-coco-fpn-1x", "tiny-batch-512-toy-s0", "tiny-batch-512-toy-s0-coco-fpn-1x"]
+    assert row_of(tmp_path / "r", "scratch")[:3] == ["scratch", "1", "5.00 [s0][1]"]
+    assert go(path, tmp_path / "r") == 0 and len(stub.begun) == 3
+
+
+def test_recorded_runs_need_not_run_again(study, tmp_path, stub, capsys):
+    results = tmp_path / "r"
+    assert go(study, results, "--variants", "batch-512") == 0
+    for folder in results.glob("tiny-*"):  # a clone has the records alone
+        shutil.rmtree(folder)
+    assert go(study, results, "--variants", "batch-512", "--recorded") == 0 and len(stub.begun) == 2
+    assert "nothing to run" in capsys.readouterr().out and row_of(results, "batch-512")[:2] == ["batch-512", "1"]
+    shutil.rmtree(results / "studies" / "tiny-toy" / "tiny-batch-512-toy-s0-coco-fpn-1x")
+    assert go(study, results, "--variants", "batch-512", "--recorded") == 0  # it needs the pretraining's weights
+    assert stub.begun[2:] == ["tiny-batch-512-toy-s0", "tiny-batch-512-toy-s0-coco-fpn-1x"]
+    assert go(study, results, "--variants", "batch-512") == 0 and len(stub.begun) == 4
 
 
 def test_a_finished_record_is_not_replaced_by_an_unfinished_run(study, tmp_path, stub):
