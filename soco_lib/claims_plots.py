@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from soco_lib import benchmarks, records
+from soco_lib import records
 from soco_lib.claims import bootstrap
 from soco_lib.study_figure import LINES
 from soco_lib.study_records import Row
@@ -80,10 +80,12 @@ def iterations(rows: list[Row]) -> Figure:
     names = list(dict.fromkeys(row.variant.name for row in rows))
     figure, axes = plt.subplots(1, len(scored), figsize=(4.2 * len(scored), 3.6), squeeze=False, layout="constrained")
     for ax, benchmark in zip(axes[0], scored):
+        labelled = "no"
         for i, name in enumerate(names):
             courses: dict[int, list[float]] = defaultdict(list)
             for row in (row for row in rows if (row.benchmark, row.variant.name) == (benchmark, name)):
                 for run in _runs(row).values():
+                    labelled = records.numbers(run)["train_images"]
                     course = {line["step"]: line["bbox_AP"] for line in run.rows() if "bbox_AP" in line}
                     ax.plot([*course], [*course.values()], lw=0.7, alpha=0.4, color=LINES[i])
                     for step, score in course.items():
@@ -91,8 +93,7 @@ def iterations(rows: list[Row]) -> Figure:
             if courses:
                 steps = sorted(courses)
                 ax.plot(steps, [np.mean(courses[step]) for step in steps], marker="o", ms=4, lw=2, color=LINES[i], label=name)
-        _finish(ax, benchmarks.find(benchmark).title, "iterations of fine-tuning", "AP_bb (%), toy scale")
-        ax.title.set_fontsize(8)
+        _finish(ax, f"{benchmark}: {labelled} labelled images", "iterations of fine-tuning", "AP_bb (%), toy scale")
         ax.set_ylim(bottom=0)
     axes[0][0].legend(fontsize=9, frameon=False)
     return figure
