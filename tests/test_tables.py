@@ -73,7 +73,7 @@ def test_seeds_are_averaged_and_missing_runs_stay_empty(tmp_path):
     ours, notes = cells(tmp_path)
     cell = ours.loc["toy", "Scratch", "coco-fpn-1x", "AP_bb"]
     assert (cell["value"], cell["n"], cell["runs"]) == (pytest.approx(17 / 3), 3, "again s1 s2 s3")  # by name, one a seed
-    assert cell["state"] == "done (s0 s1 s2); step 0 of 100 (s3)"
+    assert cell["state"] == "done (s0 s1 s2); step 0 of 600 (s3)"
     assert cell["sd"] == pytest.approx(np.std([9, 2, 6], ddof=1)) and np.isnan(cell["difference"])
     assert ours.loc[("toy", "Scratch", "coco-fpn-2x"), ["value", "difference"]].isna().all(axis=None)
     assert notes == ["s0 repeats seed 0 of again"]
@@ -93,9 +93,9 @@ def test_runs_that_differ_in_more_than_their_seed_are_kept_apart(tmp_path):
     ours, _ = cells(tmp_path)
     rows = ours.xs(("coco-fpn-1x", "AP_bb"), level=["benchmark", "metric"])
     assert rows["value"].to_dict() == {
-        ("toy", "Scratch, lr=0.001, precise_bn=8"): 1.0,
+        ("toy", "Scratch, lr=0.002, precise_bn=8"): 1.0,
         ("toy", "Scratch, lr=0.5, precise_bn=8"): 2.0,
-        ("toy", "Scratch, lr=0.001, precise_bn=3"): 4.0,
+        ("toy", "Scratch, lr=0.002, precise_bn=3"): 4.0,
         ("toy, other data", "Scratch"): 8.0,
     }
 
