@@ -117,7 +117,7 @@ def similarity(encoder: Encoder, cfg: Pretrain, image: Tensor, box: Tensor, cell
 def draw_similarity(networks: dict[str, Encoder], cfg: Pretrain, source: ImageSource, indices, rows: int = 3) -> Figure:
     """For one object of each of the first images of `indices`: the image with its box, and a map of `similarity` a network.
 
-    The object is the one whose side is nearest to a third of the view's: larger ones leave little room to look around.
+    The object is the one whose longer side is nearest to a third of the view's: larger ones leave little room to look around.
 
     networks: name -> encoder; they are measured on the images of `indices`. A map lies where the centres of its boxes do; its
     colours run from its own least to its own largest value, which stand above it.
@@ -128,7 +128,7 @@ def draw_similarity(networks: dict[str, Encoder], cfg: Pretrain, source: ImageSo
     figure, axes = plt.subplots(rows, 1 + len(ready), figsize=size, squeeze=False, layout="constrained")
     views = ((image, box) for images, boxes, _ in batches(source, cfg, indices) for image, box in zip(images, boxes) if len(box))
     for line, (image, boxes) in zip(axes, views):
-        box = boxes[((boxes[:, 2:] - boxes[:, :2]).prod(1).sqrt() - cfg.size / 3).abs().argmin()]
+        box = boxes[((boxes[:, 2:] - boxes[:, :2]).amax(1) - cfg.size / 3).abs().argmin()]
         x1, y1, x2, y2 = box.tolist()
         for ax in line:
             ax.imshow(_picture(image))
