@@ -105,7 +105,8 @@ def test_every_printed_row_has_a_variant(name):
 def test_the_base_is_one_run_for_all_studies():
     all_of = [studies.read(name) for name in ("viewsize", "batchsize", "proposals", "momentum", "table9", "pretrain-soco-100")]
     base = [(study, study.variant(study.baseline)) for study in all_of]
-    base += [(study, study.variant(name)) for study, name in ((studies.read("alignment"), "multi-view"), (studies.read("labels"), "soco"))]
+    others = {"alignment": "multi-view", "labels": "soco", "longer": "soco", "detectors": "soco-fpn"}
+    base += [(studies.read(name), studies.read(name).variant(variant)) for name, variant in others.items()]
     for profile in ("paper", "toy"):
         assert len({identity(study.pretrain(variant, profile, 3)) for study, variant in base}) == 1
 
@@ -169,7 +170,8 @@ variants:
         ("{row: K=1 random", "{row: [K=1 random", "not YAML"),
         ("variants:", "variant:", "needs `variants`"),
         ("{row: K=1 random", "{scratch: true", "variant one, paper: scratch has no pretraining that fields could change"),
-        ("  one: {row: K=1 random, paper: {k: 1}, toy: {k: 1}}\n  four: {row: K=4 random}", "  four: {scratch: true}", "every variant is scratch"),
+        ("  one: {row: K=1 random, paper: {k: 1}, toy: {k: 1}}\n  four: {row: K=4 random}", "  four: {scratch: true}",
+         "every variant is scratch"),
     ],
 )
 def test_a_wrong_file_is_one_line_that_names_it(tmp_path, old, new, says):

@@ -17,7 +17,8 @@ def test_every_trial_is_listed_with_what_it_changed(tmp_path, capsys):
     one.end("done", {"images_seen": 4800})
     score = {"knn": 0.1, "linear": 0.25}
     (one.folder / "probe.json").write_text(json.dumps({"random": score, "trained": score}))
-    two = Run.start("slow", "transfer", benchmarks.settings("minicoco-10", "toy", lr=1e-3, init="results/trials/wide", seed=100), folder)
+    slow = benchmarks.settings("minicoco-10", "toy", lr=1e-3, init="results/trials/wide", seed=100)
+    two = Run.start("slow", "transfer", slow, folder)
     two.begin()
     for step, ap in ((200, 0.5), (600, 1.5)):
         two.log({"step": step, "bbox_AP": ap})
