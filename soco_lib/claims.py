@@ -32,6 +32,17 @@ VERDICTS = ("confirmed", "contradicted", "undecided")
 
 
 @dataclass(frozen=True)
+class Printed:
+    """A number of the paper, added or taken away."""
+
+    sign: int  # 1 or -1
+    table: str
+    benchmark: str
+    row: str
+    epoch: int = 0  # 0: the row has one or none
+
+
+@dataclass(frozen=True)
 class Claim:
     """One comparison; checked by `read`."""
 
@@ -43,7 +54,7 @@ class Claim:
     benchmark: str  # of the study, that scores both
     less: str = ""  # a second benchmark: the claim is that the difference is larger than on this one
     metric: str = "AP_bb"
-    printed: tuple[dict, ...] = ()  # the paper's cells whose sum it is: sign, table, benchmark, row, epoch (): the study's own
+    printed: tuple[Printed, ...] = ()  # the paper's numbers whose sum its difference is; (): those of the study's two variants
 
 
 @dataclass(frozen=True)
@@ -119,8 +130,7 @@ def _difference(rows: list[Row], claim: Claim, benchmark: str) -> tuple[dict[int
 
 def _printed(study: Study, claim: Claim) -> float | None:
     """The paper's difference, None where it prints none or one of its runs diverged."""
-    cells = [(cell["sign"], paper_value(str(cell["table"]), cell["benchmark"], cell["row"], claim.metric, cell.get("epoch")))
-             for cell in claim.printed]  # fmt: skip
+    cells = [(cell.sign, paper_value(cell.table, cell.benchmark, cell.row, claim.metric, cell.epoch or None)) for cell in claim.printed]
     if not cells:
         for sign, benchmark in ((1, claim.benchmark), (-1, claim.less)):
             sides = ((sign, claim.of), (-sign, claim.against)) if benchmark else ()

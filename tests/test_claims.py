@@ -51,7 +51,9 @@ def test_every_claim_names_what_there_is_and_prints_the_papers_difference():
 def test_a_wrong_claim_is_one_line(tmp_path):
     path = tmp_path / "claims.yaml"
     for field, value, says in (("study", "lables", "did you mean 'labels'"), ("of", "socco", "did you mean 'soco'"),
-                               ("metric", "AP_bx", "did you mean 'AP_bb'"), ("ofs", "x", "ofs")):  # fmt: skip
+                               ("metric", "AP_bx", "did you mean 'AP_bb'"), ("ofs", "x", "ofs"),
+                               ("printed", [{"sign": 1}], "table"),
+                               ("printed", [{"sign": 1, "table": "1", "benchmark": "coco-fpn-1x", "row": "SoKo"}], "SoCo")):  # fmt: skip
         claim = {"says": "x", "where": "y", "study": "labels", "of": "soco", "against": "scratch", "benchmark": "coco-fpn-1x"}
         path.write_text(f"- {claim | {field: value}}")
         with pytest.raises(BookError, match=says):
