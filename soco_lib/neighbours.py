@@ -117,7 +117,7 @@ def similarity(encoder: Encoder, cfg: Pretrain, image: Tensor, box: Tensor, cell
 def draw_similarity(networks: dict[str, Encoder], cfg: Pretrain, source: ImageSource, indices, rows: int = 3) -> Figure:
     """For one object of each of the first images of `indices`: the image with its box, and a map of `similarity` a network.
 
-    The object is the one whose longer side is nearest to a third of the view's: larger ones leave little room to look around.
+    The object is the largest of up to half of the view's side, which leaves room to look around; images without one are passed over.
 
     networks: name -> encoder; they are measured on the images of `indices`. A map lies where the centres of its boxes do; its
     colours run from its own least to its own largest value, which stand above it.
@@ -126,9 +126,10 @@ def draw_similarity(networks: dict[str, Encoder], cfg: Pretrain, source: ImageSo
     ready = {name: measured(pooled(cfg, net)[1], cfg, source, indices) for name, net in networks.items()}
     size = (2.3 * (1 + len(ready)), 2.4 * rows)
     figure, axes = plt.subplots(rows, 1 + len(ready), figsize=size, squeeze=False, layout="constrained")
-    views = ((image, box) for images, boxes, _ in batches(source, cfg, indices) for image, box in zip(images, boxes) if len(box))
-    for line, (image, boxes) in zip(axes, views):
-        box = boxes[((boxes[:, 2:] - boxes[:, :2]).amax(1) - cfg.size / 3).abs().argmin()]
+    views = ((image, box) for images, boxes, _ in batches(source, cfg, indices) for image, box in zip(images, boxes))
+    small = lambda boxes: boxes[(boxes[:, 2:] - boxes[:, :2]).amax(1) <= cfg.size / 2]  # noqa: E731
+    for line, (image, boxes) in zip(axes, ((image, small(boxes)) for image, boxes in views if len(small(boxes)))):
+        box = boxes[(boxes[:, 2:] - boxes[:, :2]).amax(1).argmax()]
         x1, y1, x2, y2 = box.tolist()
         for ax in line:
             ax.imshow(_picture(image))
