@@ -95,9 +95,12 @@ def state_of(run: Run | None) -> State:
 
 
 def found(results: Path) -> tuple[dict[str, Run], list[str]]:
-    """Every run under `results` by name, a record in place of one that is gone or further back; and a line on each torn file."""
+    """Every run under `results` by name, a record in place of one that is gone or further back; and a line on each torn file.
+
+    Records of trials (trials.py) are left out: they were for finding a setting, not for a table.
+    """
     runs, torn = read_all(Path(results).glob("*/run.json"))
-    kept, worn = read_all(Path(results).glob("studies/*/*/run.json"))
+    kept, worn = read_all(path for path in Path(results).glob("studies/*/*/run.json") if path.parts[-3] != "trials")
     known: dict[str, Run] = {}
     for run in (*runs, *kept):
         if run.name not in known or (state_of(run).final and not state_of(known[run.name]).final):

@@ -2,7 +2,7 @@
 
 import json
 
-from soco_lib import benchmarks, config, trials
+from soco_lib import benchmarks, config, records, trials
 from soco_lib.config import Pretrain
 from soco_lib.results import Run
 
@@ -27,6 +27,7 @@ def test_every_trial_is_listed_with_what_it_changed(tmp_path, capsys):
     assert "| wide" in page and "k=8" in page and "-3.25" in page and "10.0 / 25.0" in page
     assert "| slow" in page and "lr=0.001" in page and "0.50 (200), 1.50 (600)" in page and "diverged at step 7" in page
     assert "labelled=" not in page and "seed=" not in page
+    assert not records.found(tmp_path)[0]  # no table of the paper's shows them
     for path in (one.folder, two.folder):  # as on a fresh clone
         (path / "run.json").unlink()
     assert trials.build(tmp_path) == page
