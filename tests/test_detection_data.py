@@ -11,7 +11,7 @@ import pytest
 import torch
 from pycocotools import mask as rle
 
-from soco_lib import BookError, lvis_sample
+from soco_lib import BookError, class_subset, lvis_sample
 from soco_lib.benchmarks import Transfer, read_coco
 from soco_lib.detection import detectron_config, open_both, open_data
 from soco_lib.evaluation import PREDICTIONS, evaluate
@@ -93,6 +93,35 @@ def both(tmp_path, request):
 
 def settings(train, test, **changes):
     return Transfer(train, test, **{"workers": 0, "precise_bn": 0, "detector": "toy-mask-rcnn-narrow-r50-fpn", **changes})
+
+
+@pytest.mark.parametrize("both", ["coco", "lvis", "voc"], indirect=True)
+def test_some_classes_of_a_set_become_a_coco_file(both, tmp_path, capsys):
+    out = tmp_path / "dogs.json"
+    assert class_subset.main([both[0], "--classes", "dog", "--out", str(out)]) == 0
+    spec, said = capsys.readouterr().out.split("  ")
+    whole, made = open_data(both[0]), open_data(spec)
+    assert made.classes == ("dog",) and not made.mask_format and len(made.records) == len(whole.records)
+    dog = whole.classes.index("dog")
+    for old, new in zip(whole.records, made.records):
+        assert (old["file_name"], old["height"], old["width"]) == (new["file_name"], new["height"], new["width"])
+        dogs = [BoxMode.convert(list(o["bbox"]), o["bbox_mode"], BoxMode.XYWH_ABS) for o in old["annotations"] if o["category_id"] == dog]
+        assert [o["bbox"] for o in new["annotations"]] == dogs
+        crowds = [bool(o.get("difficult")) for o in old["annotations"] if o["category_id"] == dog]
+        assert [bool(o["iscrowd"]) for o in new["annotations"]] == crowds
+    crowds = sum(o["iscrowd"] for record in made.records for o in record["annotations"])
+    objects = sum(len(record["annotations"]) for record in made.records) - crowds
+    assert said == f"({len(made.records)} images, {objects} objects, {crowds} crowd regions, 1 classes)\n"
+    assert crowds == (whole.kind == "voc")
+
+
+@pytest.mark.parametrize("classes, message", [
+    ("cat", "='cat' is unknown \\(known: dog, chair\\)"), ("dog,dog", "name each once"), (" , ", "name each once"),
+])  # fmt: skip
+def test_classes_that_a_set_has_not_are_told(tmp_path, classes, message):
+    with pytest.raises(BookError, match=message):
+        class_subset.make(write_coco(tmp_path, "train", 2), tuple(n.strip() for n in classes.split(",") if n.strip()), tmp_path / "x.json")
+    assert not (tmp_path / "x.json").exists()
 
 
 # --- records ----------------------------------------------------------------------------------------------------------

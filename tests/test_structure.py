@@ -21,7 +21,7 @@ results timing checkpoint health distributed session scene_textures scene_light 
 probe probes meter
 slurm launch train formats foreign key_report exports weights
 benchmarks lvis_sample data_check layouts detection accumulation evaluation finetune transfer
-records pages paper starts tables report gallery errors predictions comparison plots bench_plots detection_plots drawing parameters
+records pages paper starts tables report gallery errors class_subset predictions comparison plots bench_plots detection_plots drawing parameters
 studies plans measure study_data study_records study_figure study_tables study_plots job crew runner
 claims claims_plots trials neighbours rerun
 plain_views plain_step bench_step bench_views bench_readers bench_startup bench_proposals bench_store bench book live
