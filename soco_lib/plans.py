@@ -133,16 +133,12 @@ def make_cell(study: Study, variant: Variant, profile: str, seed: int, shelf: Sh
     cfg = study.pretrain(variant, profile, seed)
     pretrain = cfg and _planned(shelf, "pretrain", cfg, name)
     made = Cell(variant, profile, seed, name, numbers, pretrain)
+    start = inside(shelf.folder / pretrain.name) if pretrain else "scratch"
+    waits = pretrain is not None and pretrain.state.word != "done"
     for benchmark in scored:
-        if pretrain is None:
-            cfg, own = study.finetune(benchmark, profile, seed, "scratch"), f"{name}-{benchmark}"
-            made.transfers[benchmark] = _planned(shelf, "transfer", cfg, own)
-            continue
-        cfg, own = study.finetune(benchmark, profile, seed, inside(shelf.folder / pretrain.name)), f"{name}-{benchmark}"
-        ready = pretrain.state.word == "done"
-        made.transfers[benchmark] = (
-            _planned(shelf, "transfer", cfg, own, pretrain.run) if ready else Planned("transfer", own, cfg, None, State("missing"))
-        )
+        cfg, own = study.finetune(benchmark, profile, seed, start), f"{name}-{benchmark}"
+        missing = Planned("transfer", own, cfg, None, State("missing"))
+        made.transfers[benchmark] = missing if waits else _planned(shelf, "transfer", cfg, own, pretrain and pretrain.run)
     return made
 
 
