@@ -263,11 +263,12 @@ probe-table: | $(READY) ## mean and spread over seeds of the probed pretrainings
 	@$(PY) -m soco_lib.probes '$(RESULTS)/$(or $(RUN),probe-table)' $(addprefix $(RESULTS)/,$(RUNS))
 
 # ------------------------------------------------------------------------------------------------------------ studies
-STUDIES := $(addprefix ablation-,labels longer detectors alignment viewsize batchsize proposals momentum) table9 \
+STUDIES := $(addprefix ablation-,labels photographs longer detectors alignment viewsize batchsize proposals momentum) table9 \
     $(addprefix pretrain-soco-,100 400 star-400 c4-100 c4-400)
 .PHONY: $(STUDIES) table4 table5 tables
 
 ablation-labels: ## study of Tables 1 and 8: scratch, whole image, SoCo, SoCo* on 5 %, 10 % and all of the labels
+ablation-photographs: ## the same on photographs, people only: notebooks/studies/photographs.yaml says which data
 ablation-longer: ## study of Table 10: four times the iterations
 ablation-detectors: ## study of Tables 1, 2 and 7: pretrained as one detector, fine-tuned as another
 ablation-alignment: ## study of Table 4: parts of the alignment, added one by one
@@ -294,15 +295,17 @@ $(STUDIES): $(TOY_DATA) | $(READY)
 
 # Study by study, the seeds that verdicts need first; what is there is not run again.
 TEST_SEEDS := 0,1,2
+PHOTOGRAPHS := $(if $(wildcard data/people/test.json),photographs:0$(COMMA)1$(COMMA)2$(COMMA)3$(COMMA)4)
 .PHONY: reproduce-toy claims rerun
 reproduce-toy: $(TOY_DATA) | $(READY) ## the paper's claims at toy scale: every study with its seeds, then the claim table (PLAN=1: what would run)
-	@status=0; for study in labels:$(TEST_SEEDS) alignment:$(TEST_SEEDS) labels:0,1,2,3,4 longer:$(TEST_SEEDS) detectors:$(TEST_SEEDS) \
+	@status=0; for study in labels:$(TEST_SEEDS) alignment:$(TEST_SEEDS) labels:0,1,2,3,4 $(PHOTOGRAPHS) longer:$(TEST_SEEDS) detectors:$(TEST_SEEDS) \
 	        proposals:$(TEST_SEEDS) momentum:$(TEST_SEEDS) viewsize:$(TEST_SEEDS) batchsize:$(TEST_SEEDS); do \
 	    echo "== $$study"; \
 	    $(PY) -m soco_lib.runner "$${study%:*}" --profile toy --seeds "$${study#*:}" --results '$(RESULTS)' \
 	        --jobs $(if $(filter file,$(origin JOBS)),2,$(JOBS)) $(if $(PLAN),--plan) $(if $(RECORDED),--recorded) || status=$$?; \
 	    [ $$status != 143 ] || exit $$status; \
-	done; $(if $(PLAN),,{ $(CLAIMS); } || status=$$?;) exit $$status
+	done; $(if $(PHOTOGRAPHS),,echo "left out: study photographs, whose data a clone has not (notebooks/studies/photographs.yaml names them)";) \
+	$(if $(PLAN),,{ $(CLAIMS); } || status=$$?;) exit $$status
 
 CLAIMS = $(PY) -m soco_lib.trials --results '$(RESULTS)' >/dev/null; \
     $(BOOK) $(NB)/10_claims.ipynb --results '$(RESULTS)' --run-name $(or $(RUN),claims)

@@ -214,10 +214,24 @@ def headline(frame: pd.DataFrame) -> str:
         f"**Toy scale, two CPU cores** (drawn scenes, a quarter-width ResNet-50, {pretrain.steps} updates of {pretrain.batch} images "
         f"in pretraining, {transfer.iterations} iterations at {transfer.test_size} pixels in fine-tuning)"
     )
+    gains, whole = _gains(frame, "labels")
+    if not gains:
+        return f"{scale}: no run of the study `labels` is finished: `make reproduce-toy`.\n"
+    pictures, _ = _gains(frame, "photographs")
+    return (
+        f"{scale}: a Mask R-CNN that starts from SoCo scores {'; '.join(gains)}, where the second number starts from random weights. "
+        f"From pretraining on whole images, the paper's baseline, it scores {'; '.join(whole) or 'what no run tells yet'}. "
+        + (f"On photographs of people, at the same scale: {'; '.join(pictures)}. " if pictures else "")
+        + f"Of {len(frame)} comparisons that the paper makes, the small runs leave {counted(frame)}: [the table](results/tables/claims.md).\n"
+    )
+
+
+def _gains(frame: pd.DataFrame, study: str) -> tuple[list[str], list[str]]:
+    """SoCo against random weights, and what whole images reach, at each share of the labels: a phrase each."""
     gains, whole = [], []
     for benchmark, share in {"minicoco-5": "5 %", "minicoco-10": "10 %", "coco-fpn-1x": "all"}.items():
         for against in ("scratch", "whole-image"):
-            asked = {"study": "labels", "of": "soco", "against": against, "benchmark": benchmark}
+            asked = {"study": study, "of": "soco", "against": against, "benchmark": benchmark}
             found = frame[(frame[[*asked]] == pd.Series(asked)).all(axis=1) & (frame["n"] > 1)]
             for line in found.itertuples():
                 how = f"{line.change:+.1f}, {line.low:+.1f} to {line.high:+.1f}, {line.n} seeds"
@@ -225,13 +239,7 @@ def headline(frame: pd.DataFrame) -> str:
                     gains.append(f"{line.of_score:.1f} AP^bb against {line.against_score:.1f} with {share} of the labels ({how})")
                 else:
                     whole.append(f"{line.against_score:.1f} with {share} (SoCo's advantage: {line.verdict})")
-    if not gains:
-        return f"{scale}: no run of the study `labels` is finished: `make reproduce-toy`.\n"
-    return (
-        f"{scale}: a Mask R-CNN that starts from SoCo scores {'; '.join(gains)}, where the second number starts from random weights. "
-        f"From pretraining on whole images, the paper's baseline, it scores {'; '.join(whole) or 'what no run tells yet'}. Of "
-        f"{len(frame)} comparisons that the paper makes, the small runs leave {counted(frame)}: [the table](results/tables/claims.md).\n"
-    )
+    return gains, whole
 
 
 def build(results: Path, profile: str = "toy") -> tuple[pd.DataFrame, str]:

@@ -1,4 +1,4 @@
-"""Every setting that was tried before the toy scale was frozen, with its figures, the failures too; from records alone.
+"""Every setting that was tried before a setting was frozen and tested, with its figures, the failures too; from records alone.
 
     python -m soco_lib.trials --results results
 
@@ -82,8 +82,8 @@ def build(results: Path) -> str:
     of_kind = {kind: [run for run in runs if run.record["kind"] == kind] for kind in ("pretrain", "transfer")}
     spent = pd.DataFrame([records.cost(run) for run in runs], columns=records.COST)
     page = [
-        f"Every setting that was tried before the toy scale was frozen: {len(runs)} runs in the order they began, on development seeds "
-        "and the development split; one seed each, so a small difference between two rows means nothing.",
+        f"Every setting that was tried before one was frozen and tested: {len(runs)} runs in the order they began, on development seeds "
+        "and development splits; one seed each, so a small difference between two rows means nothing.",
         f"**Pretraining.** Loss: -4 is the least for each view beyond the first; rank: effective rank of the embeddings; k-NN and "
         f"linear: class of labelled objects from frozen features.\n\n{pages.markdown(pretrainings(of_kind['pretrain']))}",
         f"**Fine-tuning.**\n\n{pages.markdown(transfers(of_kind['transfer']))}",

@@ -62,6 +62,12 @@ PAPER = {
         ("SoCo", 100): {},
         ("", -1): {"views": [V2, v3(112), V4]},
     },
+    "photographs": {  # as labels: photographs are what the paper uses
+        ("Scratch", 0): None,
+        ("", 0): {**PLAIN, "alignment": "whole", "proposals": "whole", "k": 1},
+        ("SoCo", 100): {},
+        ("", -1): {"views": [V2, v3(112), V4]},
+    },
     "longer": {("", -1): None, ("", 0): {}},
     "detectors": {("Scratch", 0): None, ("SoCo", 100): {}, ("", 0): C4},
     "pretrain-soco-100": {("SoCo", 100): {}},
@@ -109,6 +115,16 @@ def test_the_base_is_one_run_for_all_studies():
     base += [(studies.read(name), studies.read(name).variant(variant)) for name, variant in others.items()]
     for profile in ("paper", "toy"):
         assert len({identity(study.pretrain(variant, profile, 3)) for study, variant in base}) == 1
+
+
+def test_photographs_are_the_labels_study_on_other_images():
+    labels, photographs = studies.read("labels"), studies.read("photographs")
+    for ours, theirs in zip(photographs.variants[1:], labels.variants[1:]):
+        a, b = (to_dict(study.pretrain(v, "toy")) for study, v in ((photographs, ours), (labels, theirs)))
+        assert {name for name in a if a[name] != b[name]} - {"proposals"} == {"images"}
+    for benchmark in labels.benchmarks:
+        a, b = (to_dict(study.finetune(benchmark, "toy", 0, "x")) for study in (photographs, labels))
+        assert {name for name in a if a[name] != b[name]} == {"train", "test"}
 
 
 @pytest.mark.parametrize("name", ["alignment", "viewsize", "batchsize", "proposals", "momentum"])
