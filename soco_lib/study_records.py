@@ -13,9 +13,14 @@ from soco_lib.tables import METRICS
 
 
 def cells_of(study: Study, profile: str, shelf: Shelf) -> list[Cell]:
-    """Every variant at every seed that has a run on the shelf, with its transfers to any benchmark."""
+    """Every variant at every seed that has a run on the shelf, with its transfers to the study's benchmarks and to any other that the
+    study was run with: what another study scored of the same pretraining is not told here."""
     cells = [make_cell(study, variant, profile, seed, shelf, tuple(benchmarks.BENCHMARKS)) for variant in study.variants
              for seed in shelf.seeds()]  # fmt: skip
+    runs = {planned.name for cell in cells for planned in cell.transfers.values() if planned.run}
+    own = [name for name in benchmarks.BENCHMARKS if name in study.benchmarks or any(f"{cell.name}-{name}" in runs for cell in cells)]
+    for cell in cells:
+        cell.transfers = {name: cell.transfers[name] for name in dict.fromkeys([*study.benchmarks, *own])}
     return [cell for cell in cells if any(planned.run for planned in cell.runs)]
 
 
@@ -94,6 +99,6 @@ class Row:
 def rows_of(study: Study, profile: str, folder: Path) -> list[Row]:
     """A row a variant and benchmark, from the records in `folder`."""
     cells = cells_of(study, profile, Shelf(folder))
-    more = [name for name in benchmarks.BENCHMARKS if any(cell.transfers[name].run for cell in cells)]
+    scored = cells[0].transfers if cells else study.benchmarks
     return [Row(variant, benchmark, {cell.seed: cell for cell in cells if cell.variant is variant})
-            for benchmark in dict.fromkeys([*study.benchmarks, *more]) for variant in study.variants]  # fmt: skip
+            for benchmark in scored for variant in study.variants]  # fmt: skip
