@@ -109,6 +109,16 @@ def test_the_table_is_made_from_records_alone(results):
     assert claims.build(results)[1] == page and (results / "tables" / "claims.csv").read_bytes() == csv
 
 
+def test_a_study_tells_only_what_it_was_run_with(results):
+    alignment = studies.read("alignment")  # shares whole image and SoCo with `labels`, which scored them on three benchmarks
+    study_tables.build(alignment, "toy", results)
+    folder = results / "studies" / "alignment-toy"
+    assert {row.benchmark for row in rows_of(alignment, "toy", folder)} == {"coco-fpn-1x"}
+    assert {path.name for path in folder.iterdir()} == {
+        f"labels-{name}-toy-s{seed}{end}" for name in ("whole-image", "soco") for seed in range(3) for end in ("", "-coco-fpn-1x")
+    }
+
+
 def test_figures_and_where_pretraining_hurts(results):
     rows = rows_of(studies.read("labels"), "toy", results / "studies" / "labels-toy")
     changed = claims_plots.changes(rows, "soco", "scratch", "coco-fpn-1x").set_index("name")
