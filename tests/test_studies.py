@@ -68,7 +68,12 @@ PAPER = {
         ("SoCo", 100): {},
         ("", -1): {"views": [V2, v3(112), V4]},
     },
-    "longer": {("", -1): None, ("", 0): {}},
+    "longer": {
+        ("", -3): None,
+        ("", -2): {**PLAIN, "alignment": "whole", "proposals": "whole", "k": 1},
+        ("", -1): {},
+        ("", 0): {"views": [V2, v3(112), V4]},
+    },
     "detectors": {("Scratch", 0): None, ("SoCo", 100): {}, ("", 0): C4},
     "pretrain-soco-100": {("SoCo", 100): {}},
     "pretrain-soco-400": {("SoCo", 400): {"epochs": 400.0}},
