@@ -156,7 +156,9 @@ def test_tracked_records_were_made_after_the_setting_was_frozen():
     git = functools.partial(subprocess.run, cwd=ROOT, capture_output=True, text=True)
     if not runs or any(git(["git", "cat-file", "-e", f"{commit}^{{commit}}"]).returncode for commit in commits):
         pytest.skip("no tracked record, or a checkout without the history that they name")
-    for commit, path in itertools.product(commits, FROZEN):
+    pictures = {run.record["sessions"][0]["git"]["commit"] for run in runs if run.name.startswith("photographs-")}
+    asked = [*itertools.product(commits, FROZEN), *itertools.product(pictures, ["notebooks/studies/photographs.yaml"])]
+    for commit, path in asked:
         then = git(["git", "show", f"{commit}:{path}"]).stdout
         assert toy_settings(path, then) == toy_settings(path, (ROOT / path).read_text()), f"{path} is not what {commit[:10]} had"
     assert all(run.record["config"]["seed"] < 100 for run in runs)  # 100 and up were for development
