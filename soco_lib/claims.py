@@ -213,9 +213,9 @@ FIRST = {
     ("labels", "minicoco-10"): "drawn scenes, 10 % of the labels",
     ("labels", "coco-fpn-1x"): "drawn scenes, all labels",
     ("longer", "coco-fpn-4x"): "drawn scenes, all labels, four times the iterations",
-    ("photographs", "minicoco-5"): "people in photographs, 5 % of the labels",
-    ("photographs", "minicoco-10"): "people in photographs, 10 % of the labels",
-    ("photographs", "coco-fpn-1x"): "people in photographs, all labels",
+    ("photographs", "minicoco-5"): "people in photographs, 5 % of the labels, four times the iterations",
+    ("photographs", "minicoco-10"): "people in photographs, 10 % of the labels, four times the iterations",
+    ("photographs", "coco-fpn-1x"): "people in photographs, all labels, four times the iterations",
 }
 
 

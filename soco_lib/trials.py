@@ -83,7 +83,7 @@ def build(results: Path) -> str:
     spent = pd.DataFrame([records.cost(run) for run in runs], columns=records.COST)
     page = [
         f"Every setting that was tried before one was frozen and tested: {len(runs)} runs in the order they began, on development seeds "
-        "and development splits; one seed each, so a small difference between two rows means nothing.",
+        "and development splits unless REGIME.md says otherwise; one seed each, so a small difference between two rows means nothing.",
         f"**Pretraining.** Loss: -4 is the least for each view beyond the first; rank: effective rank of the embeddings; k-NN and "
         f"linear: class of labelled objects from frozen features.\n\n{pages.markdown(pretrainings(of_kind['pretrain']))}",
         f"**Fine-tuning.**\n\n{pages.markdown(transfers(of_kind['transfer']))}",

@@ -129,7 +129,7 @@ def test_photographs_are_the_labels_study_on_other_images():
         assert {name for name in a if a[name] != b[name]} - {"proposals"} == {"images"}
     for benchmark in labels.benchmarks:
         a, b = (to_dict(study.finetune(benchmark, "toy", 0, "x")) for study in (photographs, labels))
-        assert {name for name in a if a[name] != b[name]} == {"train", "test"}
+        assert {name for name in a if a[name] != b[name]} == {"train", "test", "iterations", "eval_every", "profile"}
 
 
 @pytest.mark.parametrize("name", ["alignment", "viewsize", "batchsize", "proposals", "momentum"])
