@@ -298,8 +298,8 @@ TEST_SEEDS := 0,1,2
 PHOTOGRAPHS := $(if $(wildcard data/people/test.json),photographs:0$(COMMA)1$(COMMA)2$(COMMA)3$(COMMA)4)
 .PHONY: reproduce-toy claims rerun
 reproduce-toy: $(TOY_DATA) | $(READY) ## the paper's claims at toy scale: every study with its seeds, then the claim table (PLAN=1: what would run)
-	@status=0; for study in labels:$(TEST_SEEDS) alignment:$(TEST_SEEDS) labels:0,1,2,3,4 $(PHOTOGRAPHS) longer:$(TEST_SEEDS) detectors:$(TEST_SEEDS) \
-	        proposals:$(TEST_SEEDS) momentum:$(TEST_SEEDS) viewsize:$(TEST_SEEDS) batchsize:$(TEST_SEEDS); do \
+	@status=0; for study in labels:$(TEST_SEEDS) alignment:$(TEST_SEEDS) labels:0,1,2,3,4 longer:0,1,2,3,4 detectors:$(TEST_SEEDS) \
+	        proposals:$(TEST_SEEDS) momentum:$(TEST_SEEDS) viewsize:$(TEST_SEEDS) batchsize:$(TEST_SEEDS) $(PHOTOGRAPHS); do \
 	    echo "== $$study"; \
 	    $(PY) -m soco_lib.runner "$${study%:*}" --profile toy --seeds "$${study#*:}" --results '$(RESULTS)' \
 	        --jobs $(if $(filter file,$(origin JOBS)),2,$(JOBS)) $(if $(PLAN),--plan) $(if $(RECORDED),--recorded) || status=$$?; \
