@@ -35,6 +35,7 @@ FIGURES = {
     "speed.md": "bench/goals.md",
     "headline.md": "tables/headline.md",
     "labels.png": "claims/labels.png",
+    "longer.png": "claims/iterations-longer.png",
     "nearest.png": "claims/nearest.png",
     "similarity.png": "claims/similarity.png",
 }
