@@ -18,7 +18,7 @@ def cells_of(study: Study, profile: str, shelf: Shelf) -> list[Cell]:
     cells = [make_cell(study, variant, profile, seed, shelf, tuple(benchmarks.BENCHMARKS)) for variant in study.variants
              for seed in shelf.seeds()]  # fmt: skip
     runs = {planned.name for cell in cells for planned in cell.transfers.values() if planned.run}
-    own = [name for name in benchmarks.BENCHMARKS if name in study.benchmarks or any(f"{cell.name}-{name}" in runs for cell in cells)]
+    own = [name for name in benchmarks.BENCHMARKS if any(f"{cell.name}-{name}" in runs for cell in cells)]
     for cell in cells:
         cell.transfers = {name: cell.transfers[name] for name in dict.fromkeys([*study.benchmarks, *own])}
     return [cell for cell in cells if any(planned.run for planned in cell.runs)]
