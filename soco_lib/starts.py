@@ -35,7 +35,7 @@ def source_of(config: dict, known: dict[str, Run] | None = None) -> Run | None:
 
 
 def start_of(config: dict, known: dict[str, Run] | None = None) -> Start:
-    """Scratch, a pretraining's run folder (by name) or another checkpoint (by file name), from a transfer's plain config."""
+    """Scratch, a pretraining (its run's name without -s<seed>: a row is for all seeds) or a checkpoint file, from a transfer's plain config."""
     if config["init"] == "scratch":
         return Start("Scratch", row="Scratch")
     run = source_of(config, known)
@@ -49,7 +49,8 @@ def start_of(config: dict, known: dict[str, Run] | None = None) -> Start:
     sizes = {(224,): "SoCo", (224, 112): "SoCo", (224, 112, 192): "SoCo*"}  # (224,) is C4's
     enough = bool(epochs) and metrics.get("images_seen", 0) > 1.2e6 * epochs
     row = sizes.get(tuple(view["size"] for view in pretrain["views"]), "") if enough and not changed else ""
-    return Start(f"SoCo ({run.name})", epochs, row)
+    method = "whole image" if pretrain["alignment"] == "whole" else "SoCo"
+    return Start(f"{method} ({run.name.removesuffix('-s' + str(pretrain['seed']))})", epochs, row)
 
 
 def scale_of(config: dict) -> str:

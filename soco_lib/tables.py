@@ -88,8 +88,16 @@ def transfers(known: dict[str, Run], results: Path, table: str, profile: str = "
                     for others in [sorted(others)] if others]  # fmt: skip
 
 
+def _settings(run: Run, known: dict[str, Run]) -> dict:
+    """What a transfer was run with but for its seed; in place of the folder that it started from, what that was pretrained with."""
+    plain = lambda run: {key: value for key, value in essence(run.record["config"]).items() if key != "seed"}  # noqa: E731
+    source = source_of(run.record["config"], known)
+    pretrained = {f"pretraining's {key}": value for key, value in plain(source).items()} if source else {}
+    return {key: value for key, value in plain(run).items() if key != "init" or not source} | pretrained
+
+
 def _grouped(runs: list[Run], known: dict[str, Run]) -> dict[tuple[str, str], dict[str, list[Run]]]:
-    """(scale, pretraining) -> benchmark -> runs that differ in their seed alone.
+    """(scale, pretraining) -> benchmark -> runs that differ in their seeds alone, their pretrainings' and their own.
 
     Where runs of one benchmark differ in more, the name of the pretraining is followed by what differs.
     """
@@ -98,8 +106,8 @@ def _grouped(runs: list[Run], known: dict[str, Run]) -> dict[tuple[str, str], di
         config = run.record["config"]
         alike[scale_of(config), start_of(config, known).label, config["benchmark"]].append(run)
     for (scale, label, benchmark), members in alike.items():
-        plain = [essence(run.record["config"]) for run in members]
-        differing = [k for k in plain[0] if k != "seed" and any(p.get(k) != plain[0][k] for p in plain)]
+        plain = [_settings(run, known) for run in members]
+        differing = [key for key in plain[0] if any(each.get(key) != plain[0][key] for each in plain)]
         for run, values in zip(members, plain):
             extra = ", ".join(f"{k}={values.get(k)}" for k in differing)
             groups[scale, f"{label}, {extra}" if extra else label][benchmark].append(run)

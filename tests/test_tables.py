@@ -33,7 +33,7 @@ def transfer(path, ap=None, benchmark="coco-fpn-1x", profile="toy", **changes):
 
 
 def pretraining(path, images_seen=128_200_000, **fields):
-    folder(path, "pretrain", to_dict(Pretrain("folder:imagenet/train", "p", **fields)), {"images_seen": images_seen})
+    folder(path, "pretrain", to_dict(Pretrain("folder:imagenet/train", **{"proposals": "p"} | fields)), {"images_seen": images_seen})
 
 
 def cells(results, table="1", profile="all"):
@@ -97,6 +97,23 @@ def test_runs_that_differ_in_more_than_their_seed_are_kept_apart(tmp_path):
         ("toy", "Scratch, lr=0.5, precise_bn=8"): 2.0,
         ("toy", "Scratch, lr=0.002, precise_bn=3"): 4.0,
         ("toy, other data", "Scratch"): 8.0,
+    }
+
+
+def test_pretrainings_that_differ_in_their_seed_alone_are_one_row(tmp_path):
+    for seed, ap in enumerate((1.0, 3.0)):
+        pretraining(tmp_path / f"mine-s{seed}", seed=seed)
+        transfer(tmp_path / f"t{seed}", ap, seed=seed, init=str(tmp_path / f"mine-s{seed}"))
+    pretraining(tmp_path / "mine-s2", seed=2, k=8)
+    pretraining(tmp_path / "image-s0", alignment="whole", proposals="whole", k=1, jitter_p=0)
+    transfer(tmp_path / "whole", 4.0, init=str(tmp_path / "image-s0"))
+    rows = lambda: cells(tmp_path)[0].xs(("coco-fpn-1x", "AP_bb"), level=["benchmark", "metric"])["value"].to_dict()  # noqa: E731
+    assert rows() == {("toy", "SoCo (mine)"): 2.0, ("toy", "whole image (image)"): 4.0}
+    transfer(tmp_path / "t2", 8.0, seed=2, init=str(tmp_path / "mine-s2"))  # other settings under a like name
+    assert rows() == {
+        ("toy", "SoCo (mine), pretraining's k=4"): 2.0,
+        ("toy", "SoCo (mine), pretraining's k=8"): 8.0,
+        ("toy", "whole image (image)"): 4.0,
     }
 
 
