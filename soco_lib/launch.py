@@ -8,7 +8,10 @@ runs one node's processes of a run that was started elsewhere: `make pretrain NO
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -83,6 +86,13 @@ def follow(path: Path, begin: int, alive: Callable[[], bool]) -> Iterator[str]:
             yield text
 
 
+def _end_with_parent() -> None:
+    """In a child, before it becomes a run's process: have the kernel send it SIGTERM, upon which it saves, when its parent dies."""
+    set_parent_death_signal = 1  # prctl(2), Linux alone
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+
+
 def stream(
     module: str,
     run: Run,
@@ -99,7 +109,8 @@ def stream(
     """Run `module` on the run folder and yield its lines of output as they come; the output is kept in <run>/output.txt.
 
     launcher: "local" starts this node's processes here, "slurm" submits a job for all nodes (partition, minutes, cpus: see
-    slurm.submit). Whoever leaves the iteration stops the processes or cancels the job; the run can go on later.
+    slurm.submit). Whoever leaves the iteration stops the processes or cancels the job; the run can go on later. A caller that is
+    killed takes this node's processes along: they save and end (on Linux).
     Raises BookError for a bad value, and with the run's own error when it fails.
     """
     one_of("LAUNCHER", launcher, LAUNCHERS)
@@ -115,7 +126,8 @@ def stream(
     else:
         words = command(module, folder, gpus, nodes, rendezvous, restarts)
         with open(output, "a") as file:  # a file and no pipe: with several nodes the process that speaks may be another's
-            child = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, env=environment(gpus))
+            child = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, env=environment(gpus),
+                                     preexec_fn=_end_with_parent)  # fmt: skip
     last = ""
     try:
         for text in follow(output, begin, lambda: child.poll() is None):

@@ -105,6 +105,21 @@ def test_a_stopped_process_says_so_by_its_status(cfg, tmp_path):
     assert child.wait() == session.STOPPED == 143
 
 
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_who_watches_is_killed_and_the_processes_save_and_end(cfg, tmp_path, gpus):
+    run = Run.start("run", "pretrain", with_(cfg, steps=1000, save_every=1000, log_every=1), tmp_path)
+    code = "import sys; from soco_lib import launch, results; launch.launch('soco_lib.train', results.Run.read(sys.argv[1]), int(sys.argv[2]))"
+    watcher = subprocess.Popen([sys.executable, "-c", code, str(run.folder), str(gpus)], stdout=subprocess.DEVNULL, env=same_threads())
+    wait_for_rows(run, 3, watcher)
+    watcher.kill()
+    watcher.wait()
+    deadline = time.monotonic() + 120
+    while Run.read(run.folder).record["status"] == "running" and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert Run.read(run.folder).record["status"] == "stopped"
+    assert list(run.folder.glob("checkpoints/step_*.pt"))
+
+
 def test_two_nodes_train_one_run(cfg, tmp_path, one_thread):
     cfg = with_(cfg, steps=20)
     whole = undisturbed(cfg, tmp_path, gpus=2)
