@@ -240,10 +240,11 @@ def headline(frame: pd.DataFrame) -> str:
             rows.append(row)
     if not rows:
         return f"{scale}: no run of the study `labels` is finished: `make reproduce-toy`.\n"
-    against = {name: counted(pd.concat(lines)) for name, lines in found.items()}
+    scratch, whole = (pd.concat(found[name])["verdict"].value_counts() for name in found)
+    settings = lambda counts: " and ".join(f"{word} in {count}" for word, count in counts.items()) + f" of {counts.sum()} settings"  # noqa: E731
     return (
-        f"{scale}: is a detector that starts from SoCo better than one from random weights? {against['scratch']}. Than one from pretraining "
-        f"on whole images, the paper's baseline? {against['whole-image'] or 'not run'}.\n\n"
+        f"{scale}: that a detector learns better from SoCo's weights than from random ones is **{settings(scratch)}**; that SoCo is "
+        f"better than pretraining on whole images, the paper's baseline, is **{settings(whole) if len(whole) else 'not run'}**.\n\n"
         f"{pages.markdown(pd.DataFrame(rows).fillna(''))}\n\n"
         "AP^bb, means over seeds; differences are paired over seeds, with the bootstrap's 95 % interval; a verdict asks Student's as well. Of "
         f"{len(frame)} comparisons that the paper makes, the small runs leave {counted(frame)}: [the table](results/tables/claims.md).\n"
