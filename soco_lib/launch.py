@@ -8,7 +8,6 @@ runs one node's processes of a run that was started elsewhere: `make pretrain NO
 from __future__ import annotations
 
 import argparse
-import contextlib
 import ctypes
 import os
 import signal
@@ -86,11 +85,15 @@ def follow(path: Path, begin: int, alive: Callable[[], bool]) -> Iterator[str]:
             yield text
 
 
+#: prctl(2), which Linux alone has; looked up here, because a forked child should not load libraries.
+_PRCTL = getattr(ctypes.CDLL(None), "prctl", None)
+SET_PARENT_DEATH_SIGNAL = 1
+
+
 def _end_with_parent() -> None:
     """In a child, before it becomes a run's process: have the kernel send it SIGTERM, upon which it saves, when its parent dies."""
-    set_parent_death_signal = 1  # prctl(2), Linux alone
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+    if _PRCTL:
+        _PRCTL(SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
 
 
 def stream(
