@@ -66,6 +66,7 @@ def labels(rows: list[Row], metric: str = "AP_bb") -> Figure:
         ax.set_xscale("log")
         ax.set_xticks(ticks, [str(n) for n in ticks])
         ax.minorticks_off()
+        ax.set_xlim(ticks[0] / 1.3, ticks[-1] * 1.3)
     right.axhline(0, color="0.4", lw=0.8)
     _finish(left, "toy scale", "labelled images", f"{metric} (%)")
     _finish(right, f"minus {names[0]}, same seeds", "labelled images", "points of AP")
@@ -74,16 +75,16 @@ def labels(rows: list[Row], metric: str = "AP_bb") -> Figure:
     return figure
 
 
-def iterations(rows: list[Row]) -> Figure:
-    """AP of boxes against iterations of fine-tuning, a panel a benchmark, a thin line a seed and a thick one for their mean."""
-    scored = list(dict.fromkeys(row.benchmark for row in rows))
-    names = list(dict.fromkeys(row.variant.name for row in rows))
-    figure, axes = plt.subplots(1, len(scored), figsize=(4.2 * len(scored), 3.6), squeeze=False, layout="constrained")
-    for ax, benchmark in zip(axes[0], scored):
+def iterations(of_study: dict[str, list[Row]]) -> Figure:
+    """AP of boxes against iterations of fine-tuning, a panel a study and benchmark with finished runs, a thin line a seed, a thick one
+    their mean; of_study: study's name -> its rows."""
+    panels = [(study, name) for study, rows in of_study.items() for name in dict.fromkeys(row.benchmark for row in rows if _runs(row))]
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.6), squeeze=False, layout="constrained")
+    for ax, (study, benchmark) in zip(axes[0], panels):
         labelled = "no"
-        for i, name in enumerate(names):
+        for i, name in enumerate(dict.fromkeys(row.variant.name for row in of_study[study])):
             courses: dict[int, list[float]] = defaultdict(list)
-            for row in (row for row in rows if (row.benchmark, row.variant.name) == (benchmark, name)):
+            for row in (row for row in of_study[study] if (row.benchmark, row.variant.name) == (benchmark, name)):
                 for run in _runs(row).values():
                     labelled = records.numbers(run)["train_images"]
                     course = {line["step"]: line["bbox_AP"] for line in run.rows() if "bbox_AP" in line}
@@ -93,9 +94,9 @@ def iterations(rows: list[Row]) -> Figure:
             if courses:
                 steps = sorted(courses)
                 ax.plot(steps, [np.mean(courses[step]) for step in steps], marker="o", ms=4, lw=2, color=LINES[i], label=name)
-        _finish(ax, f"{benchmark}: {labelled} labelled images", "iterations of fine-tuning", "AP_bb (%), toy scale")
+        _finish(ax, f"{study}: {labelled} labelled images", "iterations of fine-tuning", "AP_bb (%), toy scale")
         ax.set_ylim(bottom=0)
-    axes[0][0].legend(fontsize=9, frameon=False)
+        ax.legend(fontsize=9, frameon=False)
     return figure
 
 

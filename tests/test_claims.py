@@ -131,7 +131,7 @@ def test_figures_and_where_pretraining_hurts(results):
     left, right = claims_plots.labels(rows).axes
     assert [text.get_text() for text in left.get_xticklabels()] == ["75", "150", "1500"]
     assert len(right.containers) == 2  # SoCo and the whole image
-    assert len(claims_plots.iterations(rows).axes) == 3
+    assert len(claims_plots.iterations({"labels": rows}).axes) == 3
     assert claims_plots.draw_changes(changed.reset_index(), "x").axes
     assert claims_plots.changes(rows, "soco-star", "scratch", "coco-fpn-1x").empty
 
