@@ -159,6 +159,21 @@ def test_on_gpus_every_batch_norm_is_synchronised(name, tmp_path, monkeypatch):
         assert set(norms.values()) == {kind} and all(any(part in path for path in norms) for part in parts)
 
 
+@pytest.mark.parametrize("name", ["coco-fpn-1x", "coco-c4-1x", "coco-retinanet-1x", "coco-fcos-1x"])
+def test_each_toy_detector_looks_at_one_small_image(name, tmp_path):
+    model = build_model(config(benchmarks.settings(name, "toy"), tmp_path)).eval()
+    with torch.no_grad():
+        assert len(model([{"image": torch.zeros(3, 64, 64), "height": 64, "width": 64}])) == 1
+
+
+def test_fcos_head_has_groups_of_eight_channels(tmp_path):
+    groups = {}
+    for profile in ("paper", "toy"):
+        model = build_model(config(benchmarks.settings("coco-fcos-1x", profile), tmp_path))
+        groups[profile] = {(m.num_groups, m.num_channels) for m in model.head.modules() if isinstance(m, torch.nn.GroupNorm)}
+    assert groups == {"paper": {(32, 256)}, "toy": {(4, 32)}}
+
+
 # --- full size --------------------------------------------------------------------------------------------------------
 
 
