@@ -109,10 +109,11 @@ def found(results: Path) -> tuple[dict[str, Run], list[str]]:
 
 
 def by_state(texts: dict[int, str]) -> str:
-    """States of several seeds as one cell: seed -> text becomes "done (s0 s2); diverged at step 7 (s1)"."""
+    """States of several seeds as one cell: seed -> text becomes "done (s0 s2); diverged at step 7 (s1)"; "" is not told."""
     seeds: dict[str, list[str]] = {}
     for seed, text in texts.items():
-        seeds.setdefault(text, []).append(f"s{seed}")
+        if text:
+            seeds.setdefault(text, []).append(f"s{seed}")
     return "; ".join(f"{text} ({' '.join(named)})" for text, named in seeds.items())
 
 

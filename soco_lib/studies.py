@@ -42,6 +42,7 @@ class Variant:
     says: str = ""  # one line
     row: str = ""  # of the paper's table; "": none
     epoch: int = 0  # of that row; 0: it has one or none
+    only: tuple[str, ...] = ()  # benchmarks for which that row is the paper's number of this variant; empty: all that have such a row
     scratch: bool = False  # random weights: nothing is pretrained, and the fields below are empty
     paper: dict = field(default_factory=dict)  # fields that differ from the study's at PROFILE=paper
     toy: dict = field(default_factory=dict)  # and at PROFILE=toy
@@ -96,7 +97,7 @@ class Study:
         """What the paper prints for the variant: percent, NaN where it diverged there, None where it prints nothing."""
         chosen = benchmarks.find(benchmark)
         table = self.table or chosen.table
-        if not variant.row or metric not in chosen.metrics:
+        if not variant.row or metric not in chosen.metrics or (variant.only and benchmark not in variant.only):
             return None
         try:
             return paper_value(table, chosen.paper, variant.row, metric, variant.epoch or None)
@@ -150,9 +151,9 @@ def _known_fields(where: str, values: dict, cls) -> None:
 
 
 def _known_row(study: Study, variant: Variant) -> None:
-    """Raises BookError for a row that no table of the study's benchmarks has."""
+    """Raises BookError for a row that no table of the study's benchmarks (or of `only`) has."""
     wrong = []
-    for chosen in map(benchmarks.find, study.benchmarks):
+    for chosen in map(benchmarks.find, variant.only or study.benchmarks):
         try:
             paper_value(study.table or chosen.table, chosen.paper, variant.row, study.metrics[0], variant.epoch or None)
             return

@@ -91,7 +91,7 @@ class Row:
         said = {}
         for seed in self.cells:
             run = self.outcome(seed)
-            ready = run.kind == "transfer" and run.state.word == "missing"
+            ready = run.kind == "transfer" and run.state.word == "missing" and not self.variant.scratch
             said[seed] = "pretrained" if ready else f"{run.kind} {run.state.text}" if run.state.word == "begun" else run.state.text
         return records.by_state(said)
 

@@ -34,7 +34,7 @@ PLAIN = {"jitter_p": 0.0, "views": [V2]}  # before box jitter and multi-view
 C4 = {"detector": "mask-rcnn-r50-c4", "views": [{**V2, "scale": [0.6, 1.0]}]}
 COCO = {"images": "list:data/coco-train-unlabeled.txt", "proposals": "data/coco-train-unlabeled-proposals"}
 SUBSET = {"images": "list:data/imagenet-subset.txt", "proposals": "data/imagenet-subset-proposals"}
-#: study -> row and epoch of the paper's table -> what differs from SOCO.
+#: study -> row and epoch of the paper's table (and the benchmark that it is for) -> what differs from SOCO.
 PAPER = {
     "alignment": {
         ("whole image", 0): {**PLAIN, "alignment": "whole", "proposals": "whole", "k": 1},
@@ -74,7 +74,7 @@ PAPER = {
         ("", -1): {},
         ("", 0): {"views": [V2, v3(112), V4]},
     },
-    "detectors": {("Scratch", 0): None, ("SoCo", 100): {}, ("", 0): C4},
+    "detectors": {("Scratch", 0): None, ("SoCo", 100, "coco-fpn-1x"): {}, ("SoCo", 100, "coco-c4-1x"): C4},
     "pretrain-soco-100": {("SoCo", 100): {}},
     "pretrain-soco-400": {("SoCo", 400): {"epochs": 400.0}},
     "pretrain-soco-star-400": {("SoCo*", 400): {"epochs": 400.0, "views": [V2, v3(112), V4]}},
@@ -90,7 +90,7 @@ def test_these_are_all_studies():
 @pytest.mark.parametrize("name", PAPER)
 def test_the_papers_setting_field_by_field(name):
     study = studies.read(name)
-    assert [(v.row, v.epoch) for v in study.variants] == [(row, max(epoch, 0)) for row, epoch in PAPER[name]]
+    assert [(v.row, v.epoch, *v.only) for v in study.variants] == [(row, max(epoch, 0), *only) for row, epoch, *only in PAPER[name]]
     for variant, changes in zip(study.variants, PAPER[name].values()):
         cfg = study.pretrain(variant, "paper")
         if changes is None:
@@ -111,6 +111,12 @@ def test_every_printed_row_has_a_variant(name):
     study, printed = studies.read(name), paper_table(studies.read(name).table)
     assert [(v.row, v.epoch) for v in study.variants] == [(row, 0 if pd.isna(e) else e) for row, e in printed.index]
     assert list(study.metrics) == [metric for _, metric in printed.columns]
+
+
+def test_a_printed_number_stands_beside_the_variant_that_it_is_of():
+    study = studies.read("detectors")
+    printed = {v.name: [study.printed(v, name, "AP_bb") for name in ("coco-fpn-1x", "coco-c4-1x")] for v in study.variants}
+    assert printed == {"scratch": [31.0, 26.4], "soco-fpn": [42.3, None], "soco-c4": [None, 40.4]}
 
 
 def test_the_base_is_one_run_for_all_studies():
