@@ -74,6 +74,9 @@ def main(arguments: list[str] | None = None) -> int:
     differ = compare(then.metrics, made.metrics)
     for name, (old, new) in differ.items():
         print(f"{name}: {old} then, {new} now")
+    machines = [run.record["sessions"][-1].get("hardware", {}).get("cpu", "unknown") for run in (then, made)]
+    if differ and machines[0] != machines[1]:
+        print(f"then on {machines[0]}, now on {machines[1]}: another kind of processor sums floats in another order, and training amplifies that")
     count = len(flat(then.metrics))
     print(f"{given.run}: {count - len(differ)} of {count} numbers are the same to the last digit")
     return 1 if differ else 0

@@ -25,6 +25,9 @@ from soco_lib.config import differences, essence, identity, require, to_dict
 PACKAGES = ("torch", "torchvision", "numpy", "opencv-contrib-python-headless", "sal-detectron2", "detectron2", "pycocotools", "lvis",
             "papermill")  # fmt: skip
 
+#: What /proc/cpuinfo tells of a processor's design, on x86 and on ARM -> how records say it.
+DESIGN = {"cpu family": "family", "model": "model", "CPU implementer": "implementer", "CPU part": "part"}
+
 
 def write_json(path: Path, value) -> None:
     """Write then rename, so that a reader sees the old file or the new one and a killed writer leaves no torn one."""
@@ -50,6 +53,16 @@ def _git(*args: str) -> str:
         return ""
 
 
+def processor(cpuinfo: str) -> str:
+    """A processor by name, out of the text of Linux's /proc/cpuinfo, with the numbers that tell designs of one name apart.
+
+    Clouds call several generations "AMD EPYC"; sums of floats come out in another order, and so otherwise, on each.
+    """
+    known = dict(re.findall(r"^(\w[\w ]*?)\s*: (.*)$", cpuinfo, re.MULTILINE))
+    numbers = [f"{word} {known[key]}" for key, word in DESIGN.items() if key in known]
+    return known.get("model name", platform.processor() or platform.machine()) + f" ({', '.join(numbers)})" * bool(numbers)
+
+
 def provenance() -> dict:
     """Code (commit, dirty flag), package versions and hardware of this process."""
     versions = {}
@@ -58,7 +71,7 @@ def provenance() -> dict:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if Path("/proc/cpuinfo").exists() else None
+    cpuinfo = Path("/proc/cpuinfo")
     import torch  # here, because reading records needs no torch
 
     changes = _git("status", "--porcelain", "--", ".", ":(exclude)results")  # what runs leave there is no change of the code
@@ -66,7 +79,7 @@ def provenance() -> dict:
     return {
         "git": {"commit": _git("rev-parse", "HEAD"), "dirty": bool(changes)},
         "versions": {"python": platform.python_version(), **versions},
-        "hardware": {"cpu": cpu.group(1) if cpu else platform.processor(), "cores": os.cpu_count(), "gpus": gpus},
+        "hardware": {"cpu": processor(cpuinfo.read_text() if cpuinfo.exists() else ""), "cores": os.cpu_count(), "gpus": gpus},
     }
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from soco_lib import rerun, studies
-from soco_lib.results import Run
+from soco_lib.results import Run, processor, provenance
 
 NAN = float("nan")
 
@@ -15,6 +15,13 @@ def test_speed_is_no_number_of_the_run_and_nan_equals_nan():
     assert rerun.flat(then) == {"bbox.AP": 1.0, "bbox.per_class.car": pytest.approx(NAN, nan_ok=True), "iterations": 2}
     assert not rerun.compare(then, {**then, "seconds": 9.0, "init": "elsewhere"})
     assert rerun.compare(then, {"bbox": {"AP": 1.5, "per_class": {"car": NAN}}}) == {"bbox.AP": (1.0, 1.5), "iterations": (2, None)}
+
+
+def test_processors_of_one_name_and_two_designs_are_told_apart():
+    of = "processor\t: {}\nvendor_id\t: AuthenticAMD\ncpu family\t: {}\nmodel\t\t: {}\nmodel name\t: AMD EPYC\nstepping\t: 1\n\n".format
+    assert processor(of(0, 26, 2) + of(1, 26, 2)) == "AMD EPYC (family 26, model 2)" != processor(of(0, 25, 1))
+    assert processor("processor\t: 0\nCPU implementer\t: 0x41\nCPU part\t: 0xd40\n").endswith("(implementer 0x41, part 0xd40)")
+    assert processor("") and "(" not in processor("") and provenance()["hardware"]["cpu"]
 
 
 @pytest.fixture
@@ -46,7 +53,13 @@ def test_the_pretraining_runs_again_too_and_a_difference_is_named(results, monke
     path.write_text(json.dumps({"bbox": {"AP": 2.5}}))
     monkeypatch.setattr(rerun, "launch", lambda *_: None)  # it is there already
     assert rerun.main(["scored", "--results", str(results)]) == 1
-    assert "bbox.AP: 2.0 then, 2.5 now" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "bbox.AP: 2.0 then, 2.5 now" in said and "kind of processor" not in said
+    record = json.loads((results / "scored" / "run.json").read_text())
+    record["sessions"][-1]["hardware"]["cpu"] = "EPYC (family 25, model 1)"
+    (results / "scored" / "run.json").write_text(json.dumps(record))
+    assert rerun.main(["scored", "--results", str(results)]) == 1
+    assert "then on EPYC (family 25, model 1), now on " in capsys.readouterr().out
 
 
 def test_mistakes_are_one_line(results, capsys):
