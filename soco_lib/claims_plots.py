@@ -8,12 +8,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from soco_lib import records
 from soco_lib.claims import bootstrap
 from soco_lib.study_figure import LINES
 from soco_lib.study_records import Row
 
+VERDICTS = {"confirmed": "#009E73", "contradicted": "#D55E00", "undecided": "#888888"}
 SIZES = {"APs": "small", "APm": "medium", "APl": "large"}
 
 
@@ -35,6 +37,36 @@ def _whiskers(values: list[float]) -> tuple[float, float, float]:
     """Mean, and how far the bootstrap's interval reaches below and above it (0 for one value)."""
     mean, (low, high) = float(np.mean(values)), bootstrap(list(values))
     return mean, *(0.0 if np.isnan(side) else abs(side - mean) for side in (low, high))
+
+
+def verdicts(frame: pd.DataFrame) -> Figure:
+    """Every claim at a glance, a line each, of claims.table's frame: mean difference with the bootstrap's interval (thick) and Student's
+    (thin, cut at the border), coloured by verdict; at the right the paper's difference. What was not run is left out."""
+    ran = frame[frame["n"] > 0].reset_index(drop=True)
+    figure, ax = plt.subplots(figsize=(10, 0.24 * len(ran) + 1), layout="constrained")
+    colours = ran["verdict"].map(VERDICTS)
+    for low, high, width in (("low_t", "high_t", 1), ("low", "high", 4)):
+        ax.hlines(ran.index, ran[low], ran[high], colors=colours, lw=width)
+    ax.scatter(ran["change"], ran.index, s=22, c=colours, edgecolors="white", zorder=3)
+    edge = 1.1 * np.nanmax(np.abs(ran[["change", "low", "high"]]), initial=0.1)
+    ax.set_xlim(-edge, edge)
+    ax.axvline(0, color="0.3", lw=0.8)
+    for i, study in enumerate(dict.fromkeys(ran["study"])):
+        at = ran.index[ran["study"] == study]
+        if i % 2:
+            ax.axhspan(at[0] - 0.5, at[-1] + 0.5, color="0.95", zorder=0)
+    ax.set_yticks(ran.index, ran["claim"], fontsize=8)
+    ax.set_ylim(len(ran) - 0.5, -0.5)
+    printed = ran["paper"].map(lambda paper: "" if pd.isna(paper) else f", paper {paper:+.1f}")
+    beside = ax.secondary_yaxis("right")
+    beside.set_yticks(ran.index, "n = " + ran["n"].astype(str) + printed, fontsize=8)
+    beside.spines["right"].set_visible(False)
+    beside.tick_params(length=0)
+    _finish(ax, "difference of two arms that share their seeds, toy scale", "points of AP", "")
+    ax.tick_params(axis="y", labelsize=8)
+    found = [word for word in VERDICTS if (ran["verdict"] == word).any()]
+    ax.legend([Line2D([], [], color=VERDICTS[word], lw=4) for word in found], found, fontsize=9, frameon=False, loc="upper left")
+    return figure
 
 
 def labels(rows: list[Row], metric: str = "AP_bb") -> Figure:

@@ -34,6 +34,7 @@ FIGURES = {
     "report.json": "quickstart-report/run.json",
     "speed.md": "bench/goals.md",
     "headline.md": "tables/headline.md",
+    "verdicts.png": "claims/verdicts.png",
     "labels.png": "claims/labels.png",
     "longer.png": "claims/iterations-longer.png",
     "nearest.png": "claims/nearest.png",

@@ -136,6 +136,16 @@ def test_figures_and_where_pretraining_hurts(results):
     assert claims_plots.changes(rows, "soco-star", "scratch", "coco-fpn-1x").empty
 
 
+def test_a_line_each_claim_that_was_run_with_its_verdict_as_colour(results):
+    frame, _ = claims.build(results)
+    ax = claims_plots.verdicts(frame).axes[0]
+    said = [text.get_text() for text in ax.get_yticklabels()]
+    assert said == list(frame.loc[frame["n"] > 0, "claim"]) and 0 < len(said) < len(frame)
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["confirmed", "undecided"]
+    left, right = ax.get_xlim()
+    assert left < frame["low"].min() and frame["high"].max() < right
+
+
 def test_command_line_without_any_record(tmp_path, capsys):
     claims.main(["--results", str(tmp_path)])
     assert "not run" in capsys.readouterr().out
