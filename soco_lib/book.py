@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import os
 import re
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +50,13 @@ def execute(
     results: str | Path = RESULTS,
     html: bool = True,
     kernel: str | None = None,
+    label: str = "",
 ) -> Path:
     """Execute a notebook from the checkout's root; returns its executed copy, `<results>/<run_name>/<notebook>.ipynb`.
 
     `params` override the parameters cell; `run_name` and `results` are injected too where the notebook declares them. What
-    cells print appears on the terminal. `kernel` defaults to this environment's `python3`, whatever the file's metadata says.
+    cells print appears on the terminal, each line with `[label]` before it if there is one. `kernel` defaults to this environment's
+    `python3`, whatever the file's metadata says.
     Raises BookError before anything runs, NotebookFailed when a cell fails; the executed copy then stays for reading.
     """
     import papermill  # slow imports wait until they are needed: a kernel imports this module for `headless`
@@ -65,8 +69,9 @@ def execute(
     copy = ROOT / results / run_name / notebook.name
     copy.parent.mkdir(parents=True, exist_ok=True)
     copy.with_suffix(".html").unlink(missing_ok=True)  # of an earlier execution: it would contradict a copy that fails
-    print(f"{notebook.stem} [{run_name}]", flush=True)
-    began, echo = time.monotonic(), _Echo()
+    say = functools.partial(print, *([f"[{label}]"] if label else []), flush=True)
+    say(f"{notebook.stem} [{run_name}]")
+    began, echo = time.monotonic(), _Echo(say)
     try:
         with _kernel_environment() as config:
             papermill.execute_notebook(
@@ -92,7 +97,7 @@ def execute(
         echo.close()
     _refuse_quitters(copy)
     shown = render(copy) if html else copy
-    print(f"{notebook.stem} done in {time.monotonic() - began:.0f} s: {_short(shown)}", flush=True)
+    say(f"{notebook.stem} done in {time.monotonic() - began:.0f} s: {_short(shown)}")
     return copy
 
 
@@ -124,14 +129,15 @@ def _placed(notebook: Path, run_name: str, results: str | Path, params: dict) ->
 class _Echo:
     """Where papermill writes the cells' stdout: whole lines, and of a bar that redraws itself its last state."""
 
-    rest = ""
+    def __init__(self, say: Callable[[str], None]):
+        self.say, self.rest = say, ""
 
     def write(self, text: str) -> None:
         *lines, self.rest = (self.rest + text).split("\n")
         for line in lines:
             line = line.rstrip().rsplit("\r", 1)[-1]
             if line:
-                print(f"  {line}", flush=True)
+                self.say(f"  {line}")
 
     def flush(self) -> None:
         """Papermill calls this after each message; half a line waits for its end."""
@@ -218,11 +224,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="pairs", help="set a parameter")
     parser.add_argument("-f", action="append", default=[], metavar="FILE", dest="files", help="set parameters from a YAML file")
     parser.add_argument("--results", default=RESULTS, help="default: results/ of the checkout")
+    parser.add_argument("--label", default="", help="goes before each line of output: for notebooks that run side by side")
     parser.add_argument("--no-html", action="store_true", help="leave out the HTML page")
     args = parser.parse_args(argv)
     try:
         params = _read_params(args.files, args.pairs, declared(args.notebook))
-        execute(args.notebook, args.run_name, params, args.results, html=not args.no_html)
+        execute(args.notebook, args.run_name, params, args.results, html=not args.no_html, label=args.label)
     except (BookError, NotebookFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

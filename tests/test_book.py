@@ -83,6 +83,12 @@ def test_the_run_goes_where_the_command_says(tmp_path, capsys):
     assert "contradicts" in told(capsys)
 
 
+def test_lines_of_notebooks_side_by_side_say_whose_they_are(notebook, capsys):
+    assert run(notebook, "--run-name", "a-run", "--label", "left", "--no-html") == 0
+    begin, printed, end = capsys.readouterr().out.splitlines()
+    assert begin == "[left] tiny [a-run]" and printed == "[left]   3" and end.startswith("[left] tiny done in ")
+
+
 def test_a_failing_cell_is_one_line_and_leaves_the_copy(tmp_path, capsys):
     stale = tmp_path / "results" / "bad" / "tiny.html"
     stale.parent.mkdir(parents=True)

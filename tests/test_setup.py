@@ -58,6 +58,16 @@ def test_targets_make_the_environment_first(bare, target):
         assert step in plan.stdout
 
 
+def test_the_quickstart_runs_its_two_transfers_side_by_side(bare):
+    """And nothing else: with half of the cores each, and lines that say whose they are."""
+    plan = make("-n", "quickstart", folder=bare)
+    assert plan.returncode == 0 and not plan.stderr, plan.stderr
+    alone, together = plan.stdout.split("TOGETHER=1", 1)
+    assert "--label" not in alone and alone.rstrip().endswith("--jobs=2")
+    for name in ("quickstart-scratch", "quickstart-transfer"):
+        assert f"--label '{name}'" in together and f"--run-name {name}" not in alone
+
+
 def test_a_finished_environment_is_left_alone_until_something_changes(bare):
     (bare / ".venv" / "bin").mkdir(parents=True)
     (bare / ".venv" / "bin" / "python").touch()
