@@ -9,8 +9,10 @@ scores higher than AGAINST"; both are fine-tuned from the same seeds, so their d
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +23,7 @@ import yaml
 from soco_lib import ROOT, benchmarks, config, one_line_errors, pages, records, studies
 from soco_lib.config import Pretrain, from_dict, one_of
 from soco_lib.paper import paper_value
+from soco_lib.results import one_kind
 from soco_lib.studies import Study
 from soco_lib.study_records import Row, folder_of, rows_of
 from soco_lib.study_tables import paired
@@ -74,6 +77,7 @@ class Found:
     differences: dict[int, float]
     scores: tuple[float, float]  # of, against; NaN where there is no run
     paper: float | None  # the printed difference
+    mixed: int = 0  # differences between runs on two kinds of processor
 
 
 def read(path: Path = FILE) -> list[Claim]:
@@ -128,6 +132,13 @@ def _difference(rows: list[Row], claim: Claim, benchmark: str) -> tuple[dict[int
     return {seed: sides[0][seed] - sides[1][seed] for seed in both}, means
 
 
+def _mixed(rows: list[Row], claim: Claim, seeds: Iterable[int]) -> int:
+    """Of how many seeds the runs that the claim compares name two kinds of processor."""
+    sides = itertools.product((claim.of, claim.against), filter(None, (claim.benchmark, claim.less)))
+    found = [row for side in sides if (row := _row(rows, *side))]
+    return sum(not one_kind(set().union(*(row.processors(seed) for row in found))) for seed in seeds)
+
+
 def _printed(study: Study, claim: Claim) -> float | None:
     """The paper's difference, None where it prints none or one of its runs diverged."""
     cells = [(cell.sign, paper_value(cell.table, cell.benchmark, cell.row, claim.metric, cell.epoch or None)) for cell in claim.printed]
@@ -148,11 +159,11 @@ def find(claim: Claim, results: Path, profile: str = "toy") -> Found:
     if claim.less:
         other, _ = _difference(rows, claim, claim.less)
         differences = {seed: differences[seed] - other[seed] for seed in differences if seed in other}
-    return Found(claim, differences, scores, _printed(study, claim))
+    return Found(claim, differences, scores, _printed(study, claim), _mixed(rows, claim, differences))
 
 
 def table(found: list[Found]) -> pd.DataFrame:
-    """A row a claim: its words and place, the paper's difference, ours with both 95 % intervals, n, both scores, verdict."""
+    """A row a claim: its words and place, the paper's difference, ours with both 95 % intervals, n, both scores, verdict, mixed."""
     lines = []
     for each in found:
         claim, values = each.claim, list(each.differences.values())
@@ -163,7 +174,7 @@ def table(found: list[Found]) -> pd.DataFrame:
         line |= {"of_score": each.scores[0], "against_score": each.scores[1], "n": n, "change": mean}
         line |= {"low": low, "high": high, "low_t": low_t, "high_t": high_t}
         expected = 1.0 if each.paper is None else each.paper
-        lines.append(line | {"verdict": verdict(values, expected) if n else "not run"})
+        lines.append(line | {"verdict": verdict(values, expected) if n else "not run", "mixed": each.mixed})
     return pd.DataFrame(lines).round(4)
 
 
@@ -199,11 +210,17 @@ def counted(frame: pd.DataFrame) -> str:
 
 def reading(frame: pd.DataFrame) -> str:
     """How many claims were confirmed, contradicted, undecided, and what chance would give."""
-    judged = int((frame["n"] >= FEWEST).sum())
+    judged, mixed = int((frame["n"] >= FEWEST).sum()), frame.loc[frame["mixed"] > 0]
+    kinds = "No difference is one between runs on two kinds of processor, as far as their records tell."
+    if len(mixed):
+        kinds = (
+            f"{mixed['mixed'].sum()} of {frame['n'].sum()} differences are between runs on two kinds of processor, which changes scores by "
+            f"itself: {'; '.join(mixed['claim'])}."
+        )
     return (
         f"{len(frame)} comparisons: {counted(frame)}. A verdict needs {FEWEST} seeds and both 95 % intervals of the mean difference on "
         f"one side of 0. Each of the {judged} judged is for itself: were there no effect anywhere, up to {0.05 * judged:.1f} would still "
-        "get a verdict by chance."
+        f"get a verdict by chance. {kinds}"
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -17,6 +18,7 @@ import re
 import subprocess
 import time
 import weakref
+from collections.abc import Iterable
 from pathlib import Path
 
 from soco_lib import ROOT, BookError
@@ -61,6 +63,11 @@ def processor(cpuinfo: str) -> str:
     known = dict(re.findall(r"^(\w[\w ]*?)\s*: (.*)$", cpuinfo, re.MULTILINE))
     numbers = [f"{word} {known[key]}" for key, word in DESIGN.items() if key in known]
     return known.get("model name", platform.processor() or platform.machine()) + f" ({', '.join(numbers)})" * bool(numbers)
+
+
+def one_kind(processors: Iterable[str]) -> bool:
+    """False where `processor` tells that they are of two designs; a name alone, as older records have it, is any design of that name."""
+    return all(b == a or b.startswith(f"{a} (") for a, b in itertools.combinations(sorted({*processors}), 2))
 
 
 def provenance() -> dict:

@@ -85,6 +85,13 @@ class Row:
         """Seed -> name of the run that gave its score."""
         return {seed: self.outcome(seed).run.name for seed in self.scores(metric)}
 
+    def processors(self, seed: int) -> set[str]:
+        """The kinds that a seed's pretraining and transfer ran on, as their records name them (results.processor)."""
+        cell = self.cells[seed]
+        runs = [planned.run for planned in (cell.pretrain, cell.transfers[self.benchmark]) if planned and planned.run]
+        named = {session.get("hardware", {}).get("cpu", "") for run in runs for session in run.record["sessions"]}
+        return named - {""}
+
     @property
     def state(self) -> str:
         """Of every seed, as one cell; "" where nothing was begun."""

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from soco_lib import ROOT, BookError, claims, claims_plots, records, studies, study_tables
-from soco_lib.results import Run
+from soco_lib.results import Run, read_json, write_json
 from soco_lib.study_records import rows_of
 
 
@@ -111,6 +111,19 @@ def test_the_table_is_made_from_records_alone(results):
             path.unlink()
         run.rmdir()
     assert claims.build(results)[1] == page and (results / "tables" / "claims.csv").read_bytes() == csv
+
+
+def test_differences_between_two_kinds_of_processor_are_counted_and_told(results):
+    assert "No difference is one between runs on two kinds of processor" in claims.build(results)[1]
+    moved = results / "studies" / "labels-toy" / "labels-soco-toy-s1-minicoco-5" / "run.json"
+    record = read_json(moved)
+    record["sessions"][-1]["hardware"]["cpu"] = "another"
+    write_json(moved, record)
+    (results / "labels-soco-toy-s1-minicoco-5" / "run.json").write_text(moved.read_text())
+    frame, page = claims.build(results)
+    assert dict(frame.loc[frame["mixed"] > 0].value_counts(["of", "benchmark", "mixed"])) == {
+        ("soco", "minicoco-5", 1): 2, ("soco", "minicoco-5 - coco-fpn-1x", 1): 1}  # fmt: skip
+    assert "differences are between runs on two kinds of processor" in page and "SoCo beats random weights, 5 % of the labels" in page
 
 
 def test_a_study_tells_only_what_it_was_run_with(results):

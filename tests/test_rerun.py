@@ -5,7 +5,7 @@ import json
 import pytest
 
 from soco_lib import rerun, studies
-from soco_lib.results import Run, processor, provenance
+from soco_lib.results import Run, one_kind, processor, provenance
 
 NAN = float("nan")
 
@@ -21,6 +21,8 @@ def test_processors_of_one_name_and_two_designs_are_told_apart():
     of = "processor\t: {}\nvendor_id\t: AuthenticAMD\ncpu family\t: {}\nmodel\t\t: {}\nmodel name\t: AMD EPYC\nstepping\t: 1\n\n".format
     assert processor(of(0, 26, 2) + of(1, 26, 2)) == "AMD EPYC (family 26, model 2)" != processor(of(0, 25, 1))
     assert processor("processor\t: 0\nCPU implementer\t: 0x41\nCPU part\t: 0xd40\n").endswith("(implementer 0x41, part 0xd40)")
+    assert one_kind(["AMD EPYC", "AMD EPYC (family 26, model 2)"]) and one_kind(["AMD EPYC"]) and one_kind([])  # the name alone may be either
+    assert not one_kind(["AMD EPYC", "AMD EPYC (family 26, model 2)", "AMD EPYC (family 25, model 1)"]) and not one_kind(["A", "B"])
     assert processor("") and "(" not in processor("") and provenance()["hardware"]["cpu"]
 
 
