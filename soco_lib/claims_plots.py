@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
 
 import matplotlib.pyplot as plt
@@ -22,6 +23,15 @@ SIZES = {"APs": "small", "APm": "medium", "APl": "large"}
 def _runs(row: Row) -> dict[int, object]:
     """Seed -> finished transfer."""
     return {seed: end.run for seed in row.cells if (end := row.outcome(seed)).kind == "transfer" and end.state.word == "done"}
+
+
+def _alike(rows: list[Row]) -> list[Row]:
+    """The rows of variants with finished runs, of each only the seeds that the first of them finished on the same benchmark: means
+    are then of the same seeds."""
+    ran = {row.variant.name for row in rows if _runs(row)}
+    rows = [row for row in rows if row.variant.name in ran]
+    base = {row.benchmark: {*_runs(row)} for row in rows if row.variant is rows[0].variant}
+    return [dataclasses.replace(row, cells={seed: cell for seed, cell in row.cells.items() if seed in base[row.benchmark]}) for row in rows]
 
 
 def _finish(ax, title: str, x: str, y: str) -> None:
@@ -70,8 +80,9 @@ def verdicts(frame: pd.DataFrame) -> Figure:
 
 
 def labels(rows: list[Row], metric: str = "AP_bb") -> Figure:
-    """Left: score against labelled images, a line a variant, a dot a seed. Right: the difference to the first variant, paired over
-    seeds. Whiskers are 95 % bootstrap intervals of the mean."""
+    """Left: score against labelled images, a line a variant, a dot a seed that the first variant has too (_alike). Right: the difference to
+    it, paired over seeds. Whiskers are 95 % bootstrap intervals of the mean."""
+    rows = _alike(rows)
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
     names = list(dict.fromkeys(row.variant.name for row in rows))
     points: dict[str, dict[int, dict[int, float]]] = defaultdict(dict)  # variant -> labelled images -> seed -> score
@@ -108,8 +119,9 @@ def labels(rows: list[Row], metric: str = "AP_bb") -> Figure:
 
 
 def iterations(of_study: dict[str, list[Row]]) -> Figure:
-    """AP of boxes against iterations of fine-tuning, a panel a study and benchmark with finished runs, a thin line a seed, a thick one
-    their mean; of_study: study's name -> its rows."""
+    """AP of boxes against iterations of fine-tuning, a panel a study and benchmark with finished runs, a thin line a seed that the
+    first variant has too, a thick one their mean; of_study: study's name -> its rows."""
+    of_study = {study: _alike(rows) for study, rows in of_study.items()}
     panels = [(study, name) for study, rows in of_study.items() for name in dict.fromkeys(row.benchmark for row in rows if _runs(row))]
     figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.6), squeeze=False, layout="constrained")
     for ax, (study, benchmark) in zip(axes[0], panels):

@@ -1,5 +1,6 @@
 """Claims: statistics against what they are defined as, verdicts, the paper's numbers, a table from records alone."""
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -147,6 +148,16 @@ def test_figures_and_where_pretraining_hurts(results):
     assert len(claims_plots.iterations({"labels": rows}).axes) == 3
     assert claims_plots.draw_changes(changed.reset_index(), "x").axes
     assert claims_plots.changes(rows, "soco-star", "scratch", "coco-fpn-1x").empty
+
+
+def test_figures_compare_only_seeds_that_random_weights_have_too(results):
+    rows = rows_of(studies.read("labels"), "toy", results / "studies" / "labels-toy")
+    fewer = [dataclasses.replace(row, cells={s: cell for s, cell in row.cells.items() if s or not row.variant.scratch}) for row in rows]
+    left, _ = claims_plots.labels(fewer).axes
+    assert {len(line.get_xdata()) for line in left.get_lines() if line.get_marker() == "."} == {2}  # of scratch, whole image and SoCo
+    assert {len(claims_plots.iterations({"labels": each}).axes[0].get_lines()) for each in (rows, fewer)} == {3 * 4, 3 * 3}
+    none = [dataclasses.replace(row, cells={} if row.variant.scratch else row.cells) for row in rows]
+    assert claims_plots.labels(none).axes[1].get_title(loc="left") == "minus whole-image, same seeds"
 
 
 def test_a_line_each_claim_that_was_run_with_its_verdict_as_colour(results):
