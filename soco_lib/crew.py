@@ -18,7 +18,7 @@ from soco_lib import ROOT
 from soco_lib.config import require
 from soco_lib.results import Run
 
-#: Seconds between two progress lines of a run.
+#: Seconds between two lines of a run that tell its loss; what else it says, scores too, comes seldom and is passed on whole.
 EVERY = 30.0
 
 
@@ -95,8 +95,9 @@ def perform(run: Run, module: str, crew: Crew, environment: dict, say: Callable[
         last, told = "", -EVERY
         for line in child.stdout:
             last = line.rstrip() or last
-            if not line.startswith("step ") or time.monotonic() - told >= EVERY:
-                told = time.monotonic() if line.startswith("step ") else told
+            often = line.startswith("step ") and "  loss " in line
+            if not often or time.monotonic() - told >= EVERY:
+                told = time.monotonic() if often else told
                 say(last)
         status = child.wait()
         crew.children.discard(child)

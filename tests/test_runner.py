@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -302,6 +303,14 @@ def test_a_transfer_from_other_weights_of_that_name_is_not_used(study, tmp_path,
 def test_two_at_a_time(study, tmp_path, stub):
     assert go(study, tmp_path / "r", "--seeds", "0,1", "--jobs", "2") == 0
     assert stub.most == 2 and len(stub.begun) == 12
+
+
+def test_losses_are_thinned_and_scores_are_not(tmp_path, monkeypatch):
+    lines = ["step 1/3  loss 2.0", "step 2/3  loss 1.9", "step 2/3  bbox AP 0.50", "step 3/3  loss 1.8", "the end"]
+    child, popen, said = [sys.executable, "-c", f"print({chr(10).join(lines)!r})"], subprocess.Popen, []
+    monkeypatch.setattr(crew.subprocess, "Popen", lambda words, **how: popen(child, **how))
+    assert crew.perform(SimpleNamespace(folder=tmp_path), "", crew.Crew({}, tmp_path, None), {}, said.append) == "the end"
+    assert said == [lines[0], lines[2], lines[4]]
 
 
 @pytest.mark.parametrize(
