@@ -100,10 +100,9 @@ def labels(rows: list[Row], metric: str = "AP_bb") -> Figure:
         left.errorbar(x, middle[:, 0], middle[:, 1:].T, **style)
         for at, each in zip(x, scores.values()):
             left.plot([at] * len(each), [*each.values()], ".", ms=3, color="0.35", alpha=0.6, zorder=3)
-        pairs = {n: [each[s] - base[n][s] for s in each if s in base[n]] for n, each in scores.items() if i and n in base}
-        changes = np.array([_whiskers(each) for each in pairs.values() if each])
-        if len(changes):
-            right.errorbar([n * shift for n, each in pairs.items() if each], changes[:, 0], changes[:, 1:].T, **style)
+        if i:
+            changes = np.array([_whiskers([each[s] - base[n][s] for s in each]) for n, each in scores.items()])
+            right.errorbar(x, changes[:, 0], changes[:, 1:].T, **style)
     ticks = sorted({n for each in points.values() for n in each})
     for ax in (left, right):
         ax.set_xscale("log")
