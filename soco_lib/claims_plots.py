@@ -80,8 +80,8 @@ def verdicts(frame: pd.DataFrame) -> Figure:
 
 
 def labels(rows: list[Row], metric: str = "AP_bb") -> Figure:
-    """Left: score against labelled images, a line a variant, a dot a seed that the first variant has too (_alike). Right: the difference to
-    it, paired over seeds. Whiskers are 95 % bootstrap intervals of the mean."""
+    """Left: score against labelled images, a line a variant, a small dot a seed that the first variant has too (_alike). Right: the
+    difference to it, paired over seeds. Whiskers are 95 % bootstrap intervals of the mean."""
     rows = _alike(rows)
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
     names = list(dict.fromkeys(row.variant.name for row in rows))
@@ -91,18 +91,15 @@ def labels(rows: list[Row], metric: str = "AP_bb") -> Figure:
             images = records.numbers(run)["train_images"]
             points[row.variant.name].setdefault(images, {})[seed] = row.scores(metric)[seed]
     for i, name in enumerate(names):
-        scores, base, shift = dict(sorted(points[name].items())), points[names[0]], 1 + 0.03 * (i - (len(names) - 1) / 2)
-        if not scores:
-            continue
-        middle = np.array([_whiskers([*each.values()]) for each in scores.values()])
-        x = np.array([*scores]) * shift
-        style = dict(color=LINES[i], marker="o", ms=4, capsize=3, label=name)
-        left.errorbar(x, middle[:, 0], middle[:, 1:].T, **style)
-        for at, each in zip(x, scores.values()):
-            left.plot([at] * len(each), [*each.values()], ".", ms=3, color="0.35", alpha=0.6, zorder=3)
-        if i:
-            changes = np.array([_whiskers([each[s] - base[n][s] for s in each]) for n, each in scores.items()])
-            right.errorbar(x, changes[:, 0], changes[:, 1:].T, **style)
+        scores, base, shift = dict(sorted(points[name].items())), points[names[0]], 1 + 0.07 * (i - (len(names) - 1) / 2)
+        differences = {n: {seed: score - base[n][seed] for seed, score in each.items()} for n, each in scores.items()}
+        for ax, shown in ((left, scores), (right, differences if i else {})):
+            if not shown:
+                continue
+            x, middle = np.array([*shown]) * shift, np.array([_whiskers([*each.values()]) for each in shown.values()])
+            ax.errorbar(x, middle[:, 0], middle[:, 1:].T, color=LINES[i], marker="o", ms=5, capsize=3, label=name if ax is left else None)
+            for at, each in zip(x, shown.values()):
+                ax.plot([at * 1.02] * len(each), [*each.values()], ".", ms=4, color=LINES[i], alpha=0.5, zorder=0)
     ticks = sorted({n for each in points.values() for n in each})
     for ax in (left, right):
         ax.set_xscale("log")
@@ -113,7 +110,7 @@ def labels(rows: list[Row], metric: str = "AP_bb") -> Figure:
     _finish(left, "toy scale", "labelled images", f"{metric} (%)")
     _finish(right, f"minus {names[0]}, same seeds", "labelled images", "points of AP")
     left.set_ylim(bottom=0)
-    left.legend(fontsize=9, frameon=False)
+    figure.legend(loc="outside lower center", ncols=len(names), fontsize=9, frameon=False)
     return figure
 
 
