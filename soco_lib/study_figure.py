@@ -56,8 +56,9 @@ def draw(study: Study, rows: list[Row], frame: pd.DataFrame, profile: str) -> Fi
                 if text == "NaN" and not i:
                     theirs.text(x, 0.03, "NaN", transform=theirs.get_xaxis_transform(), ha="center", fontsize=9, color="0.4")
         change.axhline(0, color="0.4", lw=0.8)
-        most = int(lines["n"].max())
-        _finish(ours, f"ours, scale '{profile}', {most} seed{'s' * (most != 1)}", "AP (%)", names, study.baseline)
+        least, most = (int(end) for end in lines.loc[lines["n"] > 0, "n"].agg(["min", "max"]).fillna(0))
+        seeds = f"{least} to {most} seeds" if least < most else f"{most} seed{'s' * (most != 1)}"
+        _finish(ours, f"ours, scale '{profile}', {seeds}", "AP (%)", names, study.baseline)
         several = " and 95 % interval" if (lines["change_n"] > 1).any() else ""
         _finish(change, f"ours minus {study.baseline}{several}", "points of AP", names, study.baseline)
         _finish(theirs, f"the paper, Table {study.tables}", "AP (%)", names, study.baseline)

@@ -160,7 +160,12 @@ def reading(study: Study, frame: pd.DataFrame) -> str:
         text += f" One seed each, of which nothing can be said: {', '.join(alone)}." if alone else ""
         without = [line.variant for line in lines.itertuples() if not line.n]
         text += f" Without a score: {', '.join(without)}." if without else ""
-        empty = not any((told[True], told[False], alone, without))
+        others = known[known["variant"] != study.baseline] if study.baseline not in without else known[:0]
+        apart = list(others[others["change_n"] == 0]["variant"])
+        text += f" Scored on no seed of its: {', '.join(apart)}." if apart else ""
+        if len(others) and (known["n"].nunique() > 1 or (others["change_n"] != others["n"]).any()):
+            text += " The means above are not all over the same seeds; the differences are."
+        empty = not any((told[True], told[False], alone, without, apart))
         said.append(text + (" there is nothing to compare." if empty else "") + floor)
     return "\n\n".join(said)
 

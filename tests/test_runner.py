@@ -415,7 +415,16 @@ def test_the_reading_says_no_more_than_the_seeds_do(study, tmp_path, stub):
     assert "| -2.54 [-5.02, -0.05] | -0.6" in text
     assert "batch-512 (-2.54, -5.02 to -0.05, 3 seeds) differs." in text and "in 10% of such studies" in text
     assert "Not distinguishable from it: batch-1024 (-1.02, -5.99 to +3.94, 3 seeds)." in text
-    assert "not comparable with the paper's" in text and "41.7 (" not in text
+    assert "not comparable with the paper's" in text and "41.7 (" not in text and "not all over the same seeds" not in text
+
+
+def test_the_reading_names_what_ran_on_other_seeds_than_the_base(study, tmp_path, stub):
+    assert go(study, tmp_path / "r", "--seeds", "0,1", "--variants", "batch-2048,batch-512") == 0
+    assert go(study, tmp_path / "r", "--seeds", "2", "--variants", "batch-1024") == 0
+    text = page(tmp_path / "r")
+    assert "Scored on no seed of its: batch-1024. The means above are not all over the same seeds; the differences are." in text
+    figure = (tmp_path / "r" / "tables" / "tiny-toy.svg").read_text()
+    assert "1 to 2 seeds" in figure
 
 
 def test_the_notebook_shows_half_a_study(study, tmp_path, stub):
