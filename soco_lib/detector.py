@@ -17,6 +17,7 @@ with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
     from detectron2 import model_zoo
     from detectron2.config import CfgNode
 
+    import soco_lib.coordinates  # noqa: F401  (keeps boxes in float32 under autocast)
     import soco_lib.fcos  # noqa: F401  (registers FCOSFromConfig)
     import soco_lib.res5  # noqa: F401  (registers Res5ROIHeadsExtraNorm)
 
