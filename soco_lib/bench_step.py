@@ -75,12 +75,12 @@ def _plain_update(step: PlainStep, cfg: Pretrain):
 def _timed_update(trainer: Trainer, batch: Batch, clock: Clock) -> None:
     """Trainer.update with a clock between its lines."""
     model = trainer.model
-    images = [normalize(x) for x in batch.images]
+    counted, images = model.count(batch.boxes, batch.valid), [normalize(x) for x in batch.images]
     clock("normalise")
-    z = model.targets(images, batch.boxes, batch.valid)
+    z = model.targets(images, counted.rois)
     clock("target forward")
     for j in range(len(images)):
-        added = model(j, images[j], batch.boxes[j], batch.valid, z)
+        added = model(j, images[j], counted.rois[j], counted.pairs, z)
         clock("online forward")
         added.sum().backward()
         clock("online backward")
@@ -97,16 +97,16 @@ def agreement(cfg: Pretrain) -> float:
     Batch norm uses fixed statistics: in training the plain head's also see the boxes that a mask then drops.
     """
     model, batch = a_trainer(cfg).model, a_batch(cfg)
-    images = [normalize(x) for x in batch.images]
+    counted, images = model.count(batch.boxes, batch.valid), [normalize(x) for x in batch.images]
     for _ in range(5):  # running statistics that fit
-        model.targets(images, batch.boxes, batch.valid)
+        model.targets(images, counted.rois)
         with torch.no_grad():
-            _ = [model.predictor(model.online(x, list(b))) for x, b in zip(images, batch.boxes)]
+            _ = [model.predictor(model.online(x, r)) for x, r in zip(images, counted.rois)]
     model.eval()
     learned = [*model.online.parameters(), *model.predictor.parameters()]
-    z = model.targets(images, batch.boxes, batch.valid)
+    z = model.targets(images, counted.rois)
     for j in range(len(images)):
-        model(j, images[j], batch.boxes[j], batch.valid, z).sum().backward()
+        model(j, images[j], counted.rois[j], counted.pairs, z).sum().backward()
     found = [p.grad.clone() for p in learned]
     model.zero_grad()
     PlainStep(model, cfg).loss(images, batch.boxes).backward()

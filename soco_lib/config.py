@@ -160,10 +160,12 @@ class Plan:
         )
 
 
-def plan(cfg: Pretrain, images: int, world: int = 1) -> Plan:
+def plan(cfg: Pretrain, images: int, world: int = 1, synchronised: bool | None = None) -> Plan:
     """Derive steps, rates and the batch arithmetic.
 
-    Raises BookError when the batch exceeds the images or cannot be split into equal micro-batches over the processes.
+    synchronised: whether batch norm sees all processes' shares (None: several processes will be several GPUs, which do).
+    Raises BookError when the batch exceeds the images, cannot be split into equal micro-batches over the processes, or leaves batch
+    norm with a single box.
     """
     require(
         cfg.batch <= images,
@@ -180,7 +182,11 @@ def plan(cfg: Pretrain, images: int, world: int = 1) -> Plan:
         f"no accumulation reaches batch={cfg.batch}: each of {world} processes has {share} images, "
         f"not a multiple of micro_batch={micro}",
     )
-    require(micro * cfg.k > 1, "batch norm needs two boxes at once, and a process has one image of one: raise k, batch or micro_batch")
+    require(
+        micro > 1 or (world > 1 if synchronised is None else synchronised),
+        "batch norm needs two boxes at once, and of one image a crop may leave one: a process that holds a single image cannot train; "
+        f"raise micro_batch={cfg.micro_batch} or batch={cfg.batch}, or start fewer processes",
+    )
     per_epoch = images // cfg.batch
     steps = cfg.steps or math.ceil(cfg.epochs * per_epoch)
     warmup = round(cfg.warmup_epochs / cfg.epochs * steps) if cfg.epochs else 0

@@ -7,8 +7,9 @@ B images of a micro-batch, K proposals, S_v side of view v in pixels.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -22,6 +23,8 @@ from soco_lib.sources import ImageSource, UnreadableImage, open_source
 from soco_lib.store import ProposalStore
 from soco_lib.views import ViewSample, make_views
 
+#: SoCo.count: boxes and flags of every view -> what a step needs to know of them, a soco.Counted.
+Count = Callable[[list[Tensor], list[Tensor]], Any]
 #: ImageNet mean and standard deviation of RGB in 0..255.
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
@@ -44,28 +47,34 @@ def _rows(side: int, device: torch.device) -> tuple[Tensor, Tensor]:
 
 @dataclass
 class Batch:
-    """One entry a view, V1 first."""
+    """One entry a view, V1 first. Boxes and flags stay on the CPU; what the network needs of them is counted there."""
 
     images: list[Tensor]  # (B, S_v, S_v, 3) uint8
     boxes: list[Tensor]  # (B, K, 4) float32, view pixels
     valid: list[Tensor]  # (B, K) bool
     unreadable: int = 0  # samples that another image stands in for
+    counted: Any = None  # what `Count` made of boxes and flags
 
     def pin_memory(self) -> Batch:
         """Called by DataLoader(pin_memory=True)."""
-        return Batch(*([t.pin_memory() for t in ts] for ts in (self.images, self.boxes, self.valid)), self.unreadable)
+        counted = self.counted and self.counted.moved(Tensor.pin_memory)
+        return Batch([x.pin_memory() for x in self.images], self.boxes, self.valid, self.unreadable, counted)
 
-    def to(self, device: torch.device) -> Batch:
-        """Copy without waiting where the memory is pinned."""
-        move = lambda ts: [t.to(device, non_blocking=True) for t in ts]  # noqa: E731
-        return Batch(move(self.images), move(self.boxes), move(self.valid), self.unreadable)
+    def images_on(self, device: torch.device) -> list[Tensor]:
+        """The images, copied without waiting where their memory is pinned."""
+        return [x.to(device, non_blocking=True) for x in self.images]
 
 
-def collate(samples: list[tuple[list[ViewSample], bool]]) -> Batch:
-    """Stack samples view by view."""
+#: Images that are tried for a sample before training gives up.
+TRIES = 10
+
+
+def collate(samples: list[tuple[list[ViewSample], bool]], count: Count | None = None) -> Batch:
+    """Stack samples view by view; count(boxes, valid) makes the batch's `counted`."""
     views = list(zip(*(views for views, _ in samples)))
     stack = lambda name: [torch.from_numpy(np.stack([getattr(v, name) for v in view])) for view in views]  # noqa: E731
-    return Batch(stack("image"), stack("boxes"), stack("valid"), sum(bad for _, bad in samples))
+    boxes, valid = stack("boxes"), stack("valid")
+    return Batch(stack("image"), boxes, valid, sum(bad for _, bad in samples), count and count(boxes, valid))
 
 
 def choose(rng: np.random.Generator, count: int, k: int) -> np.ndarray:
@@ -75,7 +84,7 @@ def choose(rng: np.random.Generator, count: int, k: int) -> np.ndarray:
 
 
 class ProposalViews(Dataset):
-    """Item (number, image index) -> (views, whether the image could not be read and another stands in)."""
+    """Item (number, image index) -> (views, whether another image stands in: this one cannot be read, or shows no box in some view)."""
 
     def __init__(self, cfg: Pretrain, source: ImageSource | None = None, store: ProposalStore | None = None):
         self.cfg = cfg
@@ -110,17 +119,19 @@ class ProposalViews(Dataset):
     def __getitem__(self, item: tuple[int, int]) -> tuple[list[ViewSample], bool]:
         number, index = item
         rng = np.random.default_rng((self.cfg.seed, number))
-        for attempt in range(10):
+        for attempt in range(TRIES):
             try:
                 image, size = self.source.load_near(int(index), self.cfg.size)
-                break
-            except UnreadableImage:
-                if attempt == 9:
-                    raise
-                index = self.usable[rng.integers(len(self.usable))]
-        boxes = self.boxes(int(index), size)
-        boxes = boxes[choose(rng, len(boxes), self.cfg.k)]
-        return make_views(rng, image, boxes, self.cfg, size), attempt > 0
+            except UnreadableImage as error:
+                reason = error
+            else:
+                boxes = self.boxes(int(index), size)
+                views = make_views(rng, image, boxes[choose(rng, len(boxes), self.cfg.k)], self.cfg, size)
+                if all(view.valid.any() for view in views):  # else its boxes are too small to be seen: nothing to compare
+                    return views, attempt > 0
+                reason = BookError(f"every proposal drawn of {self.source.keys[int(index)]} is under a pixel in some view")
+            index = self.usable[rng.integers(len(self.usable))]
+        raise reason
 
 
 def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
@@ -153,14 +164,14 @@ def _single_threaded(_worker: int) -> None:
     cv2.setNumThreads(0)  # one core a worker: OpenCV's own pool only fights the other workers
 
 
-def build_loader(dataset: ProposalViews, plan: Plan, rank: int, start: int, pin: bool) -> DataLoader:
-    """Loader of the micro-batches that remain from optimiser step `start`."""
+def build_loader(dataset: ProposalViews, plan: Plan, rank: int, start: int, pin: bool, count: Count | None = None) -> DataLoader:
+    """Loader of the micro-batches that remain from optimiser step `start`; count: see `collate`."""
     workers = dataset.cfg.workers
     return DataLoader(
         dataset,
         batch_sampler=Schedule(dataset.usable, dataset.cfg, plan, rank, start),
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=functools.partial(collate, count=count),
         pin_memory=pin,
         worker_init_fn=_single_threaded,
         prefetch_factor=4 if workers else None,

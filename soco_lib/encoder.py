@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ from soco_lib.detector import detector_config
 
 from detectron2.modeling import build_backbone, build_roi_heads  # noqa: E402  (soco_lib.detector silences its imports)
 from detectron2.modeling.backbone import FPN
-from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels
+from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels, convert_boxes_to_pooler_format
 from detectron2.structures import Boxes
 
 #: Eq. 1 of the FPN paper: a box of 224 pixels, ImageNet's pretraining size, goes to P4.
@@ -35,6 +36,44 @@ def canonical_size(cfg: Pretrain) -> float:
 def assign_levels(boxes, cfg: Pretrain, lowest: int = 2, highest: int = 5) -> Tensor:
     """Pyramid level of each box: boxes (N, 4) in view pixels, array or tensor. Returns (N,) int64 in lowest..highest."""
     return assign_boxes_to_levels([Boxes(torch.as_tensor(boxes))], lowest, highest, canonical_size(cfg), 4) + lowest
+
+
+@dataclass(frozen=True)
+class RoIs:
+    """A batch's boxes as RoIAlign takes them, counted and sorted by level on the CPU, where nobody has to wait for a GPU's answer."""
+
+    rows: Tensor  # (M, 5) float32, level after level: image number, x1 y1 x2 y2 in view pixels
+    counts: tuple[int, ...]  # rows of each level
+    order: Tensor | None  # (M,) int64: the row of each box, image after image; None: the rows are in this order
+
+    def moved(self, move: Callable[[Tensor], Tensor]) -> RoIs:
+        """The same with every tensor moved: to pinned memory, to a device."""
+        return RoIs(move(self.rows), self.counts, None if self.order is None else move(self.order))
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Pyramid levels that boxes are pooled from, as Detectron2's ROIPooler numbers and assigns them; one where lowest = highest."""
+
+    lowest: int
+    highest: int
+    canonical: float  # side in pixels above which a box goes to level 4
+
+    def rois(self, boxes: Sequence[Tensor]) -> RoIs:
+        """Boxes of N images, N tensors (m_i, 4) on the CPU, x1 y1 x2 y2 in view pixels, for `Encoder.forward`."""
+        rows, count = convert_boxes_to_pooler_format([Boxes(b) for b in boxes]), self.highest - self.lowest + 1
+        if count == 1:
+            return RoIs(rows, (len(rows),), None)
+        level = assign_boxes_to_levels([Boxes(rows[:, 1:])], self.lowest, self.highest, self.canonical, 4)
+        by_level = level.argsort(stable=True)
+        return RoIs(rows[by_level], tuple(level.bincount(minlength=count).tolist()), by_level.argsort())
+
+
+def send(device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Moves CPU tensors to `device`; a GPU's copy starts from pinned memory, so that the host does not wait for it."""
+    if device.type == "cuda":
+        return lambda x: x.pin_memory().to(device, non_blocking=True)
+    return lambda x: x.to(device)
 
 
 def pyramid(fpn: FPN, x: Tensor) -> dict[str, Tensor]:
@@ -89,6 +128,13 @@ class Encoder(nn.Module):
                 self.roi_heads.box_head, self.dim = built.box_head, built.box_head.output_shape.channels
 
     @property
+    def levels_of_boxes(self) -> Levels:
+        """Which of `levels` a box is pooled from; of a whole-image network, which pools no box, a single one."""
+        if self.pooler is None:
+            return Levels(0, 0, 0.0)
+        return Levels(self.pooler.min_level, self.pooler.max_level, self.pooler.canonical_box_size)
+
+    @property
     def trunk(self) -> nn.Module:
         """The ResNet."""
         return self.backbone.bottom_up if isinstance(self.backbone, FPN) else self.backbone
@@ -108,12 +154,19 @@ class Encoder(nn.Module):
         """images (N, 3, S, S), normalised. Returns level name -> (N, C, h, w)."""
         return pyramid(self.backbone, images) if self.neck else self.trunk(images)
 
-    def forward(self, images: Tensor, boxes: Sequence[Tensor]) -> Tensor:
-        """images (N, 3, S, S), normalised; boxes: N tensors (m_i, 4), x1 y1 x2 y2 in view pixels. Returns (M, D)."""
+    def pool(self, maps: dict[str, Tensor], rois: RoIs) -> Tensor:
+        """What Detectron2's ROIPooler computes, without asking the device how many boxes each level has. Returns (M, C, s, s)."""
+        parts = rois.rows.split(rois.counts)
+        x = [align(maps[name], part) for name, align, part in zip(self.levels, self.pooler.level_poolers, parts)]
+        return x[0] if rois.order is None else torch.cat(x).index_select(0, rois.order)
+
+    def forward(self, images: Tensor, boxes: RoIs | Sequence[Tensor]) -> Tensor:
+        """images (N, 3, S, S), normalised; boxes: `levels_of_boxes.rois`, or what it is made from. Returns (M, D), image after image."""
         maps = self.maps(images)
         if self.pooler is None:
             return maps["res5"].mean((2, 3))
-        x = self.pooler([maps[name] for name in self.levels], [Boxes(b) for b in boxes])
+        rois = boxes if isinstance(boxes, RoIs) else self.levels_of_boxes.rois([b.cpu() for b in boxes]).moved(send(images.device))
+        x = self.pool(maps, rois)
         if hasattr(self.roi_heads, "box_head"):
             return self.roi_heads.box_head(x)
         if hasattr(self.roi_heads, "res5"):

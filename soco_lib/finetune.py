@@ -101,7 +101,8 @@ class Evaluation(hooks.HookBase):
     def before_train(self):
         trainer, done = self.trainer, self.trainer.start_iter
         scored = any(row["step"] == done and "bbox_AP" in row for row in trainer.run.rows())
-        if done == trainer.cfg.iterations or (done > 0 and self._due(done) and not scored):
+        due = done == trainer.cfg.iterations or (done > 0 and self._due(done) and not scored)
+        if distributed.from_first(due):  # each process reads the log for itself; all have to do the same
             self.evaluate(done)
 
     def after_step(self):
@@ -113,7 +114,7 @@ class Evaluation(hooks.HookBase):
         trainer, run = self.trainer, self.trainer.run
         with session.deaf_children():
             trainer.results = evaluate(trainer.model, trainer.d2, trainer.test)
-        comm.synchronize()
+        distributed.wait()  # the first process scores alone: minutes for COCO, tens of minutes for LVIS
         if not comm.is_main_process():
             return
         plain = {task: {k: v for k, v in scores.items() if k != "per_class"} for task, scores in trainer.results.items()}
@@ -130,13 +131,13 @@ class Evaluation(hooks.HookBase):
 class FineTuner(Accumulator):
     """Accumulator with what DefaultTrainer adds to it, which assumes CUDA for several processes and fp16 for mixed precision.
 
-    found: the checkpoint to go on from (see checkpoint.newest). told: no longer empty once this process shall stop.
+    start: iterations already made, by the checkpoint that `restore` is then given. told: no longer empty once this process shall stop.
     results: the scores of the last evaluation.
     """
 
-    def __init__(self, run: Run, reached: Reach, d2: CfgNode, test: DetectionData, model: torch.nn.Module,
-                 found: dict | None = None, told: Sequence = ()):  # fmt: skip
-        cfg, cuda, start = reached.cfg, d2.MODEL.DEVICE == "cuda", found["step"] if found else 0
+    def __init__(self, run: Run, reached: Reach, d2: CfgNode, test: DetectionData, model: torch.nn.Module, start: int = 0,
+                 told: Sequence = ()):  # fmt: skip
+        cfg, cuda = reached.cfg, d2.MODEL.DEVICE == "cuda"
         self.run, self.cfg, self.d2, self.test, self.detector, self.told = run, cfg, d2, test, model, told
         self.folder, self.stop, self.results = Path(d2.OUTPUT_DIR), False, {}
         samples, optimizer = Samples(d2), self.build_optimizer(model)
@@ -147,11 +148,13 @@ class FineTuner(Accumulator):
         self.register_hooks(self.build_hooks(samples.loader(reached, workers=0)))
         self.start_iter, self.started = start, time.perf_counter()
         self.earlier = max((row["seconds"] for row in run.rows() if row["step"] <= start), default=0.0)  # of other sessions
-        if found:
-            model.load_state_dict(found["model"])
-            self.load_state_dict(found["trainer"])
-            if found["loss_normalizer"] is not None:
-                model.loss_normalizer = found["loss_normalizer"]
+
+    def restore(self, state: dict) -> None:
+        """Take over a checkpoint's contents; the caller should let go of them, which are as large as network and optimiser."""
+        self.detector.load_state_dict(state["model"])
+        self.load_state_dict(state["trainer"])
+        if state["loss_normalizer"] is not None:
+            self.detector.loss_normalizer = state["loss_normalizer"]
 
     def build_hooks(self, again: DataLoader) -> list:
         """In this order after each step: rate, our row, precise BN (on the images of `again`), saving, evaluation, TensorBoard."""
@@ -204,7 +207,7 @@ class FineTuner(Accumulator):
         self.storage.put_scalars(total_loss=sum(means), data_time=data_time, **dict(zip(losses, means)))
 
     def go(self) -> dict:
-        """Train to the end from where the found checkpoint left off; returns the last evaluation's scores.
+        """Train to the end from where the restored checkpoint left off; returns the last evaluation's scores.
 
         Raises BookError when the loss is not finite, session.Stopped when told to stop.
         """

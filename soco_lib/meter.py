@@ -11,7 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 from soco_lib import distributed, health
 from soco_lib.config import Plan, Pretrain
 from soco_lib.optim import target_momentum
-from soco_lib.probe import probe, random_encoder
+from soco_lib.probe import fresh, probe
 from soco_lib.results import Run
 
 
@@ -19,7 +19,7 @@ class Meter:
     """Log rows: what happened since the last one. Losses are means over all processes; the rest is the first one's."""
 
     def __init__(self, cfg: Pretrain, plan: Plan):
-        self.cfg, self.plan, self.unreadable = cfg, plan, 0
+        self.cfg, self.plan, self.unreadable, self.skipped = cfg, plan, 0, 0
         self.reset()
 
     def reset(self) -> None:
@@ -29,6 +29,7 @@ class Meter:
         self.steps += 1
         self.data_s += out["data_s"]
         self.unreadable += out["unreadable"]
+        self.skipped += out["skipped"]
         self.pairs.append(out["pairs"])
 
     def row(self, done: int, out: dict, trainer) -> dict:
@@ -52,6 +53,8 @@ class Meter:
             "eta_s": round((self.plan.steps - done) * seconds / self.steps, 1),
             "unreadable": self.unreadable,
         }
+        if trainer.scaler.is_enabled():
+            row["skipped"] = self.skipped  # updates whose gradient overflowed, since this process began
         trust = getattr(trainer.optimizer, "trust_ratios", None)
         if trust is not None:
             row["trust"] = [float(trust.min()), float(trust.max())]
@@ -68,6 +71,12 @@ def line(row: dict, steps: int) -> str:
         f"spread {row['spread']:.2f}  rank {row['effective_rank']:.3g}  lr {row['lr']:.2g}{trust}  tau {row['tau']:.4f}  "
         f"{row['images_per_s']:.1f} img/s  data {row['data_wait']:.0%}  {row['memory_gb']:.0f} GB  eta {eta}"
     )
+
+
+def probe_due(done: int, cfg: Pretrain, plan: Plan) -> bool:
+    """Whether the object probe is due after `done` updates: every cfg.probe_every epochs, and at the end."""
+    every = max(1, round(cfg.probe_every * plan.steps_per_epoch))
+    return bool(cfg.probe) and (done == plan.steps or cfg.probe_every > 0 and done % every == 0)
 
 
 class Record:
@@ -89,15 +98,10 @@ class Record:
             for i, number in enumerate(value if isinstance(value, list) else [value]):
                 self.board.add_scalar(f"{name}/{i}" if isinstance(value, list) else name, number, row["step"])
 
-    def probes_after(self, done: int) -> bool:
-        """Whether the object probe is due after `done` updates: every cfg.probe_every epochs, and at the end."""
-        every = max(1, round(self.cfg.probe_every * self.plan.steps_per_epoch))
-        return bool(self.cfg.probe) and (done == self.plan.steps or self.cfg.probe_every > 0 and done % every == 0)
-
     def probe(self, done: int, encoder) -> None:
         """Score the encoder on labelled objects; random weights of the same network once, at the run's first probe."""
         if not any("knn_random" in row for row in self.run.rows()):
-            self.score(done, random_encoder(self.cfg), "_random")
+            self.score(done, fresh(self.cfg, device=next(encoder.parameters()).device), "_random")
         self.score(done, encoder, "")
 
     def score(self, done: int, encoder, suffix: str) -> None:

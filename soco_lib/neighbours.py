@@ -43,10 +43,10 @@ def objects(encoder: Encoder, cfg: Pretrain, source: ImageSource, indices) -> Ob
     Raises BookError where there is none.
     """
     cfg, encoder = pooled(cfg, encoder)
-    encoder = measured(encoder, cfg, source, indices)
+    encoder, device = measured(encoder, cfg, source, indices), next(encoder.parameters()).device
     features, labels, crops, images, number = [], [], [], [], 0
     for views, boxes, names in batches(source, cfg, indices):
-        features.append(F.normalize(encoder(views, boxes), dim=1))
+        features.append(F.normalize(encoder(views.to(device), boxes), dim=1).cpu())
         labels.append(names)
         for view, found in zip(views, boxes):
             picture = _picture(view)
@@ -110,7 +110,8 @@ def similarity(encoder: Encoder, cfg: Pretrain, image: Tensor, box: Tensor, cell
     y, x = torch.meshgrid(steps[1], steps[0], indexing="ij")
     corner = torch.stack([x.flatten(), y.flatten()], 1)
     boxes = torch.cat([box[None], torch.cat([corner, corner + size], 1)])
-    features = F.normalize(encoder(image[None], [boxes]), dim=1)
+    device = next(encoder.parameters()).device
+    features = F.normalize(encoder(image[None].to(device), [boxes]), dim=1).cpu()
     return (features[1:] @ features[0]).reshape(cells, cells).numpy()
 
 

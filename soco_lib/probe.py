@@ -9,9 +9,9 @@ M objects, D feature dimension, C classes that occur in both halves.
 from __future__ import annotations
 
 import argparse
-import copy
 import dataclasses
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from soco_lib import boxes as box_math
-from soco_lib import checkpoint, one_line_errors
+from soco_lib import checkpoint, distributed, one_line_errors
 from soco_lib.config import Pretrain, from_dict, require
 from soco_lib.dataset import normalize
 from soco_lib.encoder import Encoder
@@ -83,23 +83,36 @@ def features(encoder: nn.Module, cfg: Pretrain, source: ImageSource, indices) ->
     device = next(encoder.parameters()).device
     x, labels, read = [], [], 0
     for images, boxes, names in batches(source, cfg, indices):
-        x.append(encoder(images.to(device), [b.to(device) for b in boxes]).cpu())
+        x.append(encoder(images.to(device), boxes))
         labels.append(names)
         read += len(images)
     require(sum(map(len, x)) > 0, f"{source.spec} holds no labelled object of at least {SMALLEST:g} pixels at {cfg.size} px")
     return F.normalize(torch.cat(x), dim=1), np.concatenate(labels), read
 
 
+def fresh(cfg: Pretrain, state: Mapping[str, Tensor] | None = None, device: torch.device | str = "cpu") -> Encoder:
+    """An encoder with the weights `state` (None: random ones, from the run's own seed) and batch norm of its own process.
+
+    Never a copy of one that trains: its synchronised norms, in one process alone, would wait for the others or mix with their step.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(cfg.seed)
+        encoder = Encoder(cfg)
+    if state is not None:
+        encoder.load_state_dict(state)
+    return encoder.to(device)
+
+
 @torch.no_grad()
 def measured(encoder: nn.Module, cfg: Pretrain, source: ImageSource, indices) -> nn.Module:
-    """A copy of the encoder in evaluation mode whose batch-norm statistics are those of up to 64 of these images.
+    """A copy of the encoder in evaluation mode, on its device, whose batch-norm statistics are those of up to 64 of these images.
 
     Random weights have no statistics of their own, and a young run's lag behind its weights.
     """
-    encoder = copy.deepcopy(encoder).train()
     device = next(encoder.parameters()).device
+    encoder = fresh(cfg, encoder.state_dict(), device).train()
     found = [part for part in batches(source, cfg, indices[:64]) if len(part[2])]
-    sample = [(images.to(device), [b.to(device) for b in boxes]) for images, boxes, _ in found]
+    sample = [(images.to(device), boxes) for images, boxes, _ in found]
     if sample:
         update_bn_stats(_Unpacked(encoder), sample, len(sample))
     return encoder.eval()
@@ -129,7 +142,7 @@ def knn(x: Tensor, y: Tensor, queries: Tensor, classes: int, k: int = 20, temper
     """
     similarity, nearest = (queries @ x.T).topk(min(k, len(x)), dim=1)
     votes = (similarity / temperature).exp() / torch.bincount(y, minlength=classes)[y[nearest]]
-    return torch.zeros(len(queries), classes).scatter_add_(1, y[nearest], votes).argmax(1)
+    return votes.new_zeros(len(queries), classes).scatter_add_(1, y[nearest], votes).argmax(1)
 
 
 def linear(x: Tensor, y: Tensor, queries: Tensor, classes: int, decay: float = 1e-3) -> Tensor:
@@ -137,7 +150,7 @@ def linear(x: Tensor, y: Tensor, queries: Tensor, classes: int, decay: float = 1
     mean, deviation = x.mean(0), x.std(0).clamp(min=1e-6)
     x, queries = (x - mean) / deviation, (queries - mean) / deviation
     weight = (len(y) / classes / torch.bincount(y, minlength=classes)).to(x.dtype)
-    layer = nn.Linear(x.shape[1], classes)
+    layer = nn.Linear(x.shape[1], classes, device=x.device)
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=100, line_search_fn="strong_wolfe")
@@ -177,7 +190,7 @@ def probe(encoder: Encoder, cfg: Pretrain, data: str, images: int = 0, seed: int
     require(len(scored) > 1, f"{data} has fewer than two classes with {FEWEST} objects in each part: probe more images")
     number = np.full(len(tested.classes), -1)
     number[scored] = np.arange(len(scored))
-    y, truth = torch.from_numpy(number[labels]), torch.from_numpy(number[truth])
+    y, truth = (torch.from_numpy(number[found]).to(x.device) for found in (labels, truth))
     args = (x[y >= 0], y[y >= 0], queries[truth >= 0], len(scored))
     truth = truth[truth >= 0]
     return Scores(
@@ -194,24 +207,16 @@ def pooled(cfg: Pretrain, encoder: Encoder) -> tuple[Pretrain, Encoder]:
     if cfg.alignment != "whole":
         return cfg, encoder
     cfg = dataclasses.replace(cfg, alignment="c5")
-    around = Encoder(cfg).to(next(encoder.parameters()).device)
-    around.load_state_dict(encoder.state_dict())
-    return cfg, around
+    return cfg, fresh(cfg, encoder.state_dict(), next(encoder.parameters()).device)
 
 
-def random_encoder(cfg: Pretrain) -> Encoder:
-    """The network before training, from the run's own seed."""
-    torch.manual_seed(cfg.seed)
-    return Encoder(cfg)
-
-
-def trained_encoder(run: Run) -> tuple[Pretrain, Encoder, int]:
+def trained_encoder(run: Run, device: torch.device | str = "cpu") -> tuple[Pretrain, Encoder, int]:
     """A pretraining's settings, its online encoder and the step of the checkpoint. Raises BookError when it has none yet."""
     cfg, state = from_dict(Pretrain, run.record["config"]), checkpoint.newest(run.folder)
     require(state is not None, f"{run.folder} holds no checkpoint yet")
-    encoder, prefix = Encoder(cfg), "online.encoder."
-    encoder.load_state_dict({k[len(prefix) :]: v for k, v in state["model"].items() if k.startswith(prefix)})
-    return cfg, encoder, state["step"]
+    prefix = "online.encoder."
+    weights = {k[len(prefix) :]: v for k, v in state["model"].items() if k.startswith(prefix)}
+    return cfg, fresh(cfg, weights, device), state["step"]
 
 
 @one_line_errors
@@ -222,10 +227,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", required=True, help="labelled images: coco:JSON or voc:ROOT@SPLIT")
     parser.add_argument("--fit", default="", help="labelled images to learn the classes from (default: half of --data)")
     parser.add_argument("--images", type=int, default=0, help="at most so many (default: all)")
+    parser.add_argument("--device", default=distributed.own_device(), type=torch.device, help="cpu, cuda, ... (default: the GPU if any)")
     given = parser.parse_args(arguments)
     run = Run.read(given.folder)
-    cfg, trained, step = trained_encoder(run)
-    both = {"random": random_encoder(cfg), "trained": trained}
+    cfg, trained, step = trained_encoder(run, given.device)
+    both = {"random": fresh(cfg, device=given.device), "trained": trained}
     scores = {name: probe(encoder, cfg, given.data, given.images, fit=given.fit) for name, encoder in both.items()}
     for name, score in scores.items():
         print(f"{name:>8}: {score.describe()}")

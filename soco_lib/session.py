@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import signal
 import sys
 import traceback
@@ -46,10 +47,12 @@ def deaf_children() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def main(description: str, work: Callable[[Run, distributed.Process], dict], arguments: list[str] | None = None) -> int:
+def main(description: str, work: Callable[[Run, distributed.Process], dict], arguments: list[str] | None = None, *,
+         fixed_sizes: bool) -> int:  # fmt: skip
     """Command line of a module that works on a run folder; returns the exit status: 0, 1 or STOPPED.
 
-    work(run, process) returns the metrics. A BookError becomes one line; run.json says done, failed or stopped.
+    work(run, process) returns the metrics; fixed_sizes: see distributed.arithmetic. A BookError becomes one line; run.json says done,
+    failed or stopped.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="run folder with run.json (a notebook or Run.start makes it)")
@@ -57,11 +60,17 @@ def main(description: str, work: Callable[[Run, distributed.Process], dict], arg
     if run.done:
         print(f"{run.name} is done; nothing to do")
         return 0
-    process, ours = distributed.start(), False
     try:
+        process, ours = distributed.start(), False
+    except BookError as error:
+        if os.environ.get("RANK", "0") == "0":  # the same for all
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
+    try:
+        computes = distributed.arithmetic(fixed_sizes)
         if process.main:
             run.lock()
-            run.begin(processes=process.world, device=str(process.device), threads=torch.get_num_threads())
+            run.begin(processes=process.world, device=str(process.device), threads=torch.get_num_threads(), **computes)
             ours = True
         metrics = work(run, process)
         if process.main:

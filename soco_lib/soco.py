@@ -6,12 +6,15 @@ B images, K proposals an image, S view side in pixels, E embedding dimension, M 
 from __future__ import annotations
 
 import copy
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from soco_lib.config import Pretrain
-from soco_lib.encoder import Encoder
+from soco_lib.encoder import Encoder, Levels, RoIs
 from soco_lib.loss import box_weights, pair_loss
 
 
@@ -28,9 +31,47 @@ class Branch(nn.Module):
         self.encoder = Encoder(cfg)
         self.projector = mlp(self.encoder.dim, cfg.hidden, cfg.embedding)
 
-    def forward(self, images: Tensor, boxes: list[Tensor]) -> Tensor:
-        """images (B, 3, S, S), boxes B tensors (m_i, 4) of this view. Returns (M, E)."""
+    def forward(self, images: Tensor, boxes: RoIs | Sequence[Tensor]) -> Tensor:
+        """images (B, 3, S, S) and boxes of one view, as the encoder takes them. Returns (M, E)."""
         return self.projector(self.encoder(images, boxes))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The P boxes that V1 and another view both show, with what Eq. 6 weighs them by."""
+
+    first: Tensor  # (P,) int64: their rows among V1's embeddings
+    other: Tensor  # (P,) int64: their rows among the other view's
+    weight: Tensor  # (P,) float64
+
+    @classmethod
+    def of(cls, first: Tensor, other: Tensor) -> Pair:
+        """first, other: (B, K) bool on the CPU: the box is in V1, in the other view."""
+        both = first & other
+        row = lambda valid: (valid.flatten().cumsum(0) - 1)[both.flatten()]  # noqa: E731
+        return cls(row(first), row(other), box_weights(both)[both])
+
+    def moved(self, move: Callable[[Tensor], Tensor]) -> Pair:
+        """The same with every tensor moved."""
+        return Pair(move(self.first), move(self.other), move(self.weight))
+
+
+@dataclass(frozen=True)
+class Counted:
+    """All that a step needs to know of a batch's boxes. On a GPU each count would be a wait: it is made on the CPU, with the batch."""
+
+    rois: list[RoIs]  # one a view
+    pairs: list[Pair]  # one each view after V1
+
+    @classmethod
+    def of(cls, levels: Levels, boxes: list[Tensor], valid: list[Tensor]) -> Counted:
+        """boxes (B, K, 4) and flags (B, K) of every view, CPU tensors."""
+        present = [b[v].split(v.sum(1).tolist()) for b, v in zip(boxes, valid)]
+        return cls([levels.rois(b) for b in present], [Pair.of(valid[0], v) for v in valid[1:]])
+
+    def moved(self, move: Callable[[Tensor], Tensor]) -> Counted:
+        """The same with every tensor moved."""
+        return Counted([x.moved(move) for x in self.rois], [x.moved(move) for x in self.pairs])
 
 
 class SoCo(nn.Module):
@@ -42,38 +83,37 @@ class SoCo(nn.Module):
         self.predictor = mlp(cfg.embedding, cfg.hidden, cfg.embedding)
         self.target = copy.deepcopy(self.online).requires_grad_(False)
 
-    @torch.no_grad()
-    def targets(self, images: list[Tensor], boxes: list[Tensor], valid: list[Tensor]) -> list[Tensor]:
-        """z of every view, (M_j, E), without a graph. Arguments as in `forward`."""
-        return [self.target(x, _present(b, k)) for x, b, k in zip(images, boxes, valid)]
+    @property
+    def count(self) -> Callable[[list[Tensor], list[Tensor]], Counted]:
+        """Counted.of for this network's pyramid; small enough to be sent to a loader's processes."""
+        return functools.partial(Counted.of, self.online.encoder.levels_of_boxes)
 
-    def forward(self, j: int, images: Tensor, boxes: Tensor, valid: list[Tensor], z: list[Tensor]) -> Tensor:
+    @torch.no_grad()
+    def targets(self, images: list[Tensor], rois: list[RoIs]) -> list[Tensor]:
+        """z of every view, (M_j, E), without a graph. images: (B, 3, S_j, S_j) normalised, one a view."""
+        return [self.target(x, r) for x, r in zip(images, rois)]
+
+    def forward(self, j: int, images: Tensor, rois: RoIs, pairs: list[Pair], z: list[Tensor]) -> Tensor:
         """What view number `j` (0: V1) adds to each pair (V1, V_i) as the online network's view; their sum over j and pairs
         is the loss of Eqs. 5 and 6, symmetrised.
 
-        images (B, 3, S_j, S_j) normalised, boxes (B, K, 4), both of view j; valid, z: of every view, (B, K) bool and (M_i, E).
+        images (B, 3, S_j, S_j) normalised and rois of view j; z: (M_i, E) of every view.
         V1 is paired with each other view's target, another view with V1's; a box that either view of a pair lost is left out.
         Returns (P,) for P extra views. One view a call, so that a caller can go backward before the next view: the loss is a sum
         over online views, and only one view's activations are then held.
         """
-        v = self.predictor(self.online(images, _present(boxes, valid[j])))
+        v = self.predictor(self.online(images, rois))
         terms = []
-        for i in range(1, len(valid)):
-            if j not in (0, i):
+        for i, pair in enumerate(pairs, start=1):
+            if j == 0:
+                terms.append(pair_loss(v.index_select(0, pair.first), z[i].index_select(0, pair.other), pair.weight))
+            elif j == i:
+                terms.append(pair_loss(v.index_select(0, pair.other), z[0].index_select(0, pair.first), pair.weight))
+            else:
                 terms.append(v.new_zeros((), dtype=torch.promote_types(v.dtype, torch.float32)))
-                continue
-            both, other = valid[0] & valid[i], i if j == 0 else 0
-            weight = box_weights(both)[both]
-            # rows of the (M, E) embeddings that belong to the pair
-            terms.append(pair_loss(v[both[valid[j]]], z[other][both[valid[other]]], weight))
         return torch.stack(terms)
 
     @torch.no_grad()
     def update_target(self, tau: float) -> None:
         """xi <- tau xi + (1 - tau) theta, for parameters; the target's BN keeps statistics of its own (method.md 3)."""
         torch._foreach_lerp_(list(self.target.parameters()), list(self.online.parameters()), 1 - tau)
-
-
-def _present(boxes: Tensor, valid: Tensor) -> tuple[Tensor, ...]:
-    """Boxes (B, K, 4) that are there, B tensors (m_i, 4)."""
-    return boxes[valid].split(valid.sum(1).tolist())

@@ -12,23 +12,22 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from soco_lib import BookError, checkpoint, distributed, session
-from soco_lib.config import Plan, Pretrain, from_dict, plan, to_dict
+from soco_lib.config import Plan, Pretrain, from_dict, plan, require, to_dict
 from soco_lib.dataset import Batch, ProposalViews, build_loader, normalize
-from soco_lib.encoder import recompute
-from soco_lib.meter import Meter, Record
+from soco_lib.encoder import recompute, send
+from soco_lib.meter import Meter, Record, probe_due
 from soco_lib.optim import build_optimizer, learning_rate, target_momentum
 from soco_lib.results import Run
 from soco_lib.soco import SoCo
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-#: Updates between two looks at the loss and at whether to stop, on a GPU: asking it at every step would make it wait.
-LOOK_EVERY = 10
 
 
 class Diverged(BookError):
@@ -36,12 +35,16 @@ class Diverged(BookError):
 
 
 def build_model(cfg: Pretrain, process: distributed.Process) -> SoCo:
-    """SoCo on the process's device; batch norm is synchronised wherever several GPUs share the batch."""
+    """SoCo on the process's device; batch norm is synchronised wherever several GPUs share the batch.
+
+    Raises BookError for what this number of processes cannot do.
+    """
+    require(not cfg.compile or process.world == 1, "compile=true has never run with several processes: set compile=false, or GPUS=1")
     torch.manual_seed(cfg.seed)
     model = SoCo(cfg).to(process.device)
     if cfg.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    if process.world > 1 and process.device.type == "cuda":
+    if process.synchronised:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     recompute(model.online.encoder.trunk, cfg.recompute)  # the target has no backward
     if cfg.compile:
@@ -63,6 +66,7 @@ class Trainer:
             self.parallel = DistributedDataParallel(
                 self.model,
                 device_ids=[process.device] if process.device.type == "cuda" else None,
+                broadcast_buffers=False,  # norms are synchronised, or (gloo) each process's own: nobody needs the first one's statistics
                 find_unused_parameters=cfg.assignment == "fixed",  # the other levels' convolutions get no gradient
             )
 
@@ -71,23 +75,27 @@ class Trainer:
 
         Returns loss (scalar), pairs ((P,), each with both directions) and embeddings (M_1, E), the target's of V1; no graph.
         """
-        batch = batch.to(self.process.device)
-        images, pairs = [normalize(x) for x in batch.images], 0
-        dtype, count = AUTOCAST.get(self.cfg.precision), len(batch.images)
-        autocast = functools.partial(torch.autocast, self.process.device.type, dtype, enabled=dtype is not None)
+        device, count = self.process.device, len(batch.images)
+        counted = (batch.counted or self.model.count(batch.boxes, batch.valid)).moved(send(device))
+        images, pairs, dtype = [normalize(x) for x in batch.images_on(device)], 0, AUTOCAST.get(self.cfg.precision)
+        autocast = functools.partial(torch.autocast, device.type, dtype, enabled=dtype is not None)
         with autocast():
-            z = self.model.targets(images, batch.boxes, batch.valid)
+            z = self.model.targets(images, counted.rois)
         for j in range(count):
             shares = self.process.world == 1 or (last and j == count - 1)
             with contextlib.nullcontext() if shares else self.parallel.no_sync():
                 with autocast():
-                    added = self.parallel(j, images[j], batch.boxes[j], batch.valid, z)
+                    added = self.parallel(j, images[j], counted.rois[j], counted.pairs, z)
                 self.scaler.scale(added.sum() / self.plan.accumulate).backward()
             pairs = pairs + added.detach()
         return {"loss": pairs.sum(), "pairs": pairs, "embeddings": z[0]}
 
     def update(self, step: int, batches) -> dict:
-        """One optimiser update from `accumulate` micro-batches; returns loss, pairs, embeddings, data_s, unreadable."""
+        """One optimiser update from `accumulate` micro-batches; returns loss, pairs, embeddings, data_s, unreadable, skipped.
+
+        No GPU is waited for, but in fp16: its scaler asks whether a gradient overflowed. Such an update is skipped as a whole: weights,
+        their momentum and the target stay; rate and tau, which follow the step's number, go on, as its images do.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, self.plan, self.cfg)
         parts, data_s, unreadable = [], 0.0, 0
@@ -97,16 +105,20 @@ class Trainer:
             data_s += time.perf_counter() - waited
             unreadable += batch.unreadable
             parts.append(self.backward(batch, last=i == self.plan.accumulate - 1))
+        scale = self.scaler.get_scale()  # 1, and never less, without a scaler
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        skipped = self.scaler.get_scale() < scale
         self.optimizer.zero_grad(set_to_none=True)
-        self.model.update_target(target_momentum(step, self.plan.steps, self.cfg.tau))
+        if not skipped:
+            self.model.update_target(target_momentum(step, self.plan.steps, self.cfg.tau))
         return {
             "loss": torch.stack([p["loss"] for p in parts]).mean(0),
             "pairs": torch.stack([p["pairs"] for p in parts]).mean(0),
             "embeddings": torch.cat([p["embeddings"] for p in parts]),
             "data_s": data_s,
             "unreadable": unreadable,
+            "skipped": skipped,
         }
 
     def state(self) -> dict:
@@ -118,8 +130,14 @@ class Trainer:
             "torch_rng": torch.get_rng_state(),
         }
 
-    def restore(self, state: dict) -> int:
-        """Load a checkpoint; returns the number of updates already made."""
+    def resume(self, folder: Path, say=print) -> int:
+        """Load the newest checkpoint of a run, the same one in every process; returns the number of updates already made. A collective.
+
+        The file's contents are let go of here: they are as large as network and optimiser together.
+        """
+        state = checkpoint.chosen(folder, self.process.main, say)
+        if state is None:
+            return 0
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
@@ -135,42 +153,52 @@ def train(run: Run, process: distributed.Process, told: Sequence = ()) -> dict:
     cfg = from_dict(Pretrain, run.record["config"])
     say = print if process.main else lambda *_, **__: None
     dataset = ProposalViews(cfg)
-    numbers = plan(cfg, len(dataset), process.world)
+    numbers = plan(cfg, len(dataset), process.world, process.synchronised)
     say(f"{process.describe()}; {numbers.describe(cfg)}", flush=True)
     trainer = Trainer(cfg, numbers, process)
-    found = checkpoint.newest(run.folder, say)
-    done = trainer.restore(found) if found else 0
-    if found:
+    done = trainer.resume(run.folder, say)
+    if done:
         say(f"going on after step {done}", flush=True)
     started, meter, row = time.perf_counter(), Meter(cfg, numbers), {}
     record = Record(run, cfg, numbers) if process.main else None
     # A cluster signals every process: the loader's, which inherit this mask, have to deliver what the last update needs.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    batches = iter(build_loader(dataset, numbers, process.rank, done, pin=process.device.type == "cuda"))
+    pin = process.device.type == "cuda"
+    batches = iter(build_loader(dataset, numbers, process.rank, done, pin, trainer.model.count))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    unread = []  # (step, loss): a GPU's answer is read when the next update is queued, so that it never runs dry
+
+    def look(leave: int) -> None:
+        """Read the losses but for the last `leave`. Raises Diverged."""
+        while len(unread) > leave:
+            at, loss = unread.pop(0)
+            if not math.isfinite(value := loss.read().item()):
+                raise Diverged(
+                    f"the loss is {value} at step {at}: lower base_lr={cfg.base_lr} or use precision=fp32; "
+                    f"the last good checkpoint stays in {run.folder / 'checkpoints'}"
+                )
+
     for step in range(done, numbers.steps):
         out = trainer.update(step, batches)
         meter.add(out)
         done = step + 1
         logs = done % cfg.log_every == 0 or done == numbers.steps
         saves = done % cfg.save_every == 0 or done == numbers.steps
-        stop = False
-        if logs or saves or done % LOOK_EVERY == 0 or process.device.type == "cpu":
-            asked = torch.tensor(float(bool(told)), device=process.device)
-            loss, stop = distributed.mean(torch.stack([out["loss"].float(), asked])).tolist()
-            if not math.isfinite(loss):
-                raise Diverged(
-                    f"the loss is {loss} at step {done}: lower base_lr={cfg.base_lr} or use precision=fp32; "
-                    f"the last good checkpoint stays in {run.folder / 'checkpoints'}"
-                )
+        unread.append((done, distributed.Later(distributed.mean(out["loss"].float()))))
+        look(leave=1 if process.device.type == "cuda" and not (logs or saves) else 0)
+        stop = distributed.anyone(bool(told))  # asked after the look, which is where a GPU's process waits
+        if stop:
+            look(leave=0)
         if logs:
             row = meter.row(done, out, trainer)
         if process.main and logs:
             record.row(row)
         if process.main and (saves or stop):
             checkpoint.save(run.folder, done, to_dict(cfg), cfg.keep, **trainer.state())
-        if process.main and record.probes_after(done):
-            record.probe(done, trainer.model.online.encoder)
+        if probe_due(done, cfg, numbers):
+            if process.main:
+                record.probe(done, trainer.model.online.encoder)
+            distributed.wait()
         if stop and done < numbers.steps:
             raise session.Stopped(f"told to stop after step {done}, of which a checkpoint is saved: run again to go on")
     if not process.main:  # the first one may still be writing what follows
@@ -201,7 +229,7 @@ def work(run: Run, process: distributed.Process) -> dict:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status (see session.main)."""
-    return session.main(__doc__, work, arguments)
+    return session.main(__doc__, work, arguments, fixed_sizes=True)
 
 
 if __name__ == "__main__":

@@ -128,7 +128,7 @@ def transfer(run: Run, process: distributed.Process, told: Sequence = ()) -> dic
         f"them warm-up, lr drops at {', '.join(map(str, d2.SOLVER.STEPS))}",
         flush=True,
     )
-    found = checkpoint.newest(folder, say)
+    found = checkpoint.chosen(folder, process.main, say)
     _check_images(run, cfg, train, process.main)
     if found:
         _check_same(run, cfg, found, say)
@@ -136,7 +136,11 @@ def transfer(run: Run, process: distributed.Process, told: Sequence = ()) -> dic
     if process.main:
         (folder / "config.yaml").write_text(d2.dump())
     model = _initial_model(cfg, d2, run, process.main, resuming=found is not None)
-    results = FineTuner(run, reached, d2, test, model, found, told).go()
+    tuner = FineTuner(run, reached, d2, test, model, found["step"] if found else 0, told)
+    if found:
+        tuner.restore(found)
+    del found
+    results = tuner.go()
     if not process.main:
         return {}
     rows = run.rows()
@@ -169,7 +173,7 @@ def work(run: Run, process: distributed.Process) -> dict:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status (see session.main)."""
-    return session.main(__doc__, work, arguments)
+    return session.main(__doc__, work, arguments, fixed_sizes=False)
 
 
 if __name__ == "__main__":

@@ -89,7 +89,12 @@ def test_identity_ignores_how_a_run_is_watched():
     assert differences(to_dict(cfg()), to_dict(cfg(k=8))) == {"k": (4, 8)}
 
 
-def test_one_box_at_once_is_too_few_for_batch_norm():
+def test_one_image_at_once_is_too_few_for_batch_norm_unless_it_is_synchronised():
+    """Of an image's K boxes a crop may leave one."""
+    for k in (1, 4):
+        with pytest.raises(BookError, match=r"batch norm needs two boxes.*micro_batch=1 or batch=64"):
+            plan(cfg(batch=64, micro_batch=1, k=k), images=100)
     with pytest.raises(BookError, match="batch norm needs two boxes"):
-        plan(cfg(batch=64, micro_batch=1, k=1), images=100)
-    assert plan(cfg(batch=64, micro_batch=1), images=100).accumulate == 64
+        plan(cfg(batch=2), images=100, world=2, synchronised=False)
+    assert plan(cfg(batch=64, micro_batch=2, k=1), images=100).accumulate == 32
+    assert plan(cfg(batch=2), images=100, world=2, synchronised=True).micro_batch == 1

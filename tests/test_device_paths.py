@@ -10,6 +10,7 @@ from torchvision.transforms.v2 import functional as F
 
 from soco_lib import BookError, bench_step, plain_step
 from soco_lib.dataset import MEAN, STD, normalize
+from soco_lib.encoder import send
 from soco_lib.train import Trainer
 from tests.conftest import TINY_DETECTOR
 
@@ -36,16 +37,20 @@ def test_the_views_last_stage_is_torchvisions():
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-def test_every_tensor_of_a_batch_is_pinned_and_moved_without_waiting(monkeypatch):
-    """Pinning itself asks for a GPU: whether each tensor is pinned, and each copy is told not to wait, is seen without one."""
+def test_images_and_counts_are_pinned_and_nothing_is_moved_by_waiting(monkeypatch):
+    """Pinning itself asks for a GPU: that each is pinned, and no copy is told to wait, is seen without one."""
+    model = plain_step.a_trainer(bench_step.SMALL).model
+    batch = plain_step.a_batch(bench_step.SMALL)
+    batch.counted = model.count(batch.boxes, batch.valid)
+    parts = [x for r in batch.counted.rois for x in (r.rows, r.order)] + [x for p in batch.counted.pairs for x in vars(p).values()]
     pinned, waits = [], []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self.shape) or self.clone())
-    monkeypatch.setattr(torch.Tensor, "to", lambda self, device, non_blocking: waits.append(not non_blocking) or self)
-    batch = plain_step.a_batch(bench_step.SMALL)
-    moved = batch.pin_memory().to(CPU)
-    names = ("images", "boxes", "valid")
-    assert pinned == [t.shape for name in names for t in getattr(batch, name)] and waits == [False] * len(pinned)
-    assert all(torch.equal(a, b) for name in names for a, b in zip(getattr(batch, name), getattr(moved, name)))
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, device, non_blocking=False: waits.append(not non_blocking) or self)
+    fixed = batch.pin_memory()
+    assert sorted(pinned) == sorted(x.shape for x in (*batch.images, *parts))
+    assert all(torch.equal(a, b) for a, b in zip(fixed.images_on(CPU), batch.images))
+    fixed.counted.moved(send(torch.device("cuda")))
+    assert waits == [False] * (len(batch.images) + len(parts))
 
 
 def test_autocast_keeps_the_loss():

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from soco_lib import BookError, probes, scenes
 from soco_lib.config import Pretrain, View
-from soco_lib.probe import class_mean, knn, linear, probe, random_encoder
+from soco_lib.probe import class_mean, fresh, knn, linear, probe
 from soco_lib.results import Run, write_json
 from tests.conftest import TINY_DETECTOR
 
@@ -40,11 +40,11 @@ def test_votes_and_means_are_class_balanced():
 def test_probe_of_a_network(tmp_path):
     scenes.write_scenes(tmp_path / "scenes", 60, 1, workers=1)
     cfg = Pretrain("a", "b", detector="mask-rcnn-r50-fpn", overrides=TINY_DETECTOR, size=64, views=(View(64),))
-    encoder = random_encoder(cfg)
+    encoder = fresh(cfg)
     before = {k: v.clone() for k, v in encoder.state_dict().items()}
     scores = probe(encoder, cfg, f"coco:{tmp_path}/scenes/annotations/instances_train.json")
     assert scores.classes >= 8 and 0 <= scores.knn <= 1 and 0 <= scores.linear <= 1
-    assert scores == probe(random_encoder(cfg), cfg, f"coco:{tmp_path}/scenes/annotations/instances_train.json")
+    assert scores == probe(fresh(cfg), cfg, f"coco:{tmp_path}/scenes/annotations/instances_train.json")
     assert all(torch.equal(v, before[k]) for k, v in encoder.state_dict().items())
 
 
@@ -54,11 +54,11 @@ def test_a_second_set_gives_the_labels_and_a_whole_image_network_is_pooled_by_bo
     cfg = Pretrain(
         "a", "whole", detector="mask-rcnn-r50-fpn", overrides=TINY_DETECTOR, size=64, views=(View(64),), k=1, alignment="whole"
     )  # fmt: skip
-    whole = random_encoder(cfg)
+    whole = fresh(cfg)
     scores = probe(whole, cfg, data[0], fit=data[1])
     assert scores.images == 100
     pooled = replace(cfg, alignment="c5")
-    assert scores == probe(random_encoder(pooled), pooled, data[0], fit=data[1])
+    assert scores == probe(fresh(pooled), pooled, data[0], fit=data[1])
     with pytest.raises(BookError, match="different classes"):
         write_voc(tmp_path / "voc")
         probe(whole, cfg, f"voc:{tmp_path / 'voc'}@trainval", fit=data[1])

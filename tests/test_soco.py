@@ -35,8 +35,9 @@ def batch(sizes=SIZES, count=3, k=4, seed=0):
 
 def pairs(model, images, boxes, valid):
     """(P,) both directions of every pair of views, with one graph over all views; their sum is the loss."""
-    z = model.targets(images, boxes, valid)
-    return sum(model(j, images[j], boxes[j], valid, z) for j in range(len(images)))
+    counted = model.count(boxes, valid)
+    z = model.targets(images, counted.rois)
+    return sum(model(j, images[j], counted.rois[j], counted.pairs, z) for j in range(len(images)))
 
 
 @pytest.fixture(scope="module")
