@@ -5,6 +5,7 @@ import torch
 
 from soco_lib.config import Pretrain, View
 from soco_lib.encoder import Encoder
+from soco_lib.gpu_checks import IMAGES, number, numbered
 from tests.conftest import TINY_DETECTOR
 
 from detectron2.modeling.box_regression import Box2BoxTransformLinear  # isort: skip
@@ -12,20 +13,7 @@ from detectron2.modeling.poolers import ROIPooler  # isort: skip
 from detectron2.structures import Boxes  # isort: skip
 
 HALVES = [torch.bfloat16, torch.float16]
-STRIDES = (4, 8, 16, 32)
-#: More images than bf16 counts exactly; a number's binary digits are its image's channels.
-IMAGES, DIGITS = 600, 10
-
-
-def numbered(dtype: torch.dtype, strides=STRIDES) -> list[torch.Tensor]:
-    """Feature maps of 64 px images, every pixel of image n the digits of n."""
-    digits = (torch.arange(IMAGES)[:, None] >> torch.arange(DIGITS)) & 1
-    return [digits[:, :, None, None].expand(-1, -1, 64 // s, 64 // s).to(dtype).contiguous() for s in strides]
-
-
-def number(pooled: torch.Tensor) -> list[int]:
-    """The image that each region was pooled from."""
-    return (pooled.float().mean((2, 3)).round().long() << torch.arange(DIGITS)).sum(1).tolist()
+STRIDES, CPU = (4, 8, 16, 32), torch.device("cpu")
 
 
 @pytest.mark.parametrize("autocast", [True, False])
@@ -38,7 +26,7 @@ def test_600_images_give_each_box_its_own_images_feature(dtype, kind, strides, a
     boxes = torch.cat([corner, corner + torch.tensor([8.0, 30.0])], 1)
     boxes[::2, 2:] = boxes[::2, :2] + 9  # two sizes: two levels
     with torch.autocast("cpu", dtype, enabled=autocast):
-        pooled = pooler(numbered(dtype, strides), [Boxes(box[None]) for box in boxes])
+        pooled = pooler(numbered(dtype, CPU, strides), [Boxes(box[None]) for box in boxes])
     assert pooled.dtype == dtype and number(pooled) == list(range(IMAGES))
 
 
@@ -59,7 +47,7 @@ def test_corners_at_1333_pixels_are_exact(dtype, kind):
 @pytest.mark.parametrize("dtype", HALVES)
 def test_the_encoder_pools_600_images_exactly(dtype, monkeypatch):
     encoder = Encoder(Pretrain("a", "b", overrides=TINY_DETECTOR, size=64, views=(View(64),), canonical=24, alignment="neck"))
-    monkeypatch.setattr(encoder, "maps", lambda images: dict(zip(encoder.levels, numbered(dtype))))
+    monkeypatch.setattr(encoder, "maps", lambda images: dict(zip(encoder.levels, numbered(dtype, CPU))))
     seen = []
     pool = encoder.pool
     monkeypatch.setattr(encoder, "pool", lambda maps, rois: seen.append(pool(maps, rois)) or seen[-1])

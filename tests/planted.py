@@ -1,0 +1,30 @@
+"""gpu_group.py's process with a fault in it: the tests see that the check's line fails. `python -m tests.planted FOLDER`."""
+
+import copy
+import os
+import sys
+
+from torch import nn
+
+from soco_lib import checkpoint, gpu_group, probe
+
+
+def each_for_itself(folder, first, say=print):
+    """Every process goes on from the newest checkpoint that it sees."""
+    return checkpoint.newest(folder, say)
+
+
+def synchronised(cfg, state=None, device="cpu"):
+    """The probe measures an encoder that still has the training's SyncBatchNorm."""
+    encoder = copy.deepcopy(_fresh(cfg, state, device))
+    return encoder if state is None else nn.SyncBatchNorm.convert_sync_batchnorm(encoder)
+
+
+_fresh = probe.fresh
+if os.environ["PLANTED"] == "each for itself":
+    checkpoint.chosen = each_for_itself
+else:
+    probe.fresh = synchronised
+
+if __name__ == "__main__":
+    sys.exit(gpu_group.main(sys.argv[1:]))
