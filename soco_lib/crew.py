@@ -82,10 +82,10 @@ def slots(jobs: int, gpus: int, launcher: str) -> queue.Queue:
     return filled
 
 
-def perform(run: Run, module: str, crew: Crew, environment: dict, say: Callable[[str], None]) -> str:
+def perform(run: Run, crew: Crew, environment: dict, say: Callable[[str], None]) -> str:
     """Run to its end in a process of its own (job.py); returns the last line it said."""
     options = [word for name, value in crew.how.items() for word in (f"--{name}", str(value)) if value != ""]
-    words = [sys.executable, "-u", "-m", "soco_lib.job", str(run.folder), "--module", module, *options]
+    words = [sys.executable, "-u", "-m", "soco_lib.job", str(run.folder), *options]
     # In a session of its own: Ctrl-C is for the runner, which then tells the runs to save.
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
                           env={**os.environ, **environment}, start_new_session=True) as child:  # fmt: skip

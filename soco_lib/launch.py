@@ -1,8 +1,9 @@
 """From a run folder to running processes: one for one device, torchrun (one node or several) for more, SLURM for a cluster.
 
-    python -m soco_lib.launch join RUN_FOLDER --module soco_lib.train --gpus 8 --nodes 2 --rendezvous HOST:PORT
+    python -m soco_lib.launch join RUN_FOLDER --gpus 8 --nodes 2 --rendezvous HOST:PORT
 
-runs one node's processes of a run that was started elsewhere: `make pretrain NODES=2 …` on the first node, `join` on the others.
+runs one node's processes of a run that was started elsewhere: `make pretrain NODES=2 …` or `make transfer NODES=2 …` on the first
+node, `join` on the others. Which module works on a run follows from its kind, which its record tells.
 """
 
 from __future__ import annotations
@@ -22,6 +23,15 @@ from soco_lib.config import one_of, require
 from soco_lib.results import Run
 
 LAUNCHERS = ("local", "slurm")
+#: A run's kind -> the module that works on such a run, in one process or in each of torchrun's.
+MODULES = {"pretrain": "soco_lib.train", "transfer": "soco_lib.transfer"}
+
+
+def module_of(run: Run) -> str:
+    """The module that works on a run. Raises BookError for a record of another kind, such as a notebook's own."""
+    kind = run.record.get("kind")
+    require(kind in MODULES, f"{run.folder} is of kind {kind!r}: give the folder of a run of kind {' or '.join(MODULES)}")
+    return MODULES[kind]
 
 
 def command(module: str, folder: Path, gpus: int = 1, nodes: int = 1, rendezvous: str = "", restarts: int = 0) -> list[str]:
@@ -53,13 +63,14 @@ def environment(gpus: int) -> dict[str, str]:
     return {**ours, **os.environ, "PYTHONUNBUFFERED": "1"}
 
 
-def join(module: str, folder: Path, gpus: int = 1, **torchrun) -> None:
+def join(folder: Path, gpus: int = 1, **torchrun) -> None:
     """Become this node's part of a run; its output is appended to <run>/output.txt, as all nodes' is. Does not return.
 
-    Raises BookError when the folder is no run's.
+    Raises BookError when the folder is no run's that processes work on.
     """
-    folder = Run.read(folder).folder.resolve()
-    words = command(module, folder, gpus, **torchrun)
+    run = Run.read(folder)
+    folder = run.folder.resolve()
+    words = command(module_of(run), folder, gpus, **torchrun)
     with open(folder / "output.txt", "a") as output:
         os.dup2(output.fileno(), sys.stdout.fileno())
         os.dup2(output.fileno(), sys.stderr.fileno())
@@ -97,7 +108,6 @@ def _end_with_parent() -> None:
 
 
 def stream(
-    module: str,
     run: Run,
     gpus: int = 1,
     *,
@@ -109,7 +119,7 @@ def stream(
     minutes: int = 240,
     cpus: int = 0,
 ) -> Iterator[str]:
-    """Run `module` on the run folder and yield its lines of output as they come; the output is kept in <run>/output.txt.
+    """Start a run's processes and yield their lines of output as they come; the output is kept in <run>/output.txt.
 
     launcher: "local" starts this node's processes here, "slurm" submits a job for all nodes (partition, minutes, cpus: see
     slurm.submit). Whoever leaves the iteration stops the processes or cancels the job; the run can go on later. A caller that is
@@ -117,14 +127,14 @@ def stream(
     Raises BookError for a bad value, and with the run's own error when it fails.
     """
     one_of("LAUNCHER", launcher, LAUNCHERS)
-    output, folder = run.folder / "output.txt", run.folder.resolve()
+    module, output, folder = module_of(run), run.folder / "output.txt", run.folder.resolve()
     output.touch()
     begin = output.stat().st_size
     if launcher == "slurm":
         rendezvous = slurm.RENDEZVOUS
         counts = ["--gpus", str(gpus), "--nodes", str(nodes), "--rendezvous", rendezvous, "--restarts", str(restarts)]
         command(module, folder, gpus, nodes, rendezvous, restarts)  # raises here what would be raised in the job
-        words = [sys.executable, "-m", "soco_lib.launch", "join", str(folder), "--module", module, *counts]
+        words = [sys.executable, "-m", "soco_lib.launch", "join", str(folder), *counts]
         child = slurm.start(words, folder, gpus=gpus, nodes=nodes, partition=partition, minutes=minutes, cpus=cpus)
     else:
         words = command(module, folder, gpus, nodes, rendezvous, restarts)
@@ -149,10 +159,10 @@ def stream(
         raise BookError(f"{run.name} {how}: {reason or last}; all output is in {output}")
 
 
-def launch(module: str, run: Run, gpus: int = 1, say: Callable[[str], None] = print, **how) -> dict:
+def launch(run: Run, gpus: int = 1, say: Callable[[str], None] = print, **how) -> dict:
     """Run to the end, `say`-ing each line; returns the metrics. A finished run is returned at once. `how`: see `stream`."""
     if not run.done:
-        for text in stream(module, run, gpus, **how):
+        for text in stream(run, gpus, **how):
             say(text)
     return Run.read(run.folder).metrics
 
@@ -163,13 +173,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("verb", choices=["join"])
     parser.add_argument("folder", type=Path, help="run folder, the same on every node")
-    parser.add_argument("--module", default="soco_lib.train")
     parser.add_argument("--gpus", type=int, default=1, help="processes on this node, as many as on the others")
     parser.add_argument("--nodes", type=int, default=1)
     parser.add_argument("--rendezvous", default="", help="host:port, the same on every node")
     parser.add_argument("--restarts", type=int, default=0)
     given = parser.parse_args(arguments)
-    join(given.module, given.folder, given.gpus, nodes=given.nodes, rendezvous=given.rendezvous, restarts=given.restarts)
+    join(given.folder, given.gpus, nodes=given.nodes, rendezvous=given.rendezvous, restarts=given.restarts)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from soco_lib import ROOT, BookError, benchmarks, measure, one_line_errors, plan
 from soco_lib.config import one_of, require
 from soco_lib.crew import Crew, perform, slots
 from soco_lib.launch import LAUNCHERS
-from soco_lib.plans import MODULES, Cell, Planned, Shelf
+from soco_lib.plans import Cell, Planned, Shelf
 from soco_lib.records import State, state_of
 from soco_lib.results import Run
 
@@ -66,7 +66,7 @@ def ensure(planned: Planned, crew: Crew, environment: dict, say, source: Run | N
     if crew.stopping.is_set():
         raise Stopped("stopped before it began")
     say(f"{run.name}: {'goes on' if run.record['sessions'] else 'begins'}")
-    last = perform(planned.run, MODULES[planned.kind], crew, environment, say)
+    last = perform(planned.run, crew, environment, say)
     planned.run = Run.read(run.folder)
     planned.state = state_of(planned.run)
     if planned.state.final:

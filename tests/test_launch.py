@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from soco_lib import ROOT, BookError, launch, session
+from soco_lib import ROOT, BookError, launch, plans, session
 from soco_lib.config import identity
 from soco_lib.launch import command, environment
 from soco_lib.results import Run
@@ -32,7 +32,7 @@ def undisturbed(cfg, tmp_path, gpus=1):
     key = identity(cfg), gpus
     if key not in WHOLE:
         run = Run.start("whole", "pretrain", cfg, tmp_path)
-        launch.launch("soco_lib.train", run, gpus, say=lambda line: None)
+        launch.launch(run, gpus, say=lambda line: None)
         WHOLE[key] = final_weights(run)
     return WHOLE[key]
 
@@ -82,7 +82,7 @@ def test_told_to_stop_it_loses_nothing(cfg, tmp_path, one_thread, gpus):
     cfg = with_(cfg, steps=20, save_every=1000, log_every=1, workers=1)
     whole = undisturbed(cfg, tmp_path, gpus=gpus)
     run, seen = Run.start("stopped", "pretrain", cfg, tmp_path), []
-    lines = launch.stream("soco_lib.train", run, gpus)
+    lines = launch.stream(run, gpus)
     for line in lines:
         seen += [line] if line.startswith("step ") else []
         if len(seen) == 9:
@@ -92,7 +92,7 @@ def test_told_to_stop_it_loses_nothing(cfg, tmp_path, one_thread, gpus):
     last = run.rows()[-1]["step"]
     assert 9 <= last < 20 and f"told to stop after step {last}" in record["sessions"][0]["error"]
     said = []
-    launch.launch("soco_lib.train", run, gpus, said.append)
+    launch.launch(run, gpus, said.append)
     assert f"going on after step {last}" in said
     assert same(whole, final_weights(run))
 
@@ -108,7 +108,7 @@ def test_a_stopped_process_says_so_by_its_status(cfg, tmp_path):
 @pytest.mark.parametrize("gpus", [1, 2])
 def test_who_watches_is_killed_and_the_processes_save_and_end(cfg, tmp_path, gpus):
     run = Run.start("run", "pretrain", with_(cfg, steps=1000, save_every=1000, log_every=1), tmp_path)
-    code = "import sys; from soco_lib import launch, results; launch.launch('soco_lib.train', results.Run.read(sys.argv[1]), int(sys.argv[2]))"
+    code = "import sys; from soco_lib import launch, results; launch.launch(results.Run.read(sys.argv[1]), int(sys.argv[2]))"
     watcher = subprocess.Popen([sys.executable, "-c", code, str(run.folder), str(gpus)], stdout=subprocess.DEVNULL, env=same_threads())
     wait_for_rows(run, 3, watcher)
     watcher.kill()
@@ -127,12 +127,58 @@ def test_two_nodes_train_one_run(cfg, tmp_path, one_thread):
         free.bind(("127.0.0.1", 0))
         rendezvous = f"localhost:{free.getsockname()[1]}"
     run, said = Run.start("nodes", "pretrain", cfg, tmp_path), []
-    words = ["--module", "soco_lib.train", "--gpus", "1", "--nodes", "2", "--rendezvous", rendezvous]
+    words = ["--gpus", "1", "--nodes", "2", "--rendezvous", rendezvous]
     other = subprocess.Popen([sys.executable, "-m", "soco_lib.launch", "join", str(run.folder), *words], cwd=ROOT)
-    metrics = launch.launch("soco_lib.train", run, say=said.append, nodes=2, rendezvous=rendezvous)
+    metrics = launch.launch(run, say=said.append, nodes=2, rendezvous=rendezvous)
     assert other.wait() == 0
     assert metrics["processes"] == 2 and any("2 gloo processes" in line for line in said)
     assert same(whole, final_weights(run))
+
+
+class Executed(Exception):
+    """In place of becoming another program; its argument is that program's command."""
+
+
+@pytest.fixture
+def joined(monkeypatch):
+    """joined(words): the command that `join` would become."""
+
+    def execute(program, words, environment):
+        raise Executed(words)
+
+    def join(*words):
+        with pytest.raises(Executed) as executed:
+            launch.main(["join", *map(str, words)])
+        return executed.value.args[0]
+
+    for name, stub in (("execvpe", execute), ("dup2", lambda *_: None), ("chdir", lambda *_: None)):
+        monkeypatch.setattr(launch.os, name, stub)
+    return join
+
+
+@pytest.mark.parametrize(("kind", "module"), [("pretrain", "soco_lib.train"), ("transfer", "soco_lib.transfer")])
+def test_the_runs_kind_decides_what_joins_it(cfg, tmp_path, joined, monkeypatch, kind, module):
+    run = Run.start("run", kind, cfg, tmp_path)
+    assert joined(run.folder, "--gpus", 2)[-3:] == ["-m", module, str(run.folder)]
+    started = []
+    monkeypatch.setattr(launch.slurm, "start", lambda words, folder, **_: started.append(words) or subprocess.Popen(["true"]))
+    with pytest.raises(BookError, match="ended before it was done"):
+        launch.launch(run, 2, launcher="slurm")
+    verb = started[0].index("join")  # what each node of the job does with the rest of its words
+    assert joined(*started[0][verb + 1 :])[-3:] == ["-m", module, str(run.folder)]
+
+
+def test_a_record_that_no_process_works_on_is_one_line(cfg, tmp_path, capfd):
+    run = Run.start("seen", "views", cfg, tmp_path)
+    assert launch.main(["join", str(run.folder)]) == 1
+    error = capfd.readouterr().err
+    assert "seen is of kind 'views': give the folder of a run of kind pretrain or transfer" in error and error.count("\n") == 1
+    with pytest.raises(BookError, match="kind 'views'"):
+        next(launch.stream(run))
+
+
+def test_every_kind_that_a_study_plans_has_a_module():
+    assert plans.KINDS.keys() == launch.MODULES.keys()
 
 
 def test_joining_nothing_is_one_line(tmp_path, capfd):
@@ -153,4 +199,4 @@ def test_joining_nothing_is_one_line(tmp_path, capfd):
 def test_wrong_values_are_told_before_anything_starts(cfg, tmp_path, wrong, says):
     run = Run.start("run", "pretrain", cfg, tmp_path)
     with pytest.raises(BookError, match=says):
-        next(launch.stream("soco_lib.train", run, **wrong))
+        next(launch.stream(run, **wrong))
