@@ -45,7 +45,10 @@ def command(module: str, folder: Path, gpus: int = 1, nodes: int = 1, rendezvous
     if gpus == nodes == 1 and not restarts:
         return [sys.executable, "-u", "-m", module, str(folder)]
     require(nodes == 1 or bool(rendezvous), f"NODES={nodes} needs RENDEZVOUS=host:port, the same on every node")
-    where = ["--rdzv-backend=c10d", f"--rdzv-endpoint={rendezvous}", f"--rdzv-id={folder.name}"] if nodes > 1 else ["--standalone"]
+    if nodes > 1:
+        where = ["--rdzv-backend=c10d", f"--rdzv-endpoint={rendezvous}", f"--rdzv-id={folder.name}"]
+    else:  # with an address, because processes look for each other by the host's name, and a laptop's may have none: minutes pass
+        where = ["--standalone", "--local-addr=127.0.0.1"]
     counts = [f"--nnodes={nodes}", f"--nproc-per-node={gpus}", f"--max-restarts={restarts}"]
     return [sys.executable, "-u", "-m", "torch.distributed.run", *counts, *where, "-m", module, str(folder)]
 

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -118,6 +119,17 @@ def test_who_watches_is_killed_and_the_processes_save_and_end(cfg, tmp_path, gpu
         time.sleep(0.1)
     assert Run.read(run.folder).record["status"] == "stopped"
     assert list(run.folder.glob("checkpoints/step_*.pt"))
+
+
+def test_two_processes_meet_on_a_host_whose_name_has_no_address(cfg, tmp_path):
+    run = Run.start("run", "pretrain", with_(cfg, steps=2), tmp_path)
+    words = command("soco_lib.train", run.folder, gpus=2)
+    assert {"--standalone", "--local-addr=127.0.0.1"} <= {*words}
+    nameless = ["unshare", "--uts", "sh", "-c", 'hostname no-such-host && exec "$@"', "sh"]
+    if not shutil.which("unshare") or subprocess.run([*nameless, "true"], capture_output=True).returncode:
+        pytest.skip("no host's name can be changed for one command here")
+    subprocess.run([*nameless, *words], cwd=ROOT, env=environment(2), check=True, timeout=120)  # it would look for minutes
+    assert Run.read(run.folder).metrics["processes"] == 2
 
 
 def test_two_nodes_train_one_run(cfg, tmp_path, one_thread):
