@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from soco_lib import ROOT
+from soco_lib import ROOT, machine
 from soco_lib.config import require
 from soco_lib.results import Run
 
@@ -70,7 +70,7 @@ def slots(jobs: int, gpus: int, launcher: str) -> queue.Queue:
         devices = named.split(",") if count else []
         enough = not count or jobs * gpus <= count
         require(enough, f"JOBS={jobs} runs of GPUS={gpus} need {jobs * gpus} devices, {count} are visible")
-        threads = str(max(1, len(os.sched_getaffinity(0)) // (jobs * gpus)))
+        threads = str(max(1, machine.cores() // (jobs * gpus)))
         for i, slot in enumerate(made):
             if devices:
                 slot["CUDA_VISIBLE_DEVICES"] = ",".join(devices[i * gpus : (i + 1) * gpus])

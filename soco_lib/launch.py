@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from soco_lib import ROOT, BookError, one_line_errors, slurm
+from soco_lib import ROOT, BookError, machine, one_line_errors, slurm
 from soco_lib.config import one_of, require
 from soco_lib.results import Run
 
@@ -55,7 +55,7 @@ def command(module: str, folder: Path, gpus: int = 1, nodes: int = 1, rendezvous
 
 def environment(gpus: int) -> dict[str, str]:
     """The child's environment: the cores shared out among the processes of this node, and what torchrun reads."""
-    threads = max(1, len(os.sched_getaffinity(0)) // gpus)
+    threads = max(1, machine.cores() // gpus)
     ours = {
         "OMP_NUM_THREADS": str(threads),
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "90",  # seconds to save in when told to stop; 30 otherwise
