@@ -16,6 +16,7 @@ from pathlib import Path
 
 from soco_lib import ROOT, machine
 from soco_lib.config import require
+from soco_lib.launch import visible_devices
 from soco_lib.results import Run
 
 #: Seconds between two lines of a run that tell its loss; what else it says, scores too, comes seldom and is passed on whole.
@@ -63,13 +64,9 @@ def slots(jobs: int, gpus: int, launcher: str) -> queue.Queue:
     require(jobs >= 1 and gpus >= 1, f"JOBS={jobs} and GPUS={gpus} must be at least 1")
     made = [{} for _ in range(jobs)]
     if launcher == "local":
-        import torch
-
-        count = torch.cuda.device_count()
+        count = visible_devices(gpus, jobs)
         named = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
         devices = named.split(",") if count else []
-        enough = not count or jobs * gpus <= count
-        require(enough, f"JOBS={jobs} runs of GPUS={gpus} need {jobs * gpus} devices, {count} are visible")
         threads = str(max(1, machine.cores() // (jobs * gpus)))
         for i, slot in enumerate(made):
             if devices:

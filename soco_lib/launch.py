@@ -66,15 +66,34 @@ def environment(gpus: int) -> dict[str, str]:
     return {**ours, **os.environ, "PYTHONUNBUFFERED": "1"}
 
 
+def visible_devices(gpus: int, jobs: int = 1) -> int:
+    """The number of CUDA devices that are visible here, of which `jobs` runs of `gpus` processes take one a process.
+
+    Raises BookError where there are some and too few. Without any, processes are gloo's on the CPU, as many as one likes.
+    """
+    import torch  # here, because a command line should not wait for it before it has read its words
+
+    count = torch.cuda.device_count()  # by NVML, where it can: CUDA stays untouched in this process
+    asked = f"JOBS={jobs} runs of GPUS={gpus} need {jobs * gpus} devices" if jobs > 1 else f"GPUS={gpus} needs a device a process"
+    remedy = f"{count} {'is' if count == 1 else 'are'} visible: lower {'JOBS or ' * (jobs > 1)}GPUS"
+    require(not count or jobs * gpus <= count, f"{asked}, {remedy}")
+    return count
+
+
 def join(folder: Path, gpus: int = 1, **torchrun) -> None:
     """Become this node's part of a run; its output is appended to <run>/output.txt, as all nodes' is. Does not return.
 
-    Raises BookError when the folder is no run's that processes work on.
+    Raises BookError when the folder is no run's that processes work on, and for fewer devices than processes.
     """
     run = Run.read(folder)
     folder = run.folder.resolve()
     words = command(module_of(run), folder, gpus, **torchrun)
     with open(folder / "output.txt", "a") as output:
+        try:
+            visible_devices(gpus)
+        except BookError as error:
+            output.write(f"error: {error}\n")  # who launched the job reads this file alone
+            raise
         os.dup2(output.fileno(), sys.stdout.fileno())
         os.dup2(output.fileno(), sys.stderr.fileno())
     os.chdir(ROOT)
@@ -141,6 +160,7 @@ def stream(
         child = slurm.start(words, folder, gpus=gpus, nodes=nodes, partition=partition, minutes=minutes, cpus=cpus)
     else:
         words = command(module, folder, gpus, nodes, rendezvous, restarts)
+        visible_devices(gpus)
         with open(output, "a") as file:  # a file and no pipe: with several nodes the process that speaks may be another's
             child = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, env=environment(gpus),
                                      preexec_fn=_end_with_parent)  # fmt: skip

@@ -147,6 +147,9 @@ def test_two_nodes_train_one_run(cfg, tmp_path, one_thread):
     assert same(whole, final_weights(run))
 
 
+a_process = subprocess.Popen  # also where a test puts something in its place
+
+
 class Executed(Exception):
     """In place of becoming another program; its argument is that program's command."""
 
@@ -196,6 +199,22 @@ def test_every_kind_that_a_study_plans_has_a_module():
 def test_joining_nothing_is_one_line(tmp_path, capfd):
     assert launch.main(["join", str(tmp_path)]) == 1
     assert capfd.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("devices", "says"), [(1, "GPUS=2 needs a device a process, 1 is visible: lower GPUS"), (0, None), (2, None)])
+def test_more_gpus_than_there_are_is_one_line_before_anything_starts(cfg, tmp_path, monkeypatch, joined, capfd, devices, says):
+    """Without any device, gloo processes train on the CPU."""
+    run, started = Run.start("run", "pretrain", cfg, tmp_path), []
+    monkeypatch.setattr("torch.cuda.device_count", lambda: devices)
+    monkeypatch.setattr(launch.subprocess, "Popen", lambda words, **_: started.append(words) or a_process(["false"]))
+    with pytest.raises(BookError, match=says or "failed .exit 1."):
+        launch.launch(run, 2)
+    assert bool(started) == (says is None)
+    if says:
+        assert launch.main(["join", str(run.folder), "--gpus", "2"]) == 1
+        assert says in capfd.readouterr().err and (run.folder / "output.txt").read_text().count(says) == 1
+    else:
+        assert "--nproc-per-node=2" in joined(run.folder, "--gpus", 2)
 
 
 @pytest.mark.parametrize(
