@@ -1,8 +1,8 @@
-"""Run records: a folder that explains itself and is finished when its metrics.json exists.
+"""Run records: a folder that explains itself and is finished when its run.json says so and its metrics.json exists.
 
     results/<name>/run.json      what was run, where, by which code, in which state
                    log.jsonl     one row a logged step, appended
-                   metrics.json  the numbers, written last, by write-then-rename
+                   metrics.json  the numbers, by write-then-rename, before run.json says "done"
                    *.ipynb, *.html, figures; checkpoints/ (not tracked)
 """
 
@@ -168,9 +168,9 @@ class Run:
         """status: done (with metrics), failed or stopped (with the last line of the error)."""
         self.record["status"] = status
         self.record["sessions"][-1] |= {"end": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **({"error": error} if error else {})}
-        self.write()
-        if metrics is not None:
+        if metrics is not None:  # first: whoever reads "done" finds them
             write_json(self.folder / "metrics.json", metrics)
+        self.write()
         if self._lock:
             self._lock.close()
 
