@@ -23,6 +23,8 @@ from soco_lib.config import one_of, require
 from soco_lib.results import Run
 
 LAUNCHERS = ("local", "slurm")
+#: Seconds until what a SLURM job wrote last must be seen here: a file system may be slow.
+PATIENCE = 60.0
 #: A run's kind -> the module that works on such a run, in one process or in each of torchrun's.
 MODULES = {"pretrain": "soco_lib.train", "transfer": "soco_lib.transfer"}
 
@@ -118,6 +120,31 @@ def follow(path: Path, begin: int, alive: Callable[[], bool]) -> Iterator[str]:
             yield text
 
 
+def _tells_an_end(run: Run, before: Run) -> bool:
+    """Whether the run's record says how it ended, and not only how it did when it was the record `before`."""
+    return run.done or (run.record["status"] in ("failed", "stopped") and run.record != before.record)
+
+
+def _going(child, before: Run, patience: float) -> Callable[[], bool]:
+    """For `follow`: true while `child` goes on, and for at most `patience` seconds more until the run's record tells its end:
+    what another machine wrote may come late."""
+    over = None
+
+    def going() -> bool:
+        nonlocal over
+        if child.poll() is None:
+            return True
+        over = over or time.monotonic()
+        if time.monotonic() - over >= patience:
+            return False
+        try:
+            return not _tells_an_end(Run.read(before.folder), before)
+        except (BookError, OSError):  # replaced on the other machine while it was read
+            return True
+
+    return going
+
+
 #: prctl(2), which Linux alone has; looked up here, because a forked child should not load libraries.
 _PRCTL = getattr(ctypes.CDLL(None), "prctl", None)
 SET_PARENT_DEATH_SIGNAL = 1
@@ -145,15 +172,16 @@ def stream(
 
     launcher: "local" starts this node's processes here, "slurm" submits a job for all nodes (partition, minutes, cpus: see
     slurm.submit). Whoever leaves the iteration stops the processes or cancels the job; the run can go on later. A caller that is
-    killed takes this node's processes along: they save and end (on Linux).
+    killed takes this node's processes along: they save and end (on Linux). The record of a job that has left the queue is looked at
+    for PATIENCE seconds until it tells an end.
     Raises BookError for a bad value, and with the run's own error when it fails.
     """
     one_of("LAUNCHER", launcher, LAUNCHERS)
     module, output, folder = module_of(run), run.folder / "output.txt", run.folder.resolve()
     output.touch()
-    begin = output.stat().st_size
+    begin, patience, before = output.stat().st_size, 0.0, Run.read(folder)
     if launcher == "slurm":
-        rendezvous = slurm.RENDEZVOUS
+        rendezvous, patience = slurm.RENDEZVOUS, PATIENCE
         counts = ["--gpus", str(gpus), "--nodes", str(nodes), "--rendezvous", rendezvous, "--restarts", str(restarts)]
         command(module, folder, gpus, nodes, rendezvous, restarts)  # raises here what would be raised in the job
         words = [sys.executable, "-m", "soco_lib.launch", "join", str(folder), *counts]
@@ -166,7 +194,7 @@ def stream(
                                      preexec_fn=_end_with_parent)  # fmt: skip
     last = ""
     try:
-        for text in follow(output, begin, lambda: child.poll() is None):
+        for text in follow(output, begin, _going(child, before, patience)):
             last = text or last
             yield text
     except BaseException:
@@ -176,10 +204,12 @@ def stream(
         status = child.wait()
     run = Run.read(run.folder)
     if status or not run.done:
-        reason = run.record["sessions"][-1].get("error") if run.record["sessions"] else ""
-        failed = f"failed (exit {status})" if status else "ended before it was done"
-        how = "was stopped" if run.record["status"] == "stopped" else failed
-        raise BookError(f"{run.name} {how}: {reason or last}; all output is in {output}")
+        told = _tells_an_end(run, before)
+        waited = f", by what its record tells {patience:.0f} seconds later" if patience and not told else ""
+        failed = f"failed (exit {status})" if status else f"ended before it was done{waited}"
+        how = "was stopped" if told and run.record["status"] == "stopped" else failed
+        reason = (run.record["sessions"] or [{}])[-1].get("error") if told else ""  # else it may be an earlier session's
+        raise BookError(f"{run.name} {how}: {reason or last or 'it said nothing'}; all output is in {output}")
 
 
 def launch(run: Run, gpus: int = 1, say: Callable[[str], None] = print, **how) -> dict:

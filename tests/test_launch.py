@@ -7,8 +7,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -176,11 +178,64 @@ def test_the_runs_kind_decides_what_joins_it(cfg, tmp_path, joined, monkeypatch,
     run = Run.start("run", kind, cfg, tmp_path)
     assert joined(run.folder, "--gpus", 2)[-3:] == ["-m", module, str(run.folder)]
     started = []
+    monkeypatch.setattr(launch, "PATIENCE", 0)
     monkeypatch.setattr(launch.slurm, "start", lambda words, folder, **_: started.append(words) or subprocess.Popen(["true"]))
     with pytest.raises(BookError, match="ended before it was done"):
         launch.launch(run, 2, launcher="slurm")
     verb = started[0].index("join")  # what each node of the job does with the rest of its words
     assert joined(*started[0][verb + 1 :])[-3:] == ["-m", module, str(run.folder)]
+
+
+@pytest.fixture
+def a_job(cfg, tmp_path, monkeypatch):
+    """a_job(write): a run whose SLURM job has left the queue; `write(run)` is seen half a second later, on a slow file system."""
+    monkeypatch.setattr(launch, "PATIENCE", 30.0)
+    written = []
+
+    def made(write):
+        run = Run.start("run", "pretrain", cfg, tmp_path)
+
+        def start(words, folder, **asked):
+            theirs = Run.read(folder)
+            theirs.begin()
+            written.append(threading.Timer(0.5, write, [theirs]))
+            written[0].start()
+            return SimpleNamespace(poll=lambda: 0, wait=lambda: 0)
+
+        monkeypatch.setattr(launch.slurm, "start", start)
+        return run
+
+    yield made
+    for timer in written:
+        timer.cancel()
+
+
+def test_a_record_that_comes_after_the_job_has_left_the_queue_is_waited_for(a_job):
+    def write(run):
+        with open(run.folder / "output.txt", "a") as file:
+            file.write("the last line\n")
+        run.end("done", {"steps": 8})
+
+    said = []
+    assert launch.launch(a_job(write), say=said.append, launcher="slurm") == {"steps": 8}
+    assert said == ["the last line"]
+
+
+def test_a_failure_that_comes_after_the_job_has_left_the_queue_is_told(a_job):
+    run = a_job(lambda run: run.end("failed", error="its own words"))
+    run.begin()
+    run.end("failed", error="an earlier session's")
+    with pytest.raises(BookError, match="run ended before it was done: its own words"):
+        launch.launch(run, launcher="slurm")
+
+
+def test_a_record_that_never_comes_is_not_waited_for_longer_than_stated(a_job, monkeypatch):
+    monkeypatch.setattr(launch, "PATIENCE", 1.0)
+    run = a_job(lambda run: None)
+    run.begin()
+    run.end("stopped", error="an earlier session's")
+    with pytest.raises(BookError, match="run ended before it was done, by what its record tells 1 seconds later: it said nothing;"):
+        launch.launch(run, launcher="slurm")
 
 
 def test_a_record_that_no_process_works_on_is_one_line(cfg, tmp_path, capfd):
