@@ -14,8 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from soco_lib import ROOT
+from soco_lib import ROOT, machine
 from soco_lib.config import require
+from soco_lib.launch import visible_devices
 from soco_lib.results import Run
 
 #: Seconds between two lines of a run that tell its loss; what else it says, scores too, comes seldom and is passed on whole.
@@ -63,14 +64,10 @@ def slots(jobs: int, gpus: int, launcher: str) -> queue.Queue:
     require(jobs >= 1 and gpus >= 1, f"JOBS={jobs} and GPUS={gpus} must be at least 1")
     made = [{} for _ in range(jobs)]
     if launcher == "local":
-        import torch
-
-        count = torch.cuda.device_count()
+        count = visible_devices(gpus, jobs)
         named = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
         devices = named.split(",") if count else []
-        enough = not count or jobs * gpus <= count
-        require(enough, f"JOBS={jobs} runs of GPUS={gpus} need {jobs * gpus} devices, {count} are visible")
-        threads = str(max(1, len(os.sched_getaffinity(0)) // (jobs * gpus)))
+        threads = str(max(1, machine.cores() // (jobs * gpus)))
         for i, slot in enumerate(made):
             if devices:
                 slot["CUDA_VISIBLE_DEVICES"] = ",".join(devices[i * gpus : (i + 1) * gpus])
@@ -82,10 +79,10 @@ def slots(jobs: int, gpus: int, launcher: str) -> queue.Queue:
     return filled
 
 
-def perform(run: Run, module: str, crew: Crew, environment: dict, say: Callable[[str], None]) -> str:
+def perform(run: Run, crew: Crew, environment: dict, say: Callable[[str], None]) -> str:
     """Run to its end in a process of its own (job.py); returns the last line it said."""
     options = [word for name, value in crew.how.items() for word in (f"--{name}", str(value)) if value != ""]
-    words = [sys.executable, "-u", "-m", "soco_lib.job", str(run.folder), "--module", module, *options]
+    words = [sys.executable, "-u", "-m", "soco_lib.job", str(run.folder), *options]
     # In a session of its own: Ctrl-C is for the runner, which then tells the runs to save.
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
                           env={**os.environ, **environment}, start_new_session=True) as child:  # fmt: skip

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import resource
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from soco_lib.accumulation import Accumulator, Reach, Samples
 from soco_lib.config import to_dict
 from soco_lib.detection import DetectionData
 from soco_lib.evaluation import evaluate
+from soco_lib.machine import peak_memory
 from soco_lib.results import Run
 
 from detectron2.config import CfgNode  # noqa: E402  (soco_lib.detection silences its imports)
@@ -59,7 +59,7 @@ class Progress(hooks.HookBase):
         mean = lambda name: round(storage.history(name).avg(self.steps), 5)  # noqa: E731
         losses = {name: mean(name) for name in sorted(storage.histories()) if name.startswith("loss_")}
         cuda = torch.cuda.is_available()
-        memory = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        memory = torch.cuda.max_memory_allocated() if cuda else peak_memory()
         row = {"step": done, "loss": mean("total_loss"), **losses, "lr": storage.latest()["lr"][0]}
         row |= {"images_per_s": round(rate * cfg.batch, 3), "memory_gb": round(memory / 2**30, 3)}
         row |= {"eta_s": round((cfg.iterations - done) / rate, 1), "seconds": trainer.seconds}

@@ -1,4 +1,4 @@
-"""One run in a process of its own, as a study's runner starts it: `python -m soco_lib.job RUN_FOLDER --module soco_lib.train`.
+"""One run in a process of its own, as a study's runner starts it: `python -m soco_lib.job RUN_FOLDER`.
 
 It has its own environment (devices, threads, SLURM's variables), and it ends with whoever started it: when its standard input
 closes, or upon SIGTERM, it stops the run's processes, which save, or cancels the SLURM job.
@@ -33,7 +33,6 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status: 0, 1 after one line that says what failed, or session.STOPPED."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--module", required=True)
     parser.add_argument("--gpus", type=int, default=1)
     parser.add_argument("--nodes", type=int, default=1)
     parser.add_argument("--restarts", type=int, default=0)
@@ -46,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         run = Run.read(given.pop("folder"))
-        launch(given.pop("module"), run, given.pop("gpus"), lambda line: print(line, flush=True), **given)
+        launch(run, given.pop("gpus"), lambda line: print(line, flush=True), **given)
     except BookError as error:
         print(f"error: {error}", flush=True)
         return 1

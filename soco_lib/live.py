@@ -16,8 +16,8 @@ from soco_lib.results import Run
 EVERY = {True: 10.0, False: 3.0}
 
 
-def watch(module: str, run: Run, panels: dict, gpus: int = 1, reference=(), **how) -> Run:
-    """Run `module` (soco_lib.train or soco_lib.transfer) on the run folder and show how it goes; returns the finished run.
+def watch(run: Run, panels: dict, gpus: int = 1, reference=(), **how) -> Run:
+    """Start a pretraining or transfer and show how it goes; returns the finished run.
 
     reference: log rows drawn gray behind; how: nodes, launcher, … (see launch.stream). A finished run is returned at once. Raises BookError with the run's own message when it fails.
     """
@@ -25,7 +25,7 @@ def watch(module: str, run: Run, panels: dict, gpus: int = 1, reference=(), **ho
         print(f"{run.name} is already done: showing its record")
         return run
     handle, shown, quiet = None, -float("inf"), headless()
-    for text in stream(module, run, gpus, **how):
+    for text in stream(run, gpus, **how):
         step = text.startswith("step ")
         if step and time.monotonic() - shown < EVERY[quiet]:
             continue

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 
 import torch
@@ -10,6 +9,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from soco_lib import distributed, health
 from soco_lib.config import Plan, Pretrain
+from soco_lib.machine import peak_memory
 from soco_lib.optim import target_momentum
 from soco_lib.probe import fresh, probe
 from soco_lib.results import Run
@@ -37,7 +37,7 @@ class Meter:
         seconds = time.perf_counter() - self.since
         z, pairs = out["embeddings"], distributed.mean(torch.stack(self.pairs).mean(0)).tolist()
         cuda = trainer.process.device.type == "cuda"
-        memory = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        memory = torch.cuda.max_memory_allocated() if cuda else peak_memory()
         row = {
             "step": done,
             "epoch": round(done / self.plan.steps_per_epoch, 4),

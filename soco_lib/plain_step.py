@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from soco_lib.config import Pretrain, from_dict, plan
 from soco_lib.dataset import Batch, normalize
 from soco_lib.encoder import Encoder, assign_levels
 from soco_lib.loss import box_weights
+from soco_lib.machine import peak_memory
 from soco_lib.soco import SoCo
 from soco_lib.train import Trainer
 
@@ -151,9 +151,8 @@ def main(arguments: list[str]) -> None:
         update()
     status = Path("/proc/self/status")
     said = dict(line.split(":", 1) for line in status.read_text().splitlines()) if status.exists() else {}
-    kilobytes = lambda name, default: int(said[name].split()[0]) if name in said else default  # noqa: E731
-    peak = kilobytes("VmHWM", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-    print(json.dumps({"resident": peak * 1024, "files": kilobytes("RssFile", 0) * 1024}))
+    files = int(said["RssFile"].split()[0]) * 1024 if "RssFile" in said else 0
+    print(json.dumps({"resident": peak_memory(), "files": files}))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ from soco_lib.store import ProposalStore
 from soco_lib.studies import ImageList, Study, Variant
 
 KINDS = {"pretrain": Pretrain, "transfer": Transfer}
-MODULES = {"pretrain": "soco_lib.train", "transfer": "soco_lib.transfer"}
 
 
 def of_another(run: Run, source: Run) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 from soco_lib import ROOT, one_line_errors, records
 from soco_lib.config import from_dict, require
 from soco_lib.launch import launch
-from soco_lib.plans import KINDS, MODULES, inside
+from soco_lib.plans import KINDS, inside
 from soco_lib.results import Run
 
 #: Metrics that say how fast a machine was or where files lie, not what came out.
@@ -57,7 +57,7 @@ def again(name: str, known: dict[str, Run], results: Path, say=print) -> Run:
     threads = run.record["sessions"][-1].get("threads")
     os.environ["OMP_NUM_THREADS"] = str(threads or 1)  # sums of floats depend on how many threads share them
     say(f"{name}: {'done already' if made.done else f'again, {threads or 1} threads a process'}")
-    launch(MODULES[run.record["kind"]], made, 1, lambda line: None)
+    launch(made, 1, lambda line: None)
     return Run.read(made.folder)
 
 

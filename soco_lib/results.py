@@ -1,14 +1,13 @@
-"""Run records: a folder that explains itself and is finished when its metrics.json exists.
+"""Run records: a folder that explains itself and is finished when its run.json says so and its metrics.json exists.
 
     results/<name>/run.json      what was run, where, by which code, in which state
                    log.jsonl     one row a logged step, appended
-                   metrics.json  the numbers, written last, by write-then-rename
+                   metrics.json  the numbers, by write-then-rename, before run.json says "done"
                    *.ipynb, *.html, figures; checkpoints/ (not tracked)
 """
 
 from __future__ import annotations
 
-import fcntl
 import importlib.metadata
 import itertools
 import json
@@ -21,7 +20,7 @@ import weakref
 from collections.abc import Iterable
 from pathlib import Path
 
-from soco_lib import ROOT, BookError
+from soco_lib import ROOT, BookError, locks
 from soco_lib.config import differences, essence, identity, require, to_dict
 
 PACKAGES = ("torch", "torchvision", "numpy", "opencv-contrib-python-headless", "sal-detectron2", "detectron2", "pycocotools", "lvis",
@@ -151,14 +150,13 @@ class Run:
         write_json(self.folder / "run.json", self.record)
 
     def lock(self):
-        """Take the folder for this process until `end` or its own end. Raises BookError when another process has it."""
-        self._lock = open(self.folder / ".lock", "w")
+        """Take the folder for this process until `end` or its own end. Raises BookError when another process has it, and for a
+        file system without locks."""
+        self._lock = locks.lockable(self.folder / ".lock")
         held = weakref.ref(self._lock)  # a killed process's loader workers must not keep the lock
         os.register_at_fork(after_in_child=lambda: (file := held()) and file.close())
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BookError(f"{self.folder} is being written by another process: wait for it or choose another run name") from None
+        if not locks.take(self._lock):
+            raise BookError(f"{self.folder} is being written by another process: wait for it or choose another run name")
 
     def begin(self, **facts) -> None:
         """A process starts (or goes on with) the work: record where and by which code."""
@@ -170,9 +168,9 @@ class Run:
         """status: done (with metrics), failed or stopped (with the last line of the error)."""
         self.record["status"] = status
         self.record["sessions"][-1] |= {"end": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **({"error": error} if error else {})}
-        self.write()
-        if metrics is not None:
+        if metrics is not None:  # first: whoever reads "done" finds them
             write_json(self.folder / "metrics.json", metrics)
+        self.write()
         if self._lock:
             self._lock.close()
 

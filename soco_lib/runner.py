@@ -11,18 +11,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import fcntl
 import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from soco_lib import ROOT, BookError, benchmarks, measure, one_line_errors, plans, session, studies, study_data, study_tables
+from soco_lib import ROOT, BookError, benchmarks, locks, measure, one_line_errors, plans, session, studies, study_data, study_tables
 from soco_lib.config import one_of, require
 from soco_lib.crew import Crew, perform, slots
 from soco_lib.launch import LAUNCHERS
-from soco_lib.plans import MODULES, Cell, Planned, Shelf
+from soco_lib.plans import Cell, Planned, Shelf
 from soco_lib.records import State, state_of
 from soco_lib.results import Run
 
@@ -36,12 +35,8 @@ class Stopped(BookError):
 
 def _busy(run: Run) -> bool:
     """Whether another process writes the run."""
-    with open(run.folder / ".lock", "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+    with locks.lockable(run.folder / ".lock") as file:
+        return not locks.take(file)
 
 
 def ensure(planned: Planned, crew: Crew, environment: dict, say, source: Run | None = None) -> State:
@@ -66,7 +61,7 @@ def ensure(planned: Planned, crew: Crew, environment: dict, say, source: Run | N
     if crew.stopping.is_set():
         raise Stopped("stopped before it began")
     say(f"{run.name}: {'goes on' if run.record['sessions'] else 'begins'}")
-    last = perform(planned.run, MODULES[planned.kind], crew, environment, say)
+    last = perform(planned.run, crew, environment, say)
     planned.run = Run.read(run.folder)
     planned.state = state_of(planned.run)
     if planned.state.final:
@@ -103,20 +98,18 @@ def run_cell(cell: Cell, crew: Crew) -> str:
 
 @contextlib.contextmanager
 def locked(study: str, profile: str, results: Path):
-    """Only one runner a study and profile. Raises BookError when another has it or nothing can be written there."""
+    """Only one runner a study and profile. Raises BookError when another has it or nothing can be written or locked there."""
     path = results / f".{study}-{profile}.lock"
     try:
         results.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+")
+        file = locks.lockable(path)
     except OSError as error:
         raise BookError(f"cannot write the results folder {results}: {error.strerror}") from None
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not locks.take(file):
             file.seek(0)
             who = f"process {file.read().strip() or '?'}"
-            raise BookError(f"study {study} ({profile}) is being run by {who}: wait for it or stop it") from None
+            raise BookError(f"study {study} ({profile}) is being run by {who}: wait for it or stop it")
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()

@@ -7,7 +7,6 @@ but the photographs inside scikit-image's wheel. Segmentations are compressed RL
 import argparse
 import json
 import multiprocessing
-import os
 import shutil
 import time
 import uuid
@@ -19,7 +18,7 @@ import cv2
 import numpy as np
 from pycocotools import mask as rle
 
-from soco_lib import BookError
+from soco_lib import BookError, machine
 from soco_lib.scene_objects import CATEGORIES
 from soco_lib.scene_picture import MOST, SMALLEST, SPLITS, draw_scene
 
@@ -41,8 +40,7 @@ def write_scenes(out: Path, train: int, val: int, seed: int = 0, workers: int | 
     if _is_written(out, wanted):
         return out
     jobs = [(split, index) for split, count in (("train", train), ("val", val)) for index in range(count)]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # absent on macOS
-    workers = min(workers or cores, max(1, len(jobs) // 32))
+    workers = min(workers or machine.cores(), max(1, len(jobs) // 32))
     building = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
     try:
         for split in SPLITS:

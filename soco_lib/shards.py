@@ -7,7 +7,6 @@ error, boxes (all images' one after the other), and the seconds of one core that
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import io
 import multiprocessing
 import os
@@ -24,7 +23,7 @@ import cv2
 import numpy as np
 import PIL.Image
 
-from soco_lib import BookError
+from soco_lib import BookError, locks
 from soco_lib.boxes import clip, valid
 from soco_lib.config import require
 from soco_lib.proposals import STATUSES, ProposalConfig, fulfilled, propose, whole_image
@@ -116,14 +115,11 @@ def to_merge(shards: list[Path], done: Path, part: tuple[int, int], make: Callab
     Raises BookError when shards are missing that nobody makes, and for a file system without locks.
     """
     (rank, count), folder, told, idle = part, shards[0].parent, time.monotonic(), None
-    with open(folder / "lock", "a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH)  # waits where somebody merges
-        except OSError as error:
-            raise BookError(f"{folder} takes no file locks ({error.strerror}): build on a file system that does") from None
-        if not done.exists():
-            make(shards[rank::count])
-        fcntl.flock(lock, fcntl.LOCK_UN)
+    with locks.lockable(folder / "lock") as lock:
+        if locks.take(lock, shared=True, wait=True):  # waits where somebody merges
+            if not done.exists():
+                make(shards[rank::count])
+            locks.free(lock)
         while not done.exists() and (missing := _missing(shards, lock)) != []:
             now = time.monotonic()
             idle = (idle or now) if missing else None
@@ -143,14 +139,12 @@ def to_merge(shards: list[Path], done: Path, part: tuple[int, int], make: Callab
 def _missing(shards: list[Path], lock: IO) -> list[int] | None:
     """None while others make shards or merge them, else the numbers of missing ones; [] is returned with the lock held."""
     there = set(path.name for path in shards[0].parent.glob("*.npz"))  # before the lock, or those who wait disturb each other
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # held by another; ESTALE where one on another machine has merged and removed it
+    if not locks.take(lock):  # also where one on another machine has merged and removed it
         return None if there else list(range(len(shards)))
     missing = [n for n, shard in enumerate(shards) if shard.name not in there]
     missing = missing or [n for n, shard in enumerate(shards) if not zipfile.is_zipfile(shard)]
     if missing:
-        fcntl.flock(lock, fcntl.LOCK_UN)
+        locks.free(lock)
     return missing
 
 

@@ -86,6 +86,8 @@ class Job:
 
     def poll(self) -> int | None:
         """None while the job is in the queue, running or requeued; its changes of state go to the run's output."""
+        if self.state == "":
+            return 0
         if time.monotonic() - self.asked < POLL:
             return None
         now, self.asked = state(self.number), time.monotonic()

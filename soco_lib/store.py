@@ -27,7 +27,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from soco_lib import BookError, locate, one_line_errors
+from soco_lib import BookError, locate, machine, one_line_errors
 from soco_lib.config import require
 from soco_lib.proposals import STATUSES, ProposalConfig
 from soco_lib.shards import make_shards, shard_paths, share, to_merge
@@ -138,7 +138,7 @@ def build_store(
     for name, number in (("workers", workers), ("shard_size", shard_size)):
         require(number is None or number >= 1, f"{name}={number} must be at least 1")
     size, say = shard_size or min(1024, max(16, len(source) // 64)), progress or (lambda line: None)
-    make = functools.partial(make_shards, source=source, config=config, workers=workers or len(os.sched_getaffinity(0)), say=say)
+    make = functools.partial(make_shards, source=source, config=config, workers=workers or machine.cores(), say=say)
     return assemble(locate(out_dir), source, config.essence(), size, make, say, part)
 
 

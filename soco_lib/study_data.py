@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from soco_lib import locate
+from soco_lib import locate, locks
 from soco_lib.config import Pretrain, from_dict, require
 from soco_lib.proposals import ProposalConfig
 from soco_lib.sources import open_source
@@ -36,10 +35,11 @@ def write_list(path: Path, asked: ImageList) -> int:
 
 @contextlib.contextmanager
 def _alone(folder: Path):
-    """Waits until no other process makes this folder: two studies may want one store at the same time."""
+    """Waits until no other process makes this folder: two studies may want one store at the same time. Raises BookError for a
+    file system without locks."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.with_name(f".{folder.name}.lock"), "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with locks.lockable(folder.with_name(f".{folder.name}.lock")) as file:
+        locks.take(file, wait=True)
         yield
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
-import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +20,7 @@ import pandas as pd
 
 from soco_lib import ROOT
 from soco_lib.config import require
+from soco_lib.machine import peak_memory
 from soco_lib.results import provenance, write_json
 
 REPETITIONS = 5
@@ -45,14 +45,6 @@ def in_turns(ways: Mapping[str, Callable[[], object]], repetitions: int = REPETI
             ways[name]()
             seconds[name].append(time.perf_counter() - start)
     return seconds
-
-
-def peak_memory() -> int:
-    """Largest resident bytes of this process so far. Not getrusage's where /proc is: a child takes over its parent's peak there."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _report(connection, function: Callable, arguments: tuple) -> None:

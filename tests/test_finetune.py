@@ -283,7 +283,7 @@ def test_ended_at_any_moment_and_resumed_is_bit_equal(mixed, tmp_path, number, s
 
 def test_two_accumulating_processes_stop_together_and_go_on(mixed, tmp_path):
     run = start(tmp_path, "two", settings(mixed, iterations=16, save_every=100, log_every=1, batch=4, micro_batch=1, precise_bn=0))
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--nproc-per-node=2")
     process = child(run, *torchrun)
     wait_for_step(run, 3, process)
     process.terminate()

@@ -2,16 +2,19 @@
 
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from soco_lib import ROOT, BookError, launch, session
+from soco_lib import ROOT, BookError, launch, plans, session
 from soco_lib.config import identity
 from soco_lib.launch import command, environment
 from soco_lib.results import Run
@@ -32,7 +35,7 @@ def undisturbed(cfg, tmp_path, gpus=1):
     key = identity(cfg), gpus
     if key not in WHOLE:
         run = Run.start("whole", "pretrain", cfg, tmp_path)
-        launch.launch("soco_lib.train", run, gpus, say=lambda line: None)
+        launch.launch(run, gpus, say=lambda line: None)
         WHOLE[key] = final_weights(run)
     return WHOLE[key]
 
@@ -82,7 +85,7 @@ def test_told_to_stop_it_loses_nothing(cfg, tmp_path, one_thread, gpus):
     cfg = with_(cfg, steps=20, save_every=1000, log_every=1, workers=1)
     whole = undisturbed(cfg, tmp_path, gpus=gpus)
     run, seen = Run.start("stopped", "pretrain", cfg, tmp_path), []
-    lines = launch.stream("soco_lib.train", run, gpus)
+    lines = launch.stream(run, gpus)
     for line in lines:
         seen += [line] if line.startswith("step ") else []
         if len(seen) == 9:
@@ -92,7 +95,7 @@ def test_told_to_stop_it_loses_nothing(cfg, tmp_path, one_thread, gpus):
     last = run.rows()[-1]["step"]
     assert 9 <= last < 20 and f"told to stop after step {last}" in record["sessions"][0]["error"]
     said = []
-    launch.launch("soco_lib.train", run, gpus, said.append)
+    launch.launch(run, gpus, said.append)
     assert f"going on after step {last}" in said
     assert same(whole, final_weights(run))
 
@@ -108,7 +111,7 @@ def test_a_stopped_process_says_so_by_its_status(cfg, tmp_path):
 @pytest.mark.parametrize("gpus", [1, 2])
 def test_who_watches_is_killed_and_the_processes_save_and_end(cfg, tmp_path, gpus):
     run = Run.start("run", "pretrain", with_(cfg, steps=1000, save_every=1000, log_every=1), tmp_path)
-    code = "import sys; from soco_lib import launch, results; launch.launch('soco_lib.train', results.Run.read(sys.argv[1]), int(sys.argv[2]))"
+    code = "import sys; from soco_lib import launch, results; launch.launch(results.Run.read(sys.argv[1]), int(sys.argv[2]))"
     watcher = subprocess.Popen([sys.executable, "-c", code, str(run.folder), str(gpus)], stdout=subprocess.DEVNULL, env=same_threads())
     wait_for_rows(run, 3, watcher)
     watcher.kill()
@@ -120,6 +123,17 @@ def test_who_watches_is_killed_and_the_processes_save_and_end(cfg, tmp_path, gpu
     assert list(run.folder.glob("checkpoints/step_*.pt"))
 
 
+def test_two_processes_meet_on_a_host_whose_name_has_no_address(cfg, tmp_path):
+    run = Run.start("run", "pretrain", with_(cfg, steps=2), tmp_path)
+    words = command("soco_lib.train", run.folder, gpus=2)
+    assert {"--standalone", "--local-addr=127.0.0.1"} <= {*words}
+    nameless = ["unshare", "--uts", "sh", "-c", 'hostname no-such-host && exec "$@"', "sh"]
+    if not shutil.which("unshare") or subprocess.run([*nameless, "true"], capture_output=True).returncode:
+        pytest.skip("no host's name can be changed for one command here")
+    subprocess.run([*nameless, *words], cwd=ROOT, env=environment(2), check=True, timeout=120)  # it would look for minutes
+    assert Run.read(run.folder).metrics["processes"] == 2
+
+
 def test_two_nodes_train_one_run(cfg, tmp_path, one_thread):
     cfg = with_(cfg, steps=20)
     whole = undisturbed(cfg, tmp_path, gpus=2)
@@ -127,17 +141,135 @@ def test_two_nodes_train_one_run(cfg, tmp_path, one_thread):
         free.bind(("127.0.0.1", 0))
         rendezvous = f"localhost:{free.getsockname()[1]}"
     run, said = Run.start("nodes", "pretrain", cfg, tmp_path), []
-    words = ["--module", "soco_lib.train", "--gpus", "1", "--nodes", "2", "--rendezvous", rendezvous]
+    words = ["--gpus", "1", "--nodes", "2", "--rendezvous", rendezvous]
     other = subprocess.Popen([sys.executable, "-m", "soco_lib.launch", "join", str(run.folder), *words], cwd=ROOT)
-    metrics = launch.launch("soco_lib.train", run, say=said.append, nodes=2, rendezvous=rendezvous)
+    metrics = launch.launch(run, say=said.append, nodes=2, rendezvous=rendezvous)
     assert other.wait() == 0
     assert metrics["processes"] == 2 and any("2 gloo processes" in line for line in said)
     assert same(whole, final_weights(run))
 
 
+a_process = subprocess.Popen  # also where a test puts something in its place
+
+
+class Executed(Exception):
+    """In place of becoming another program; its argument is that program's command."""
+
+
+@pytest.fixture
+def joined(monkeypatch):
+    """joined(words): the command that `join` would become."""
+
+    def execute(program, words, environment):
+        raise Executed(words)
+
+    def join(*words):
+        with pytest.raises(Executed) as executed:
+            launch.main(["join", *map(str, words)])
+        return executed.value.args[0]
+
+    for name, stub in (("execvpe", execute), ("dup2", lambda *_: None), ("chdir", lambda *_: None)):
+        monkeypatch.setattr(launch.os, name, stub)
+    return join
+
+
+@pytest.mark.parametrize(("kind", "module"), [("pretrain", "soco_lib.train"), ("transfer", "soco_lib.transfer")])
+def test_the_runs_kind_decides_what_joins_it(cfg, tmp_path, joined, monkeypatch, kind, module):
+    run = Run.start("run", kind, cfg, tmp_path)
+    assert joined(run.folder, "--gpus", 2)[-3:] == ["-m", module, str(run.folder)]
+    started = []
+    monkeypatch.setattr(launch, "PATIENCE", 0)
+    monkeypatch.setattr(launch.slurm, "start", lambda words, folder, **_: started.append(words) or subprocess.Popen(["true"]))
+    with pytest.raises(BookError, match="ended before it was done"):
+        launch.launch(run, 2, launcher="slurm")
+    verb = started[0].index("join")  # what each node of the job does with the rest of its words
+    assert joined(*started[0][verb + 1 :])[-3:] == ["-m", module, str(run.folder)]
+
+
+@pytest.fixture
+def a_job(cfg, tmp_path, monkeypatch):
+    """a_job(write): a run whose SLURM job has left the queue; `write(run)` is seen half a second later, on a slow file system."""
+    monkeypatch.setattr(launch, "PATIENCE", 30.0)
+    written = []
+
+    def made(write):
+        run = Run.start("run", "pretrain", cfg, tmp_path)
+
+        def start(words, folder, **asked):
+            theirs = Run.read(folder)
+            theirs.begin()
+            written.append(threading.Timer(0.5, write, [theirs]))
+            written[0].start()
+            return SimpleNamespace(poll=lambda: 0, wait=lambda: 0)
+
+        monkeypatch.setattr(launch.slurm, "start", start)
+        return run
+
+    yield made
+    for timer in written:
+        timer.cancel()
+
+
+def test_a_record_that_comes_after_the_job_has_left_the_queue_is_waited_for(a_job):
+    def write(run):
+        with open(run.folder / "output.txt", "a") as file:
+            file.write("the last line\n")
+        run.end("done", {"steps": 8})
+
+    said = []
+    assert launch.launch(a_job(write), say=said.append, launcher="slurm") == {"steps": 8}
+    assert said == ["the last line"]
+
+
+def test_a_failure_that_comes_after_the_job_has_left_the_queue_is_told(a_job):
+    run = a_job(lambda run: run.end("failed", error="its own words"))
+    run.begin()
+    run.end("failed", error="an earlier session's")
+    with pytest.raises(BookError, match="run ended before it was done: its own words"):
+        launch.launch(run, launcher="slurm")
+
+
+def test_a_record_that_never_comes_is_not_waited_for_longer_than_stated(a_job, monkeypatch):
+    monkeypatch.setattr(launch, "PATIENCE", 1.0)
+    run = a_job(lambda run: None)
+    run.begin()
+    run.end("stopped", error="an earlier session's")
+    with pytest.raises(BookError, match="run ended before it was done, by what its record tells 1 seconds later: it said nothing;"):
+        launch.launch(run, launcher="slurm")
+
+
+def test_a_record_that_no_process_works_on_is_one_line(cfg, tmp_path, capfd):
+    run = Run.start("seen", "views", cfg, tmp_path)
+    assert launch.main(["join", str(run.folder)]) == 1
+    error = capfd.readouterr().err
+    assert "seen is of kind 'views': give the folder of a run of kind pretrain or transfer" in error and error.count("\n") == 1
+    with pytest.raises(BookError, match="kind 'views'"):
+        next(launch.stream(run))
+
+
+def test_every_kind_that_a_study_plans_has_a_module():
+    assert plans.KINDS.keys() == launch.MODULES.keys()
+
+
 def test_joining_nothing_is_one_line(tmp_path, capfd):
     assert launch.main(["join", str(tmp_path)]) == 1
     assert capfd.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("devices", "says"), [(1, "GPUS=2 needs a device a process, 1 is visible: lower GPUS"), (0, None), (2, None)])
+def test_more_gpus_than_there_are_is_one_line_before_anything_starts(cfg, tmp_path, monkeypatch, joined, capfd, devices, says):
+    """Without any device, gloo processes train on the CPU."""
+    run, started = Run.start("run", "pretrain", cfg, tmp_path), []
+    monkeypatch.setattr("torch.cuda.device_count", lambda: devices)
+    monkeypatch.setattr(launch.subprocess, "Popen", lambda words, **_: started.append(words) or a_process(["false"]))
+    with pytest.raises(BookError, match=says or "failed .exit 1."):
+        launch.launch(run, 2)
+    assert bool(started) == (says is None)
+    if says:
+        assert launch.main(["join", str(run.folder), "--gpus", "2"]) == 1
+        assert says in capfd.readouterr().err and (run.folder / "output.txt").read_text().count(says) == 1
+    else:
+        assert "--nproc-per-node=2" in joined(run.folder, "--gpus", 2)
 
 
 @pytest.mark.parametrize(
@@ -153,4 +285,4 @@ def test_joining_nothing_is_one_line(tmp_path, capfd):
 def test_wrong_values_are_told_before_anything_starts(cfg, tmp_path, wrong, says):
     run = Run.start("run", "pretrain", cfg, tmp_path)
     with pytest.raises(BookError, match=says):
-        next(launch.stream("soco_lib.train", run, **wrong))
+        next(launch.stream(run, **wrong))

@@ -41,10 +41,10 @@ def results(tmp_path):
 def test_the_pretraining_runs_again_too_and_a_difference_is_named(results, monkeypatch, capsys):
     begun, ap = [], 2.0
 
-    def stub(module, run, gpus, say):
+    def stub(run, gpus, say):
         begun.append((run.name, run.record["config"].get("init")))
         run.begin()
-        run.end("done", {"steps": 300} if module == "soco_lib.train" else {"bbox": {"AP": ap}, "seconds": 9.0})
+        run.end("done", {"steps": 300} if run.record["kind"] == "pretrain" else {"bbox": {"AP": ap}, "seconds": 9.0})
 
     monkeypatch.setattr(rerun, "launch", stub)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

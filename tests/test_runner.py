@@ -72,7 +72,7 @@ class Stub:
         self.begun, self.wrong, self.together, self.most = [], {}, 0, 0
         self.lock, self.minute = threading.Lock(), 0
 
-    def __call__(self, run, module, crew, environment, say):
+    def __call__(self, run, crew, environment, say):
         run = Run.read(run.folder)
         config, wrong = run.record["config"], next((text for part, text in self.wrong.items() if part in run.name), None)
         with self.lock:
@@ -309,7 +309,7 @@ def test_losses_are_thinned_and_scores_are_not(tmp_path, monkeypatch):
     lines = ["step 1/3  loss 2.0", "step 2/3  loss 1.9", "step 2/3  bbox AP 0.50", "step 3/3  loss 1.8", "the end"]
     child, popen, said = [sys.executable, "-c", f"print({chr(10).join(lines)!r})"], subprocess.Popen, []
     monkeypatch.setattr(crew.subprocess, "Popen", lambda words, **how: popen(child, **how))
-    assert crew.perform(SimpleNamespace(folder=tmp_path), "", crew.Crew({}, tmp_path, None), {}, said.append) == "the end"
+    assert crew.perform(SimpleNamespace(folder=tmp_path), crew.Crew({}, tmp_path, None), {}, said.append) == "the end"
     assert said == [lines[0], lines[2], lines[4]]
 
 

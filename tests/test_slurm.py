@@ -46,7 +46,7 @@ def disturbed(run, disturb, **how):
         disturb((run.folder / "slurm" / "job").read_text())
 
     threading.Thread(target=watch, daemon=True).start()
-    launch.launch("soco_lib.train", run, say=said.append, launcher="slurm", minutes=30, **how)
+    launch.launch(run, say=said.append, launcher="slurm", minutes=30, **how)
     print("\n".join(said))
     return said
 
@@ -85,18 +85,18 @@ def test_preempted_by_a_job_of_higher_priority(cluster, cfg, tmp_path, one_threa
 @slow
 def test_left_alone_the_job_is_cancelled_and_goes_on_later(cluster, cfg, tmp_path, one_thread):
     run = Run.start("cancelled", "pretrain", with_(cfg, steps=12, save_every=1000, log_every=1), tmp_path)
-    lines = launch.stream("soco_lib.train", run, launcher="slurm", minutes=30)
+    lines = launch.stream(run, launcher="slurm", minutes=30)
     next(line for line in lines if line.startswith("step 4/"))
     lines.close()
     assert slurm.state((run.folder / "slurm" / "job").read_text()) == ""
     assert Run.read(run.folder).record["status"] == "stopped"
-    assert launch.launch("soco_lib.train", run, say=lambda line: None)["steps"] == 12
+    assert launch.launch(run, say=lambda line: None)["steps"] == 12
 
 
 def test_the_jobs_own_error_comes_back(cluster, cfg, tmp_path):
     run = Run.start("run", "pretrain", with_(cfg, batch=64), tmp_path)
     with pytest.raises(BookError, match="larger than the 12 usable images"):
-        launch.launch("soco_lib.train", run, say=lambda line: None, launcher="slurm")
+        launch.launch(run, say=lambda line: None, launcher="slurm")
 
 
 def test_wrong_values_are_told_before_anything_is_submitted(cluster, cfg, tmp_path):
@@ -107,4 +107,4 @@ def test_wrong_values_are_told_before_anything_is_submitted(cluster, cfg, tmp_pa
         ({"cpus": 10**4}, "sbatch refused the job: .*More processors"),
     ):
         with pytest.raises(BookError, match=says):
-            next(launch.stream("soco_lib.train", run, launcher="slurm", **wrong))
+            next(launch.stream(run, launcher="slurm", **wrong))

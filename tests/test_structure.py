@@ -16,11 +16,12 @@ from detectron2.modeling import build_model  # isort: skip
 LIBRARY = Path(soco_lib.__file__).parent
 #: Data flows down this list (design.md 2): a file may import from files above it only.
 ORDER = """
-config boxes decoding listings archives sources proposals shards store interchange views dataset coordinates res5 fcos detector encoder loss soco optim
-results timing distributed checkpoint health session scene_textures scene_light scene_objects scene_picture scenes
+config machine locks boxes decoding listings archives sources proposals shards store interchange views dataset coordinates res5 fcos detector
+encoder loss soco optim results timing distributed checkpoint health session scene_textures scene_light scene_objects scene_picture scenes
 probe probes meter
 slurm launch train formats foreign key_report exports weights
 benchmarks lvis_sample data_check layouts detection accumulation evaluation finetune transfer
+gpu_checks gpu_group gpu_speed check_gpu
 records pages paper starts tables report gallery errors class_subset predictions comparison plots bench_plots detection_plots drawing parameters
 studies plans measure study_data study_records study_figure study_tables study_plots job crew runner
 claims claims_plots trials neighbours rerun

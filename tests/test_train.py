@@ -149,7 +149,7 @@ def test_two_writers_are_refused(cfg, tmp_path):
 
 def test_two_gloo_processes_train_and_say_so(cfg, tmp_path):
     run, said = Run.start("run", "pretrain", with_(cfg, steps=4), tmp_path), []
-    metrics = launch("soco_lib.train", run, gpus=2, say=said.append)
+    metrics = launch(run, gpus=2, say=said.append)
     assert metrics["processes"] == 2
     assert any("2 gloo processes on the CPU" in line and "2 processes x 1 accumulation x 2 images" in line for line in said)
 
@@ -157,7 +157,7 @@ def test_two_gloo_processes_train_and_say_so(cfg, tmp_path):
 def test_failure_of_the_child_is_one_error(cfg, tmp_path):
     run = Run.start("run", "pretrain", with_(cfg, batch=64), tmp_path)
     with pytest.raises(BookError, match="larger than the 12 usable images"):
-        launch("soco_lib.train", run, say=lambda line: None)
+        launch(run, say=lambda line: None)
 
 
 def test_unreadable_image_is_replaced_and_counted(cfg, pictures, store, tmp_path):

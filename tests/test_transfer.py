@@ -287,8 +287,8 @@ def test_predictions_are_drawn(finished):
 
 def test_two_processes(data, tmp_path):
     run = start(tmp_path, "two", settings(data, iterations=2, precise_bn=0))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "soco_lib.transfer"]
-    done = subprocess.run([*command, str(run.folder)], capture_output=True, text=True, timeout=240)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--nproc-per-node=2"]
+    done = subprocess.run([*command, "-m", "soco_lib.transfer", str(run.folder)], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "2 gloo processes" in done.stdout and done.stdout.count("step 2/2") == 2
     metrics = Run.read(run.folder).metrics

@@ -1,0 +1,25 @@
+"""What this process has of its machine, on Linux and on macOS: cores, memory."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from pathlib import Path
+
+#: What Linux says of this process, line by line.
+STATUS = Path("/proc/self/status")
+
+
+def cores() -> int:
+    """Cores that this process may use: those that it is bound to where the system has that (macOS has not), else all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def peak_memory() -> int:
+    """Largest resident bytes of this process so far. Not getrusage's where Linux says it: a child takes over its parent's peak there."""
+    for line in STATUS.read_text().splitlines() if STATUS.exists() else ():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, kilobytes elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
