@@ -53,7 +53,7 @@ def test_imports_go_down_the_flow_only(name):
 
 @pytest.mark.parametrize("path", sorted(LIBRARY.glob("*.py")), ids=lambda p: p.stem)
 def test_files_stay_readable(path):
-    assert len(path.read_text().splitlines()) <= 300
+    assert len(path.read_text().splitlines()) <= 400
 
 
 @pytest.mark.parametrize(("detector", "parts"), [("mask-rcnn-r50-fpn", 3), ("mask-rcnn-r50-c4", 2)])
