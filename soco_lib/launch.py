@@ -2,8 +2,8 @@
 
     python -m soco_lib.launch join RUN_FOLDER --gpus 8 --nodes 2 --rendezvous HOST:PORT
 
-runs one node's processes of a run that was started elsewhere: `make pretrain NODES=2 …` or `make transfer NODES=2 …` on the first
-node, `join` on the others. Which module works on a run follows from its kind, which its record tells.
+runs one node's processes of a run that was started elsewhere: `make pretrain NODES=2 …` or `make transfer NODES=2 …` on the
+first node, `join` on the others. Which module works on a run follows from its kind, which its record tells.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def command(module: str, folder: Path, gpus: int = 1, nodes: int = 1, rendezvous
     require(nodes == 1 or bool(rendezvous), f"NODES={nodes} needs RENDEZVOUS=host:port, the same on every node")
     if nodes > 1:
         where = ["--rdzv-backend=c10d", f"--rdzv-endpoint={rendezvous}", f"--rdzv-id={folder.name}"]
-    else:  # with an address, because processes look for each other by the host's name, and a laptop's may have none: minutes pass
+    else:  # with an address: processes look for each other by the host's name, for minutes where that has none
         where = ["--standalone", "--local-addr=127.0.0.1"]
     counts = [f"--nnodes={nodes}", f"--nproc-per-node={gpus}", f"--max-restarts={restarts}"]
     return [sys.executable, "-u", "-m", "torch.distributed.run", *counts, *where, "-m", module, str(folder)]
@@ -76,7 +76,8 @@ def visible_devices(gpus: int, jobs: int = 1) -> int:
     import torch  # here, because a command line should not wait for it before it has read its words
 
     count = torch.cuda.device_count()  # by NVML, where it can: CUDA stays untouched in this process
-    asked = f"JOBS={jobs} runs of GPUS={gpus} need {jobs * gpus} devices" if jobs > 1 else f"GPUS={gpus} needs a device a process"
+    runs = f"JOBS={jobs} runs of GPUS={gpus} need {jobs * gpus} devices"
+    asked = runs if jobs > 1 else f"GPUS={gpus} needs a device a process"
     remedy = f"{count} {'is' if count == 1 else 'are'} visible: lower {'JOBS or ' * (jobs > 1)}GPUS"
     require(not count or jobs * gpus <= count, f"{asked}, {remedy}")
     return count
@@ -172,8 +173,8 @@ def stream(
 
     launcher: "local" starts this node's processes here, "slurm" submits a job for all nodes (partition, minutes, cpus: see
     slurm.submit). Whoever leaves the iteration stops the processes or cancels the job; the run can go on later. A caller that is
-    killed takes this node's processes along: they save and end (on Linux). The record of a job that has left the queue is looked at
-    for PATIENCE seconds until it tells an end.
+    killed takes this node's processes along: they save and end (on Linux). The record of a job that has left the queue is
+    looked at for PATIENCE seconds until it tells an end.
     Raises BookError for a bad value, and with the run's own error when it fails.
     """
     one_of("LAUNCHER", launcher, LAUNCHERS)

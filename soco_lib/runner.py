@@ -17,7 +17,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from soco_lib import ROOT, BookError, benchmarks, locks, measure, one_line_errors, plans, session, studies, study_data, study_tables
+from soco_lib import (
+    ROOT, BookError, benchmarks, locks, measure, one_line_errors, plans, session, studies, study_data, study_tables,
+)  # fmt: skip
 from soco_lib.config import one_of, require
 from soco_lib.crew import Crew, perform, slots
 from soco_lib.launch import LAUNCHERS

@@ -188,7 +188,7 @@ def test_the_runs_kind_decides_what_joins_it(cfg, tmp_path, joined, monkeypatch,
 
 @pytest.fixture
 def a_job(cfg, tmp_path, monkeypatch):
-    """a_job(write): a run whose SLURM job has left the queue; `write(run)` is seen half a second later, on a slow file system."""
+    """a_job(write): a run whose SLURM job has left the queue; `write(run)` is seen half a second later."""
     monkeypatch.setattr(launch, "PATIENCE", 30.0)
     written = []
 
@@ -234,7 +234,7 @@ def test_a_record_that_never_comes_is_not_waited_for_longer_than_stated(a_job, m
     run = a_job(lambda run: None)
     run.begin()
     run.end("stopped", error="an earlier session's")
-    with pytest.raises(BookError, match="run ended before it was done, by what its record tells 1 seconds later: it said nothing;"):
+    with pytest.raises(BookError, match="ended before it was done, by what its record tells 1 seconds later: it said nothing;"):
         launch.launch(run, launcher="slurm")
 
 
@@ -256,7 +256,9 @@ def test_joining_nothing_is_one_line(tmp_path, capfd):
     assert capfd.readouterr().err.count("\n") == 1
 
 
-@pytest.mark.parametrize(("devices", "says"), [(1, "GPUS=2 needs a device a process, 1 is visible: lower GPUS"), (0, None), (2, None)])
+@pytest.mark.parametrize(
+    ("devices", "says"), [(1, "GPUS=2 needs a device a process, 1 is visible: lower GPUS"), (0, None), (2, None)]
+)
 def test_more_gpus_than_there_are_is_one_line_before_anything_starts(cfg, tmp_path, monkeypatch, joined, capfd, devices, says):
     """Without any device, gloo processes train on the CPU."""
     run, started = Run.start("run", "pretrain", cfg, tmp_path), []

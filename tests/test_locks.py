@@ -70,8 +70,8 @@ def test_a_file_system_without_locks_is_one_line_with_the_remedy(user, number, t
     monkeypatch.setattr(fcntl, "flock", fails_with(number))
     with pytest.raises(BookError) as error:
         user(tmp_path, pictures)
-    said = str(error.value)
-    assert re.fullmatch(rf"{tmp_path}\S* takes no file locks \({re.escape(os.strerror(number))}\): use a folder on a local disk .*", said)
+    said, why = str(error.value), re.escape(os.strerror(number))
+    assert re.fullmatch(rf"{tmp_path}\S* takes no file locks \({why}\): use a folder on a local disk .*", said)
     assert "Lustre with -o flock" in said and "another" not in said
 
 
@@ -97,6 +97,5 @@ def test_a_lock_removed_on_another_machine_is_waited_for_and_not_an_error(tmp_pa
 
 
 def test_only_one_module_asks_the_system_for_locks():
-    library = os.path.dirname(soco_lib.__file__)
-    users = [name for name in sorted(os.listdir(library)) if name.endswith(".py") and "flock(" in open(f"{library}/{name}").read()]
+    users = [path.name for path in (soco_lib.ROOT / "soco_lib").glob("*.py") if "flock(" in path.read_text()]
     assert users == ["locks.py"]
