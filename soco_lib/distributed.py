@@ -42,6 +42,11 @@ class Process:
         """Whether batch norm sees all processes' shares: on several GPUs. torch's SyncBatchNorm takes no CPU tensors."""
         return self.world > 1 and self.device.type == "cuda"
 
+    @property
+    def ahead(self) -> bool:
+        """Whether the host may run ahead of its device, whose answers then come late."""
+        return self.device.type == "cuda"
+
     def describe(self) -> str:
         """E.g. '2 gloo processes on the CPU' or '1 process on NVIDIA H100'."""
         where = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "the CPU"

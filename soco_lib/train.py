@@ -185,7 +185,7 @@ def train(run: Run, process: distributed.Process, told: Sequence = ()) -> dict:
         logs = done % cfg.log_every == 0 or done == numbers.steps
         saves = done % cfg.save_every == 0 or done == numbers.steps
         unread.append((done, distributed.Later(distributed.mean(out["loss"].float()))))
-        look(leave=1 if process.device.type == "cuda" and not (logs or saves) else 0)
+        look(leave=1 if process.ahead and not (logs or saves) else 0)
         stop = distributed.anyone(bool(told))  # asked after the look, which is where a GPU's process waits
         if stop:
             look(leave=0)

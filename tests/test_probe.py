@@ -48,6 +48,16 @@ def test_probe_of_a_network(tmp_path):
     assert all(torch.equal(v, before[k]) for k, v in encoder.state_dict().items())
 
 
+def test_an_encoder_that_trains_with_synchronised_norms_is_probed_apart_from_the_others(tmp_path):
+    """A copy of it would wait for the other processes, or mix with their step; SyncBatchNorm refuses the CPU, where this is seen."""
+    scenes.write_scenes(tmp_path / "scenes", 60, 1, workers=1)
+    cfg = Pretrain("a", "b", detector="mask-rcnn-r50-fpn", overrides=TINY_DETECTOR, size=64, views=(View(64),))
+    data, trains = f"coco:{tmp_path}/scenes/annotations/instances_train.json", torch.nn.SyncBatchNorm.convert_sync_batchnorm(fresh(cfg))
+    before = torch.get_rng_state()
+    assert probe(trains, cfg, data) == probe(fresh(cfg), cfg, data)
+    assert torch.equal(before, torch.get_rng_state())
+
+
 def test_a_second_set_gives_the_labels_and_a_whole_image_network_is_pooled_by_box(tmp_path):
     scenes.write_scenes(tmp_path / "scenes", 60, 40, workers=1)
     data = [f"coco:{tmp_path}/scenes/annotations/instances_{part}.json" for part in ("val", "train")]

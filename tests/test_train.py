@@ -7,6 +7,7 @@ import random
 import shutil
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import cv2
@@ -14,11 +15,12 @@ import numpy as np
 import pytest
 import torch
 
-from soco_lib import BookError, checkpoint, health, train
+from soco_lib import BookError, checkpoint, distributed, health, train
 from soco_lib.config import Pretrain, plan
-from soco_lib.dataset import ProposalViews, Schedule, choose
+from soco_lib.dataset import ProposalViews, Schedule, build_loader, choose
 from soco_lib.launch import command, launch
-from soco_lib.meter import line
+from soco_lib.meter import Meter, line
+from soco_lib.optim import learning_rate
 from soco_lib.results import Run
 
 
@@ -129,6 +131,74 @@ def test_non_finite_loss_stops_and_keeps_the_last_good_checkpoint(cfg, tmp_path,
     assert status == 1 and "nan at step 6" in capsys.readouterr().err
     assert Run.read(run.folder).record["status"] == "failed"
     assert checkpoint.newest(run.folder)["step"] == 4
+
+
+def test_a_gpus_loss_is_read_late_and_not_lost(cfg, tmp_path, monkeypatch, capsys):
+    """As above, where the host runs ahead of its device: told of the same step, and no checkpoint holds what came of it."""
+    monkeypatch.setattr(distributed.Process, "ahead", True)
+    real, seen = distributed.Later, []
+
+    class Poisoned(real):
+        def read(self):
+            seen.append(self)
+            return super().read() * (float("nan") if len(seen) == 5 else 1)
+
+    monkeypatch.setattr(distributed, "Later", Poisoned)
+    run, status = run_here(with_(cfg, log_every=4, save_every=4), tmp_path)
+    assert status == 1 and "nan at step 5" in capsys.readouterr().err
+    assert checkpoint.newest(run.folder)["step"] == 4
+
+
+def test_an_update_whose_gradient_overflows_changes_nothing_but_the_schedules(cfg):
+    """fp16's scaler skips it: weights, momentum and target stay, and the log says how many."""
+    cfg = with_(cfg, precision="fp16", optimizer="lars", tau=0.5)
+    dataset = ProposalViews(cfg)
+    trainer = train.Trainer(cfg, plan(cfg, len(dataset)), distributed.start())
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    batches, meter = iter(build_loader(dataset, trainer.plan, 0, 0, pin=False)), Meter(cfg, trainer.plan)
+    assert not trainer.update(0, batches)["skipped"]
+    before = {k: v.clone() for k, v in trainer.model.named_parameters()}
+    momentum = [state["momentum"].clone() for state in trainer.optimizer.state.values()]
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**120)
+    out = trainer.update(1, batches)
+    assert out["skipped"] and all(torch.equal(before[k], v) for k, v in trainer.model.named_parameters())
+    assert all(torch.equal(a, state["momentum"]) for a, state in zip(momentum, trainer.optimizer.state.values()))
+    assert trainer.optimizer.param_groups[0]["lr"] == learning_rate(1, trainer.plan, cfg)
+    meter.add(out)
+    assert meter.row(2, out, trainer)["skipped"] == 1
+
+
+def test_a_resumed_run_lets_go_of_the_checkpoints_contents(cfg, tmp_path, monkeypatch):
+    run, _ = run_here(cfg, tmp_path)
+    real, held = checkpoint.read, []
+
+    def read(path):
+        state = real(path)
+        held.extend(weakref.ref(tensor) for tensor in state["model"].values())
+        return state
+
+    monkeypatch.setattr(checkpoint, "read", read)
+    dataset = ProposalViews(cfg)
+    trainer = train.Trainer(cfg, plan(cfg, len(dataset)), distributed.start())
+    assert trainer.resume(run.folder) == 8
+    assert held and not any(tensor() is not None for tensor in held)
+
+
+def test_compiling_for_several_processes_is_refused_until_it_has_run(cfg):
+    with pytest.raises(BookError, match="compile=true has never run with several processes"):
+        train.build_model(with_(cfg, compile=True), distributed.Process(0, 0, 2, 2, torch.device("cpu")))
+
+
+def test_an_image_whose_boxes_are_too_small_to_see_is_replaced_and_counted(cfg, store):
+    """A view without a box would leave batch norm nothing; at the same step again after every resume."""
+    dataset, specks = ProposalViews(cfg), {3}
+    boxes = dataset.boxes
+    dataset.boxes = lambda index, size: boxes(index, size) * (1e-3 if index in specks else 1)
+    views, stood_in = dataset[(0, 3)]
+    assert stood_in and all(view.valid.any() for view in views)
+    specks |= set(range(12))
+    with pytest.raises(BookError, match="every proposal drawn of .*jpg is under a pixel"):
+        dataset[(0, 3)]
 
 
 def test_a_folder_of_another_configuration_is_refused(cfg, tmp_path):
