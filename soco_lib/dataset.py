@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from soco_lib import BookError
+from soco_lib import BookError, loader
 from soco_lib.config import Plan, Pretrain, require
 from soco_lib.sources import ImageSource, UnreadableImage, open_source
 from soco_lib.store import ProposalStore
@@ -149,12 +149,23 @@ class Schedule:
                 yield items[i : i + plan.micro_batch]
 
 
-def _single_threaded(_worker: int) -> None:
+#: Micro-batches that each worker keeps ready, where there is room for them.
+AHEAD = 4
+
+
+def shared_bytes(cfg: Pretrain, plan: Plan) -> int:
+    """Shared memory that a micro-batch on its way from a worker takes: images, boxes and validity of each view."""
+    n = plan.micro_batch
+    return sum(loader.pages(n * 3 * size**2, n * cfg.k * 16, n * cfg.k) for size in cfg.view_sizes)
+
+
+def _start_worker(number: int) -> None:
+    loader.start_worker(number)
     cv2.setNumThreads(0)  # one core a worker: OpenCV's own pool only fights the other workers
 
 
-def build_loader(dataset: ProposalViews, plan: Plan, rank: int, start: int, pin: bool) -> DataLoader:
-    """Loader of the micro-batches that remain from optimiser step `start`."""
+def build_loader(dataset: ProposalViews, plan: Plan, rank: int, start: int, pin: bool, ahead: int = AHEAD) -> DataLoader:
+    """Loader of the micro-batches that remain from optimiser step `start`, for a loader.Feed. ahead: what a worker keeps ready."""
     workers = dataset.cfg.workers
     return DataLoader(
         dataset,
@@ -162,6 +173,7 @@ def build_loader(dataset: ProposalViews, plan: Plan, rank: int, start: int, pin:
         num_workers=workers,
         collate_fn=collate,
         pin_memory=pin,
-        worker_init_fn=_single_threaded,
-        prefetch_factor=4 if workers else None,
+        worker_init_fn=_start_worker,
+        prefetch_factor=ahead if workers else None,
+        timeout=loader.POLL if workers else 0,
     )

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -17,9 +16,9 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from soco_lib import BookError, checkpoint, distributed, session
+from soco_lib import BookError, checkpoint, distributed, loader, session
 from soco_lib.config import Plan, Pretrain, from_dict, plan, to_dict
-from soco_lib.dataset import Batch, ProposalViews, build_loader, normalize
+from soco_lib.dataset import AHEAD, Batch, ProposalViews, build_loader, normalize, shared_bytes
 from soco_lib.encoder import recompute
 from soco_lib.meter import Meter, Record
 from soco_lib.optim import build_optimizer, learning_rate, target_momentum
@@ -137,6 +136,8 @@ def train(run: Run, process: distributed.Process, told: Sequence = ()) -> dict:
     dataset = ProposalViews(cfg)
     numbers = plan(cfg, len(dataset), process.world)
     say(f"{process.describe()}; {numbers.describe(cfg)}", flush=True)
+    # Before any process starts its workers: they meet when the model is built.
+    ahead = loader.batches_ahead(AHEAD, shared_bytes(cfg, numbers), cfg.workers, process.local_world, say=say)
     trainer = Trainer(cfg, numbers, process)
     found = checkpoint.newest(run.folder, say)
     done = trainer.restore(found) if found else 0
@@ -144,12 +145,16 @@ def train(run: Run, process: distributed.Process, told: Sequence = ()) -> dict:
         say(f"going on after step {done}", flush=True)
     started, meter, row = time.perf_counter(), Meter(cfg, numbers), {}
     record = Record(run, cfg, numbers) if process.main else None
-    # A cluster signals every process: the loader's, which inherit this mask, have to deliver what the last update needs.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    batches = iter(build_loader(dataset, numbers, process.rank, done, pin=process.device.type == "cuda"))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    with session.deaf_children():
+        remaining = build_loader(dataset, numbers, process.rank, done, process.device.type == "cuda", ahead)
+        batches = loader.Feed(remaining, numbers.accumulate, told)
     for step in range(done, numbers.steps):
-        out = trainer.update(step, batches)
+        try:
+            out = trainer.update(step, batches)
+        except loader.Waiting as waiting:
+            if process.main and waiting.between and done:
+                checkpoint.save(run.folder, done, to_dict(cfg), cfg.keep, **trainer.state())
+            raise session.Stopped(waiting.describe(done, run.folder)) from None
         meter.add(out)
         done = step + 1
         logs = done % cfg.log_every == 0 or done == numbers.steps
