@@ -19,14 +19,20 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from soco_lib import BookError, checkpoint, loader, train
+from soco_lib import BookError, checkpoint, loader, session, train, transfer
+from soco_lib.accumulation import Samples, reach
 from soco_lib.config import plan
 from soco_lib.dataset import ProposalViews, build_loader, shared_bytes
+from soco_lib.detection import detectron_config, open_both
+from soco_lib.evaluation import shared_bytes as shared_test_bytes
 from soco_lib.launch import command
 from soco_lib.loader import PAGE, SPARE, Feed, Unfed, Waiting, batches_ahead
 from soco_lib.results import Run
+from tests.test_finetune import child as transferring
+from tests.test_finetune import final_weights as tuned_weights
 from tests.test_launch import children, workers_of
 from tests.test_train import final_weights, run_here, same, same_threads, with_
+from tests.test_transfer import settings, start, write_coco
 
 MB = 10**6
 
@@ -161,9 +167,27 @@ def test_a_pretrainings_batch_is_reckoned_exactly(cfg):
     assert in_pages(batch) == shared_bytes(cfg, numbers) > 0
 
 
-def test_a_run_says_that_shared_memory_is_too_small_before_it_starts(cfg, tmp_path, shm, capsys):
+@pytest.mark.parametrize("masks", ["polygon", "rle", "none"])
+def test_a_transfers_batch_is_reckoned_from_above(tmp_path, masks):
+    data = {(split, masks): write_coco(tmp_path, split, 4, masks) for split in ("train", "val")}
+    cfg = settings(data, masks, min_sizes=(64, 96), max_size=128)
+    d2 = detectron_config(cfg, *open_both(cfg), tmp_path)
+    found = Samples(d2)
+    batches, most = found.loader(reach(cfg), workers=0), found.shared_bytes(2)
+    taken = [in_pages(batch) for _, batch in zip(range(8), batches)]
+    assert most / 2 < max(taken) <= most
+    assert shared_test_bytes(d2) == 3 * 64 * 128
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "transfer"])
+def test_a_run_says_that_shared_memory_is_too_small_before_it_starts(cfg, tmp_path, shm, capsys, kind):
     shm(50_000)
-    run, status = run_here(with_(cfg, workers=2), tmp_path)
+    if kind == "pretrain":
+        run, status = run_here(with_(cfg, workers=2), tmp_path)
+    else:
+        data = {(split, "polygon"): write_coco(tmp_path, split, 4) for split in ("train", "val")}
+        run = start(tmp_path, "run", settings(data, workers=2))
+        status = transfer.main([str(run.folder)])
     error = capsys.readouterr().err
     assert status == 1 and error.count("\n") == 1 and "is too small" in error and "SET='workers: 0'" in error
     assert Run.read(run.folder).record["status"] == "failed" and not run.rows()
@@ -364,3 +388,28 @@ def test_a_killed_run_takes_along_a_worker_that_stands_still(own, tmp_path):
     process.kill()
     process.wait()
     wait_until(lambda: not alive(map(int, workers)), seconds=2)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_waiting_transfer_stops_when_told_and_nothing_is_lost(tmp_path, split):
+    data = {(part, "polygon"): write_coco(tmp_path, part, 4) for part in ("train", "val")}
+    cfg = settings(data, workers=1, iterations=60, log_every=1, save_every=1000, eval_every=40)
+    whole = start(tmp_path, "whole", cfg)
+    assert transfer.main([str(whole.folder)]) == 0
+    run, picture = start(tmp_path, "run", cfg), tmp_path / "images" / f"{split}2.jpg"
+    process = transferring(run)
+    wait_until(lambda: len(run.rows()) >= 1)
+    content = stall(picture)
+    wait_for_standstill(run, 1, process)
+    processes = family(process.pid)
+    assert len(processes) >= 2
+    process.terminate()
+    assert process.wait(timeout=loader.POLL + 15) == session.STOPPED
+    wait_until(lambda: not alive(processes), seconds=2)
+    last = max(row["step"] for row in run.rows())
+    record = Run.read(run.folder).record
+    assert record["status"] == "stopped" and f"waited for images after step {last}, of which" in record["sessions"][-1]["error"]
+    assert checkpoint.newest(run.folder / "detectron2")["step"] == last and (last == 40 if split == "val" else last < 40)
+    mend(picture, content)
+    assert transfer.main([str(run.folder)]) == 0
+    assert same(tuned_weights(whole), tuned_weights(run))
