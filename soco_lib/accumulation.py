@@ -14,6 +14,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from soco_lib import loader
 from soco_lib.benchmarks import Transfer
 from soco_lib.config import one_of, require
 from soco_lib.detector import CfgNode
@@ -26,6 +27,8 @@ from detectron2.utils import comm
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
+#: Micro-batches that each worker keeps ready, where there is room for them.
+AHEAD = 2
 #: What a random draw is for: keeps the draws of samples and of updates apart.
 SAMPLE, UPDATE = 1, 2
 
@@ -100,6 +103,9 @@ class Samples(Dataset):
     def __init__(self, d2: CfgNode):
         records = get_detection_dataset_dicts(d2.DATASETS.TRAIN, filter_empty=d2.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
         self.seed, self.records, self.mapper = d2.SEED, DatasetFromList(records, copy=False), DatasetMapper(d2, True)
+        self.area = max(d2.INPUT.MIN_SIZE_TRAIN) * d2.INPUT.MAX_SIZE_TRAIN
+        masks = d2.MODEL.MASK_ON and d2.INPUT.MASK_FORMAT == "bitmask"  # polygons are a few numbers
+        self.planes = 3 + (-(-sum(len(record["annotations"]) for record in records) // len(records)) if masks else 0)
         grouped = d2.DATALOADER.ASPECT_RATIO_GROUPING
         self.wide = [grouped and record["width"] > record["height"] for record in records]
         one_of("DATALOADER.SAMPLER_TRAIN", d2.DATALOADER.SAMPLER_TRAIN, SAMPLERS)
@@ -115,10 +121,28 @@ class Samples(Dataset):
         seed_with(SAMPLE, self.seed, number, devices=False)  # the mapper draws with numpy, on the CPU
         return self.mapper(self.records[index])
 
-    def loader(self, reached: Reach, workers: int, start: int = 0) -> DataLoader:
-        """Endless micro-batches of this process from update `start` on; the same however many workers load them."""
+    def shared_bytes(self, images: int) -> int:
+        """Shared memory that a micro-batch on its way from a worker takes at most: every image as large as they become.
+
+        Masks that are no polygons come on top, as many as an image has objects in the mean.
+        """
+        return images * loader.pages(self.area * self.planes, loader.PAGE, loader.PAGE)  # the others: boxes and classes
+
+    def loader(self, reached: Reach, workers: int, start: int = 0, ahead: int = AHEAD) -> DataLoader:
+        """Endless micro-batches of this process from update `start` on, for a loader.Feed; the same however many workers load them.
+
+        ahead: micro-batches that each worker keeps ready.
+        """
         batches = Batches(self, reached.accumulate, reached.micro_batch, start)
-        return DataLoader(self, batch_sampler=batches, num_workers=workers, collate_fn=trivial_batch_collator)
+        return DataLoader(
+            self,
+            batch_sampler=batches,
+            num_workers=workers,
+            collate_fn=trivial_batch_collator,
+            worker_init_fn=loader.start_worker,
+            prefetch_factor=ahead if workers else None,
+            timeout=loader.POLL if workers else 0,
+        )
 
 
 class Batches(Sampler):

@@ -113,7 +113,7 @@ def speeds(device: torch.device, folder: Path, data: dict, quick: bool, say=prin
     cuda, workers = device.type == "cuda", max(1, cores() - 1)
     made = {"step": gpu_speed.sweep(device, quick)}
     say(f"\nOne update of the {'paper' if cuda else 'small check'}'s network:\n{table(made['step'])}", flush=True)
-    loads = gpu_speed.loader(folder / "jpegs", data["images"], device, workers, 3 if quick else 8)
+    loads = gpu_speed.loaded(folder / "jpegs", data["images"], device, workers, 3 if quick else 8)
     made["loader"] = {"workers": workers, "images/s": loads}
     say(f"\nloader: {loads:.0f} images/s of the paper's views with {workers} worker{'s' * (workers > 1)}")
     if cuda:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from soco_lib import BookError
+from soco_lib import BookError, loader
 from soco_lib.config import Plan, Pretrain, require
 from soco_lib.sources import ImageSource, UnreadableImage, open_source
 from soco_lib.store import ProposalStore
@@ -160,12 +160,30 @@ class Schedule:
                 yield items[i : i + plan.micro_batch]
 
 
-def _single_threaded(_worker: int) -> None:
+#: Micro-batches that each worker keeps ready, where there is room for them.
+AHEAD = 4
+
+
+def shared_bytes(cfg: Pretrain, plan: Plan) -> int:
+    """Shared memory that a micro-batch on its way from a worker takes at most: images, boxes and flags of each view, and what is
+    counted of them (soco.Counted): a row of five numbers and its place a box, and three numbers a box and pair of views.
+    """
+    n, m = plan.micro_batch, plan.micro_batch * cfg.k
+    views = sum(loader.pages(n * 3 * size**2, m * 16, m, m * 20, m * 8) for size in cfg.view_sizes)
+    return views + len(cfg.views) * loader.pages(m * 8, m * 8, m * 8)
+
+
+def _start_worker(number: int) -> None:
+    loader.start_worker(number)
     cv2.setNumThreads(0)  # one core a worker: OpenCV's own pool only fights the other workers
 
 
-def build_loader(dataset: ProposalViews, plan: Plan, rank: int, start: int, pin: bool, count: Count | None = None) -> DataLoader:
-    """Loader of the micro-batches that remain from optimiser step `start`; count: see `collate`."""
+def build_loader(dataset: ProposalViews, plan: Plan, rank: int, start: int, pin: bool, count: Count | None = None,
+                 ahead: int = AHEAD) -> DataLoader:  # fmt: skip
+    """Loader of the micro-batches that remain from optimiser step `start`, for a loader.Feed.
+
+    count: see `collate`. ahead: what a worker keeps ready.
+    """
     workers = dataset.cfg.workers
     return DataLoader(
         dataset,
@@ -173,6 +191,7 @@ def build_loader(dataset: ProposalViews, plan: Plan, rank: int, start: int, pin:
         num_workers=workers,
         collate_fn=functools.partial(collate, count=count),
         pin_memory=pin,
-        worker_init_fn=_single_threaded,
-        prefetch_factor=4 if workers else None,
+        worker_init_fn=_start_worker,
+        prefetch_factor=ahead if workers else None,
+        timeout=loader.POLL if workers else 0,
     )

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from soco_lib import loader, session
 from soco_lib.detection import DetectionData
 from soco_lib.layouts import lvis_package
 from soco_lib.results import write_json
@@ -112,16 +114,30 @@ def _without_predictions(scores: dict, classes: tuple[str, ...]) -> dict:
     return {name: dict.fromkeys(classes, 0.0) if name == "per_class" else 0.0 for name in scores}
 
 
-def evaluate(model: torch.nn.Module, d2: CfgNode, test: DetectionData) -> dict:
+def _images(d2: CfgNode, test: DetectionData, told: Sequence) -> loader.Feed:
+    """The test images, each loaded by one of the config's workers."""
+    images = build_detection_test_loader(d2, test.name)
+    images.worker_init_fn, images.timeout = loader.start_worker, loader.POLL if images.num_workers else 0
+    with session.deaf_children():
+        return loader.Feed(images, told=told)
+
+
+def shared_bytes(d2: CfgNode) -> int:
+    """Shared memory that a test image on its way from a worker takes at most."""
+    return loader.pages(3 * d2.INPUT.MIN_SIZE_TEST * d2.INPUT.MAX_SIZE_TEST)
+
+
+def evaluate(model: torch.nn.Module, d2: CfgNode, test: DetectionData, told: Sequence = ()) -> dict:
     """{task: {AP, AP50, AP75, ..., per_class: {class: AP}}} in percent, for boxes (bbox) and, with a mask head, masks (segm).
 
     Saves the predictions in OUTPUT_DIR (see PREDICTIONS). All processes take part; all but the first get {}.
+    told: see loader.Feed, whose errors this raises.
     """
     tasks = ("bbox", "segm") if d2.MODEL.MASK_ON else ("bbox",)
     folder = Path(d2.OUTPUT_DIR)
     with open(folder / "log.txt", "a") as file, contextlib.redirect_stdout(file):  # pycocotools prints
         evaluator = EVALUATORS[test.kind](test, tasks, folder)
-        results = inference_on_dataset(model, build_detection_test_loader(d2, test.name), evaluator)
+        results = inference_on_dataset(model, _images(d2, test, told), evaluator)
     if not comm.is_main_process():
         return {}
     if (folder / PREDICTIONS[test.kind]).stat().st_size <= len("[]\n"):

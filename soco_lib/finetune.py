@@ -7,15 +7,16 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch.utils.data import DataLoader
 
-from soco_lib import BookError, checkpoint, distributed, session
-from soco_lib.accumulation import Accumulator, Reach, Samples
+from soco_lib import BookError, checkpoint, distributed, loader, session
+from soco_lib.accumulation import AHEAD, Accumulator, Reach, Samples
 from soco_lib.config import to_dict
 from soco_lib.detection import DetectionData
-from soco_lib.evaluation import evaluate
+from soco_lib.evaluation import evaluate, shared_bytes
 from soco_lib.machine import peak_memory
 from soco_lib.results import Run
 
@@ -82,7 +83,7 @@ class Saving(hooks.HookBase):
             if done == cfg.iterations:
                 trainer.write_model(FINAL, done)
             if done == cfg.iterations or done % cfg.save_every == 0 or trainer.stop:
-                checkpoint.save(trainer.folder, done, to_dict(cfg), cfg.keep, **trainer.full_state())
+                trainer.save(done)
         if trainer.stop:
             raise session.Stopped(f"told to stop after step {done}, of which a checkpoint is saved: run again to go on")
 
@@ -112,8 +113,10 @@ class Evaluation(hooks.HookBase):
     def evaluate(self, done: int):
         """Scores after `done` iterations (see evaluation.evaluate) to the log, the terminal and TensorBoard."""
         trainer, run = self.trainer, self.trainer.run
-        with session.deaf_children():
-            trainer.results = evaluate(trainer.model, trainer.d2, trainer.test)
+        try:
+            trainer.results = evaluate(trainer.model, trainer.d2, trainer.test, trainer.told)
+        except loader.Waiting as waiting:
+            trainer.stop_waiting(waiting, done)
         distributed.wait()  # the first process scores alone: minutes for COCO, tens of minutes for LVIS
         if not comm.is_main_process():
             return
@@ -141,9 +144,14 @@ class FineTuner(Accumulator):
         self.run, self.cfg, self.d2, self.test, self.detector, self.told = run, cfg, d2, test, model, told
         self.folder, self.stop, self.results = Path(d2.OUTPUT_DIR), False, {}
         samples, optimizer = Samples(d2), self.build_optimizer(model)
+        # Before any process starts its workers: they meet in the next line.
+        ahead = loader.batches_ahead(
+            AHEAD, samples.shared_bytes(reached.micro_batch), cfg.workers, comm.get_local_size(), shared_bytes(d2),
+            say=print if comm.is_main_process() else lambda *_, **__: None,
+        )  # fmt: skip
         parallel = create_ddp_model(model, broadcast_buffers=False, **({} if cuda else {"device_ids": None}))
-        loader = samples.loader(reached, cfg.workers, start)
-        super().__init__(parallel, loader, optimizer, reached.accumulate, cfg.precision, cfg.seed)
+        batches = samples.loader(reached, cfg.workers, start, ahead)
+        super().__init__(parallel, batches, optimizer, reached.accumulate, cfg.precision, cfg.seed)
         self.scheduler = build_lr_scheduler(d2, optimizer)
         self.register_hooks(self.build_hooks(samples.loader(reached, workers=0)))
         self.start_iter, self.started = start, time.perf_counter()
@@ -186,6 +194,17 @@ class FineTuner(Accumulator):
             "loss_normalizer": getattr(self.detector, "loss_normalizer", None),
         }
 
+    def save(self, done: int) -> None:
+        """A checkpoint of the state after `done` iterations, in the first process alone."""
+        if comm.is_main_process():
+            checkpoint.save(self.folder, done, to_dict(self.cfg), self.cfg.keep, **self.full_state())
+
+    def stop_waiting(self, waiting: loader.Waiting, done: int) -> NoReturn:
+        """Told to stop while no images came, with `done` iterations made: keep them and raise session.Stopped."""
+        if waiting.between and done:
+            self.save(done)
+        raise session.Stopped(waiting.describe(done, self.folder)) from None
+
     def write_model(self, name: str, done: int) -> None:
         """The weights after `done` iterations as a file that Detectron2 reads, by write-then-rename."""
         temporary = self.folder / f"{name}.tmp"
@@ -213,16 +232,19 @@ class FineTuner(Accumulator):
         """
         try:
             with session.deaf_children():
-                self._data_loader_iter  # starts the loader's processes
+                self._data_loader_iter_obj = loader.Feed(self.data_loader, self.accumulate, self.told)
             # Compiled functions (the focal loss) round otherwise from their second call on: on the CPU, where a resumed run is
             # bit-equal, they stay as in the first.
             with torch.jit.optimized_execution(self.d2.MODEL.DEVICE != "cpu"):
                 self.train(self.start_iter, self.cfg.iterations)
+        except loader.Waiting as waiting:
+            self.stop_waiting(waiting, self.iter)
         except FloatingPointError:  # ours, and RPN's of boxes that are not finite
             raise BookError(
                 f"the loss is not finite at step {self.iter + 1}: lower lr={self.cfg.lr}, lengthen warmup={self.cfg.warmup} or set "
                 f"clip_gradients=1; the last checkpoint stays in {self.folder / 'checkpoints'}"
             ) from None
         finally:
-            self._data_loader_iter_obj = None  # ends them: deaf to SIGTERM, they would hold up the exit
+            loader.end_workers()
+            self._data_loader_iter_obj = None
         return self.results

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from soco_lib import session
@@ -28,8 +29,10 @@ from soco_lib.results import Run
 from soco_lib.soco import SoCo
 from soco_lib.train import Trainer, train
 
-#: float32 against the judge, batch norm with given statistics: loss, absolute, and gradients, relative to their norm.
+#: float32 against the judge, batch norm with given statistics: loss, absolute, and gradients of a smooth network, relative to their norm.
 LOSS, GRADIENT = 1e-5, 1e-3
+#: Least cosine between gradients of the network as it is: where rounding switches a ReLU they differ by up to 2e-2 of their norm here.
+SWITCHED = 0.99
 #: The loss with the batch's own statistics, in training mode: batch norm of untrained features magnifies rounding a thousandfold.
 TRAINING = 1e-3
 #: bf16 and fp16 against float32: loss (of -8 to 8), and the least cosine between the gradients; here 0.007 and 0.80, 0.001 and 0.97.
@@ -148,20 +151,39 @@ def cosine(a: list[Tensor], b: list[Tensor]) -> float:
 # --- the checks --------------------------------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def smooth() -> Iterator[None]:
+    """Within, networks have SiLU for ReLU and mean for max pooling: no unit that rounding switches on or off, whatever the machine."""
+    pool = lambda x, kernel_size, stride=None, padding=0: F.avg_pool2d(x, kernel_size, stride, padding)  # noqa: E731
+    other = {"relu": lambda x, inplace=False: F.silu(x), "relu_": F.silu, "max_pool2d": pool}
+    before = {name: getattr(F, name) for name in other}
+    try:
+        for name, function in other.items():
+            setattr(F, name, function)
+        yield
+    finally:
+        for name, function in before.items():
+            setattr(F, name, function)
+
+
 def float32(device: torch.device) -> Found:
     """Loss and gradients of the same weights and batch: this device in float32 against the judge."""
     cfg = settings(device)
     batch, exact = a_batch(cfg, cfg.batch), torch.float32 if device.type == "cuda" else torch.float64
+    with smooth():
+        model = fitted(cfg, batch)
+        (loss, gradients), (expected, theirs) = one_pass(cfg, batch, device, model), judge(model, batch, exact)
+        off, relative = abs(loss - expected), difference(gradients, theirs)
     model = fitted(cfg, batch)
     (loss, gradients), (expected, theirs) = one_pass(cfg, batch, device, model), judge(model, batch, exact)
-    off, relative = abs(loss - expected), difference(gradients, theirs)
+    off, alike = max(off, abs(loss - expected)), cosine(gradients, theirs)
     model.train()
     training = abs(one_pass(cfg, batch, device, model)[0] - judge(model, batch, exact)[0])
     said = (
-        f"against {'the CPU' if device.type == 'cuda' else 'float64'}: loss {off:.1e} (<= {LOSS:g}), gradients {relative:.1e} "
-        f"(<= {GRADIENT:g}); with batch statistics loss {training:.1e} (<= {TRAINING:g})"
+        f"against {'the CPU' if device.type == 'cuda' else 'float64'}: loss {off:.1e} (<= {LOSS:g}), gradients without kinks {relative:.1e} "
+        f"(<= {GRADIENT:g}), with them cosine {alike:.4f} (>= {SWITCHED:g}); with batch statistics loss {training:.1e} (<= {TRAINING:g})"
     )
-    return Found(off <= LOSS and relative <= GRADIENT and training <= TRAINING, said)
+    return Found(off <= LOSS and relative <= GRADIENT and alike >= SWITCHED and training <= TRAINING, said)
 
 
 def half(device: torch.device, precision: str) -> Found:
@@ -209,9 +231,10 @@ def variant(device: torch.device, **changes) -> Found:
     """Gradients of a way to compute the same, against the plain way: contiguous, nothing recomputed, not compiled."""
     cfg = dataclasses.replace(settings(device), channels_last=False)
     batch = a_batch(cfg, cfg.batch)
-    model = fitted(cfg, batch)
-    expected, theirs = one_pass(cfg, batch, device, model)
-    loss, gradients = one_pass(dataclasses.replace(cfg, **changes), batch, device, model)
+    with smooth():
+        model = fitted(cfg, batch)
+        expected, theirs = one_pass(cfg, batch, device, model)
+        loss, gradients = one_pass(dataclasses.replace(cfg, **changes), batch, device, model)
     off, relative = abs(loss - expected), difference(gradients, theirs)
     said = f"against plain: loss {off:.1e} (<= {LOSS:g}), gradients {relative:.1e} (<= {GRADIENT:g})"
     return Found(off <= LOSS and relative <= GRADIENT, said)
@@ -249,33 +272,45 @@ def resumed(device: torch.device, data: dict) -> Found:
     return Found(begun == at and len(losses[1]) == steps and off <= limit, said)
 
 
-class HostWaits(TorchDispatchMode):
-    """Counts what would make the host wait for a GPU, on tensors that are on the CPU: reading a value, counting, masks as indices."""
+class _Values(TorchFunctionMode):
+    """Notes what hands a tensor's values to Python or the CPU without a kernel of its own."""
 
-    ASKS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::unique", "aten::bincount", "aten::repeat_interleave")
-
-    def __init__(self):
+    def __init__(self, found: list[str]):
         super().__init__()
-        self.found: list[str] = []
+        self.found = found
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function in (Tensor.tolist, Tensor.numpy, Tensor.cpu):
+            self.found.append(function.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+class _Kernels(TorchDispatchMode):
+    """Notes kernels whose result's value or size the host has to know: a number, a count, a mask as an index."""
+
+    ASKS = ("local_scalar_dense", "nonzero", "masked_select", "unique", "bincount", "repeat_interleave")
+
+    def __init__(self, found: list[str]):
+        super().__init__()
+        self.found = found
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function._schema.name
-        masks = name.startswith("aten::index") and any(
-            isinstance(x, Tensor) and x.dtype in (torch.bool, torch.uint8) for x in (args[1] if len(args) > 1 and isinstance(args[1], (list, tuple)) else ())
-        )
-        if masks or any(name == ask or name.startswith(f"{ask}_") for ask in self.ASKS):
+        name = function._schema.name.removeprefix("aten::").lstrip("_")
+        indices = args[1] if name.startswith("index") and len(args) > 1 and isinstance(args[1], (list, tuple)) else ()
+        masked = any(isinstance(x, Tensor) and x.dtype in (torch.bool, torch.uint8) for x in indices)
+        if masked or name.startswith(self.ASKS):
             self.found.append(name)
         return function(*args, **(kwargs or {}))
 
 
 @contextlib.contextmanager
 def counted_waits(device: torch.device) -> Iterator[list[str]]:
-    """Within, each wait of the host for the device is noted: CUDA's own word for it, or HostWaits on a CPU."""
-    if device.type != "cuda":
-        with HostWaits() as mode:
-            yield mode.found
-        return
+    """Within, each wait of the host for the device is noted: CUDA's own word for it; on a CPU, what would be one on a GPU."""
     found = []
+    if device.type != "cuda":
+        with _Values(found), _Kernels(found):
+            yield found
+        return
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")

@@ -24,7 +24,7 @@ from soco_lib.config import Pretrain, from_dict, plan, to_dict
 from soco_lib.dataset import Batch
 from soco_lib.distributed import Process
 from soco_lib.gpu_checks import GRADIENT, LOSS, SMALL, TRAINING, Found, a_batch, a_trainer, cosine, difference, fitted, learned
-from soco_lib.gpu_checks import one_pass, pinned, settings
+from soco_lib.gpu_checks import one_pass, pinned, settings, smooth
 from soco_lib.launch import command, environment
 from soco_lib.results import Run, write_json
 
@@ -70,7 +70,8 @@ def alike(device: torch.device, folder: Path) -> Found:
     cfg = settings(device)
     cfg = dataclasses.replace(cfg, batch=world * max(2, cfg.batch // world))
     batch = a_batch(cfg, cfg.batch)
-    model = fitted(cfg, batch)
+    with smooth():
+        model = fitted(cfg, batch)
     torch.save({"config": to_dict(cfg), "state": model.state_dict()}, folder / "reference.pt")
     save_two(folder, cfg)
     if wrong := perform(folder, world):
@@ -78,7 +79,8 @@ def alike(device: torch.device, folder: Path) -> Found:
     passed, parts = True, []
     for mode in json.loads((folder / "found.json").read_text())["modes"]:
         loss, gradients = torch.load(folder / f"{mode}.pt", weights_only=True)
-        expected, theirs = one_pass(cfg, batch, device, model.train(mode == "synchronised batch norm"))
+        with smooth():
+            expected, theirs = one_pass(cfg, batch, device, model.train(mode == "synchronised batch norm"))
         off, relative = abs(loss - expected), difference(gradients, theirs)
         if model.training:
             passed &= off <= TRAINING and cosine(gradients, theirs) >= SYNCHRONISED
@@ -145,7 +147,8 @@ def compute(folder: Path, process: Process) -> None:
     for mode in modes:
         trainer.model.train(mode != modes[0])
         trainer.optimizer.zero_grad()
-        loss = float(distributed.mean(trainer.backward(pinned(batch, trainer.model, process.device), last=True)["loss"]))
+        with smooth():
+            loss = float(distributed.mean(trainer.backward(pinned(batch, trainer.model, process.device), last=True)["loss"]))
         if process.main:
             torch.save((loss, [p.grad.float().cpu() for p in learned(trainer.model)]), folder / f"{mode}.pt")
     if not process.main:

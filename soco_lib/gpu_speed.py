@@ -19,6 +19,7 @@ from soco_lib.config import Pretrain, plan
 from soco_lib.dataset import ProposalViews, build_loader
 from soco_lib.detector import detector_config, for_finetuning
 from soco_lib.gpu_checks import SMALL, a_batch, a_trainer, counted_waits, pinned, settings
+from soco_lib.loader import Feed
 from soco_lib.proposals import ProposalConfig
 from soco_lib.sources import open_source
 from soco_lib.store import build_store
@@ -122,7 +123,7 @@ def sweep(device: torch.device, quick: bool) -> list[dict]:
     return rows
 
 
-def loader(folder: Path, scenes: str, device: torch.device, workers: int, limit: float) -> float:
+def loaded(folder: Path, scenes: str, device: torch.device, workers: int, limit: float) -> float:
     """Images a second that `workers` processes make into the paper's views, from JPEGs of ImageNet's size; for `limit` seconds."""
     folder.mkdir()
     source = open_source(scenes)
@@ -132,7 +133,7 @@ def loader(folder: Path, scenes: str, device: torch.device, workers: int, limit:
     build_store(open_source(f"folder:{folder}"), ProposalConfig(generator="random"), folder / "store", workers=1)
     cfg = Pretrain(f"folder:{folder}", str(folder / "store"), batch=16, steps=10**6, workers=workers)
     dataset = ProposalViews(cfg)
-    batches = iter(build_loader(dataset, plan(cfg, len(dataset)), 0, 0, device.type == "cuda", a_trainer(SMALL, device).model.count))
+    batches = Feed(build_loader(dataset, plan(cfg, len(dataset)), 0, 0, device.type == "cuda", a_trainer(SMALL, device).model.count))
     for _ in range(workers + 1):  # each worker's first
         next(batches)
     start, seen = time.perf_counter(), 0

@@ -9,7 +9,6 @@ first node, `join` on the others. Which module works on a run follows from its k
 from __future__ import annotations
 
 import argparse
-import ctypes
 import os
 import signal
 import subprocess
@@ -146,15 +145,9 @@ def _going(child, before: Run, patience: float) -> Callable[[], bool]:
     return going
 
 
-#: prctl(2), which Linux alone has; looked up here, because a forked child should not load libraries.
-_PRCTL = getattr(ctypes.CDLL(None), "prctl", None)
-SET_PARENT_DEATH_SIGNAL = 1
-
-
 def _end_with_parent() -> None:
     """In a child, before it becomes a run's process: have the kernel send it SIGTERM, upon which it saves, when its parent dies."""
-    if _PRCTL:
-        _PRCTL(SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
+    end_with_parent(signal.SIGTERM)
 
 
 def stream(

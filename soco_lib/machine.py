@@ -1,7 +1,8 @@
-"""What this process has of its machine, on Linux and on macOS: cores, memory."""
+"""What this process has of its machine, on Linux and on macOS: cores, memory, a parent."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import sys
@@ -9,6 +10,9 @@ from pathlib import Path
 
 #: What Linux says of this process, line by line.
 STATUS = Path("/proc/self/status")
+#: prctl(2), which Linux alone has; looked up here, because a forked child should not load libraries.
+_PRCTL = getattr(ctypes.CDLL(None), "prctl", None)
+_SET_PARENT_DEATH_SIGNAL = 1
 
 
 def cores() -> int:
@@ -23,3 +27,9 @@ def peak_memory() -> int:
             return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, kilobytes elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def end_with_parent(number: int) -> None:
+    """In a child: have the kernel send it the signal `number` when its parent dies, on Linux."""
+    if _PRCTL:
+        _PRCTL(_SET_PARENT_DEATH_SIGNAL, number)

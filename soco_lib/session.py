@@ -13,11 +13,13 @@ from pathlib import Path
 
 import torch
 
-from soco_lib import BookError, distributed
+from soco_lib import BookError, distributed, loader
 from soco_lib.results import Run
 
 #: Exit status of a run that was told to stop and saved a checkpoint: the shell's number for SIGTERM.
 STOPPED = 128 + signal.SIGTERM
+#: In a run folder, while several processes work on it: why another than the first one, which keeps the record, got no batches.
+UNFED = ".unfed"
 
 
 class Stopped(BookError):
@@ -47,6 +49,17 @@ def deaf_children() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def _reason_of_all(run: Run, process: distributed.Process, error: BaseException, message: str) -> str:
+    """What a process says of its error: the first one only sees the connection break when another process's loader did."""
+    path = run.folder / UNFED
+    if not process.main and isinstance(error, loader.Unfed):
+        message = f"process {process.rank}: {message}"
+        path.write_text(message)
+    elif process.world > 1 and not isinstance(error, BookError) and path.exists():
+        message = path.read_text()
+    return message
+
+
 def main(description: str, work: Callable[[Run, distributed.Process], dict], arguments: list[str] | None = None, *,
          fixed_sizes: bool) -> int:  # fmt: skip
     """Command line of a module that works on a run folder; returns the exit status: 0, 1 or STOPPED.
@@ -70,19 +83,23 @@ def main(description: str, work: Callable[[Run, distributed.Process], dict], arg
         computes = distributed.arithmetic(fixed_sizes)
         if process.main:
             run.lock()
+            (run.folder / UNFED).unlink(missing_ok=True)
             run.begin(processes=process.world, device=str(process.device), threads=torch.get_num_threads(), **computes)
             ours = True
         metrics = work(run, process)
         if process.main:
             run.end("done", metrics)
-    except BaseException as error:
-        traceback.clear_frames(error.__traceback__)  # lets go of the loader: at exit its workers, deaf to SIGTERM, hold us up
+    except BaseException as raised:
+        error = loader.reason(raised)
+        loader.end_workers()
+        traceback.clear_frames(raised.__traceback__)  # lets go of the loader
         message = str(error) if isinstance(error, BookError) else f"{type(error).__name__}: {error}"
+        message = _reason_of_all(run, process, error, message)
         if ours:
             run.end("stopped" if isinstance(error, Stopped) else "failed", error=message)
         if not isinstance(error, BookError):
             raise
-        if process.main:  # every process has the same bad input
+        if process.main or isinstance(error, loader.Unfed):  # every process has the same bad input, but its own loader
             print(f"error: {message}", file=sys.stderr, flush=True)
         return STOPPED if isinstance(error, Stopped) else 1
     distributed.stop()  # not after an error: the others may be waiting in a collective, and torchrun ends them

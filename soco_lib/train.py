@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -18,9 +17,9 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from soco_lib import BookError, checkpoint, distributed, session
+from soco_lib import BookError, checkpoint, distributed, loader, session
 from soco_lib.config import Plan, Pretrain, from_dict, plan, require, to_dict
-from soco_lib.dataset import Batch, ProposalViews, build_loader, normalize
+from soco_lib.dataset import AHEAD, Batch, ProposalViews, build_loader, normalize, shared_bytes
 from soco_lib.encoder import recompute, send
 from soco_lib.meter import Meter, Record, probe_due
 from soco_lib.optim import build_optimizer, learning_rate, target_momentum
@@ -155,17 +154,17 @@ def train(run: Run, process: distributed.Process, told: Sequence = ()) -> dict:
     dataset = ProposalViews(cfg)
     numbers = plan(cfg, len(dataset), process.world, process.synchronised)
     say(f"{process.describe()}; {numbers.describe(cfg)}", flush=True)
+    # Before any process starts its workers: they meet when the model is built.
+    ahead = loader.batches_ahead(AHEAD, shared_bytes(cfg, numbers), cfg.workers, process.local_world, say=say)
     trainer = Trainer(cfg, numbers, process)
     done = trainer.resume(run.folder, say)
     if done:
         say(f"going on after step {done}", flush=True)
     started, meter, row = time.perf_counter(), Meter(cfg, numbers), {}
     record = Record(run, cfg, numbers) if process.main else None
-    # A cluster signals every process: the loader's, which inherit this mask, have to deliver what the last update needs.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    pin = process.device.type == "cuda"
-    batches = iter(build_loader(dataset, numbers, process.rank, done, pin, trainer.model.count))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    with session.deaf_children():
+        pin = process.device.type == "cuda"
+        batches = loader.Feed(build_loader(dataset, numbers, process.rank, done, pin, trainer.model.count, ahead), numbers.accumulate, told)
     unread = []  # (step, loss): a GPU's answer is read when the next update is queued, so that it never runs dry
 
     def look(leave: int) -> None:
@@ -179,7 +178,12 @@ def train(run: Run, process: distributed.Process, told: Sequence = ()) -> dict:
                 )
 
     for step in range(done, numbers.steps):
-        out = trainer.update(step, batches)
+        try:
+            out = trainer.update(step, batches)
+        except loader.Waiting as waiting:
+            if process.main and waiting.between and done:
+                checkpoint.save(run.folder, done, to_dict(cfg), cfg.keep, **trainer.state())
+            raise session.Stopped(waiting.describe(done, run.folder)) from None
         meter.add(out)
         done = step + 1
         logs = done % cfg.log_every == 0 or done == numbers.steps

@@ -132,10 +132,11 @@ def test_more_processes_than_gpus_are_one_line_of_the_first(four_gpus, monkeypat
     assert said == ["error: 8 processes were started on this node and 4 GPUs are visible: GPUS=4"] * (rank == "0")
 
 
-def test_float32_on_a_gpu_is_float32(monkeypatch):
+def test_float32_on_a_gpu_is_float32(monkeypatch, request):
     """cuDNN's convolutions use TF32 unless told; its trials of algorithms pay where sizes are fixed. Both go to the run's record."""
-    for backend, name in ((torch.backends.cudnn, "allow_tf32"), (torch.backends.cudnn, "benchmark"), (torch.backends.cuda.matmul, "allow_tf32")):
-        monkeypatch.setattr(backend, name, getattr(backend, name))  # put back afterwards
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, cudnn.benchmark, matmul.allow_tf32
+    request.addfinalizer(lambda: [setattr(*x) for x in zip((cudnn, cudnn, matmul), ("allow_tf32", "benchmark", "allow_tf32"), before)])
     assert distributed.arithmetic(True) == {} and torch.backends.cudnn.allow_tf32
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert distributed.arithmetic(True) == {"tf32": False, "cudnn_benchmark": True}

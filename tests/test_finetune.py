@@ -19,6 +19,7 @@ from soco_lib.accumulation import Accumulator, Batches, Samples, reach
 from soco_lib.benchmarks import Transfer
 from soco_lib.config import Pretrain, View, to_dict
 from soco_lib.detection import detectron_config, open_both
+from soco_lib.loader import Feed
 from soco_lib.results import Run, read_json
 from soco_lib.soco import SoCo
 from tests.conftest import TINY_DETECTOR
@@ -213,7 +214,7 @@ def test_loaded_images_do_not_depend_on_workers(mixed, tmp_path):
     cfg = settings(mixed, min_sizes=(48, 56, 64, 72))
     data, seen = samples(cfg, tmp_path), []
     for workers in (0, 2):
-        loader = data.loader(reach(cfg), workers, start=1)
+        loader = Feed(data.loader(reach(cfg), workers, start=1))
         seen.append([(image["image_id"], image["image"]) for batch in itertools.islice(loader, 5) for image in batch])
     assert all(a == b and torch.equal(x, y) for (a, x), (b, y) in zip(*seen))
     assert len({tuple(image.shape) for _, image in seen[0]}) > 2, "sizes are drawn"
@@ -329,7 +330,7 @@ def test_broken_newest_checkpoint_is_passed_over(mixed, tmp_path, monkeypatch, c
 def test_best_model_is_kept_and_an_interrupted_evaluation_made_up_for(mixed, tmp_path, monkeypatch):
     after, seen = {2: 10.0, 4: 30.0, 6: 20.0}, []
 
-    def scripted(model, d2, test):
+    def scripted(model, d2, test, told):
         done = 2 * (len(seen) + 1)
         if done == 4 and not (tmp_path / "came").exists():
             (tmp_path / "came").touch()

@@ -16,7 +16,7 @@ from detectron2.modeling import build_model  # isort: skip
 LIBRARY = Path(soco_lib.__file__).parent
 #: Data flows down this list (design.md 2): a file may import from files above it only.
 ORDER = """
-config machine locks boxes decoding listings archives sources proposals shards store interchange views dataset coordinates res5 fcos detector
+config machine locks boxes decoding listings archives sources proposals shards store interchange views loader dataset coordinates res5 fcos detector
 encoder loss soco optim results timing distributed checkpoint health session scene_textures scene_light scene_objects scene_picture scenes
 probe probes meter
 slurm launch train formats foreign key_report exports weights
