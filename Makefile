@@ -69,6 +69,8 @@ CPUS := 0
 PYTHON ?=
 #: any pip specification in place of the pinned Detectron2; `pinned` goes back
 DETECTRON2 ?=
+#: of `make check-gpu`: 1 leaves out what takes minutes
+QUICK :=
 #: passed on by `make test` to pytest, by `make lab` to JupyterLab
 ARGS :=
 
@@ -91,7 +93,7 @@ PINNED := soco_lib/detectron2.txt
 WANTED := $(or $(strip $(DETECTRON2)),$(shell sed -n 2p '$(READY)' 2>/dev/null),pinned)
 CHANGED := $(shell printf '%s\n' '$(CURDIR)' '$(WANTED)' | cmp -s - '$(READY)' || echo changed)
 
-.PHONY: help setup lab test check-variants clean changed
+.PHONY: help setup lab test check-variants check-gpu clean changed
 
 help: ## this list
 	@echo "make TARGET [VARIABLE=value]..."
@@ -339,6 +341,9 @@ test: | $(READY) ## run the tests; ARGS='-k boxes' chooses among them
 
 check-variants: | $(READY) ## train every variant of the method for 20 steps, the compiled one too: minutes
 	@SOCO_SLOW=1 $(PY) -m pytest tests/test_variants.py $(ARGS)
+
+check-gpu: | $(READY) ## does this node compute what the book says, and how fast? 8 minutes on a GPU, QUICK=1: 2; small on a CPU
+	@$(PY) -m soco_lib.check_gpu $(if $(QUICK),--quick) --results '$(RESULTS)'
 
 BENCHES := views step proposals store readers startup
 .PHONY: bench $(addprefix bench-,$(BENCHES))

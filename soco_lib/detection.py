@@ -22,6 +22,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog  # noqa: E402  (soco
 logging.getLogger("detectron2").setLevel(logging.ERROR)  # quiet until a run gives it a log file
 
 
+#: Of a ResNet's last stage: an image no larger is one value there.
+STRIDE = 32
+
+
 @dataclass(frozen=True)
 class DetectionData:
     """A data set, or several of one layout and the same classes, as Detectron2 knows it."""
@@ -153,6 +157,12 @@ def detectron_config(cfg: Transfer, train: DetectionData, test: DetectionData, f
     require(even, f"batch={cfg.batch} cannot be split evenly over {world} processes: choose a multiple of {world}")
     cuda = torch.cuda.is_available()
     require(cuda or cfg.precision == "fp32", f"precision={cfg.precision} needs a GPU: set precision=fp32 on this machine")
+    held = cfg.micro_batch or cfg.batch // world
+    require(
+        held > 1 or min(cfg.min_sizes) > STRIDE or (cuda and world > 1),
+        f"a process that holds one image of min_sizes={min(cfg.min_sizes)} leaves batch norm a single value at stride {STRIDE}: raise "
+        f"micro_batch={cfg.micro_batch}, batch={cfg.batch} or min_sizes",
+    )
     owned = _settings(cfg, train, test, folder)
     for item in cfg.overrides:
         require(item.partition("=")[0] not in owned, f"detector override {item!r}: set the transfer's own field instead")

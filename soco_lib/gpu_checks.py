@@ -8,11 +8,11 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import io
 import itertools
 import tempfile
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -20,14 +20,13 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from soco_lib import session
-from soco_lib.config import Pretrain, View, plan
-from soco_lib.dataset import Batch, normalize
+from soco_lib import checkpoint
+from soco_lib.config import Pretrain, View, plan, to_dict
+from soco_lib.dataset import Batch, ProposalViews, build_loader, normalize
 from soco_lib.distributed import Process
 from soco_lib.encoder import Encoder, send
-from soco_lib.results import Run
 from soco_lib.soco import SoCo
-from soco_lib.train import Trainer, train
+from soco_lib.train import Trainer
 
 #: float32 against the judge, batch norm with given statistics: loss, absolute, and gradients of a smooth network, relative to their norm.
 LOSS, GRADIENT = 1e-5, 1e-3
@@ -111,15 +110,16 @@ def a_trainer(cfg: Pretrain, device: torch.device, state: dict | None = None) ->
     return trainer
 
 
-def fitted(cfg: Pretrain, batch: Batch) -> SoCo:
-    """A network on the CPU whose running statistics have seen the batch, in evaluation mode."""
-    model = a_trainer(cfg, torch.device("cpu")).model
-    images, counted = [normalize(x) for x in batch.images], model.count(batch.boxes, batch.valid)
+def fitted(cfg: Pretrain, batch: Batch, device: torch.device) -> SoCo:
+    """A network on the CPU in evaluation mode, whose running statistics have seen the batch: `device` measured them."""
+    model = a_trainer(cfg, device).model
+    images = [normalize(x) for x in batch.images_on(device)]
+    counted = model.count(batch.boxes, batch.valid).moved(send(device))
     with torch.no_grad():
         for _ in range(5):
             model.targets(images, counted.rois)
             _ = [model.predictor(model.online(x, rois)) for x, rois in zip(images, counted.rois)]
-    return model.eval()
+    return model.eval().cpu()
 
 
 def one_pass(cfg: Pretrain, batch: Batch, device: torch.device, like: SoCo) -> tuple[float, list[Tensor]]:
@@ -171,10 +171,10 @@ def float32(device: torch.device) -> Found:
     cfg = settings(device)
     batch, exact = a_batch(cfg, cfg.batch), torch.float32 if device.type == "cuda" else torch.float64
     with smooth():
-        model = fitted(cfg, batch)
+        model = fitted(cfg, batch, device)
         (loss, gradients), (expected, theirs) = one_pass(cfg, batch, device, model), judge(model, batch, exact)
         off, relative = abs(loss - expected), difference(gradients, theirs)
-    model = fitted(cfg, batch)
+    model = fitted(cfg, batch, device)
     (loss, gradients), (expected, theirs) = one_pass(cfg, batch, device, model), judge(model, batch, exact)
     off, alike = max(off, abs(loss - expected)), cosine(gradients, theirs)
     model.train()
@@ -190,7 +190,7 @@ def half(device: torch.device, precision: str) -> Found:
     """Loss and gradients under autocast against float32 on the same device."""
     cfg = dataclasses.replace(settings(device), batch=8 if device.type == "cuda" else 4)  # no CPU of ours computes in fp16
     batch = a_batch(cfg, cfg.batch)
-    model = fitted(cfg, batch)
+    model = fitted(cfg, batch, device)
     expected, theirs = one_pass(cfg, batch, device, model)
     loss, gradients = one_pass(dataclasses.replace(cfg, precision=precision), batch, device, model)
     (limit, least), off, alike = HALF[precision], abs(loss - expected), cosine(gradients, theirs)
@@ -227,12 +227,12 @@ def regions(device: torch.device, dtype: torch.dtype) -> Found:
     return Found(wrong == 0 and moved == 0, said)
 
 
-def variant(device: torch.device, **changes) -> Found:
+def variant(device: torch.device, cfg: Pretrain | None = None, **changes) -> Found:
     """Gradients of a way to compute the same, against the plain way: contiguous, nothing recomputed, not compiled."""
-    cfg = dataclasses.replace(settings(device), channels_last=False)
+    cfg = dataclasses.replace(cfg or settings(device), channels_last=False)
     batch = a_batch(cfg, cfg.batch)
     with smooth():
-        model = fitted(cfg, batch)
+        model = fitted(cfg, batch, device)
         expected, theirs = one_pass(cfg, batch, device, model)
         loss, gradients = one_pass(dataclasses.replace(cfg, **changes), batch, device, model)
     off, relative = abs(loss - expected), difference(gradients, theirs)
@@ -240,36 +240,25 @@ def variant(device: torch.device, **changes) -> Found:
     return Found(off <= LOSS and relative <= GRADIENT, said)
 
 
-class Stop:
-    """Stands for a process's list of signals: told to stop when it has been asked `count` times."""
-
-    def __init__(self, count: int):
-        self.left = count
-
-    def __len__(self) -> int:
-        self.left -= 1
-        return self.left < 0
-
-
 def resumed(device: torch.device, data: dict) -> Found:
-    """A run that is stopped and goes on has the losses of one that is not. data: images and proposals, see check_gpu.drawn."""
-    steps, at = 6, 3
-    cfg = dataclasses.replace(
-        SMALL, **data, batch=8, steps=steps, warmup_epochs=0, workers=0, log_every=1, save_every=100, precision="fp32", profile="check"
-    )
+    """A trainer that goes on from another's checkpoint has its state, and computes its next loss. data: see check_gpu.drawn."""
+    cfg = dataclasses.replace(SMALL, images=data["images"], proposals=data["proposals"], steps=6, warmup_epochs=0, workers=0)
+    dataset, at = ProposalViews(cfg), 3
+    numbers = plan(cfg, len(dataset))
+    first, second = (Trainer(cfg, numbers, alone(device)) for _ in range(2))
+    feed = lambda trainer, start: iter(build_loader(dataset, numbers, 0, start, device.type == "cuda", trainer.model.count))  # noqa: E731
+    batches = feed(first, 0)
+    for step in range(at):
+        first.update(step, batches)
     with tempfile.TemporaryDirectory() as folder:
-        whole, parts = (Run.start(name, "pretrain", cfg, folder) for name in ("whole", "parts"))
-        with contextlib.redirect_stdout(io.StringIO()):
-            train(whole, alone(device))
-            with contextlib.suppress(session.Stopped):
-                train(parts, alone(device), Stop(at - 1))
-            begun = len(parts.rows())
-            train(parts, alone(device))
-        losses = [[row["loss"] for row in run.rows()] for run in (whole, parts)]
-    off = max(abs(a - b) for a, b in zip(*losses))
-    limit = 1e-2 if device.type == "cuda" else 0.0  # a GPU adds in another order each time
-    said = f"stopped after step {begun} of {steps}: losses differ by {off:.1e} (<= {limit:g})"
-    return Found(begun == at and len(losses[1]) == steps and off <= limit, said)
+        checkpoint.save(Path(folder), at, to_dict(cfg), 1, **first.state())
+        done = second.resume(Path(folder))
+    states = [[*t.model.state_dict().values(), *(s["momentum"] for s in t.optimizer.state.values())] for t in (first, second)]
+    same = all(torch.equal(a, b) for a, b in zip(*states))
+    off = abs(float(first.update(at, batches)["loss"] - second.update(done, feed(second, done))["loss"]))
+    limit = TRAINING if device.type == "cuda" else 0.0  # a GPU adds in another order each time
+    said = f"after step {done}: {'the same' if same else 'another'} state, next losses differ by {off:.1e} (<= {limit:g})"
+    return Found(done == at and same and off <= limit, said)
 
 
 class _Values(TorchFunctionMode):
@@ -334,10 +323,10 @@ def waits(device: torch.device, precision: str) -> Found:
 
 
 def compiled(device: torch.device) -> Found:
-    """The compiled trunk against plain; on a CPU it would take a C++ compiler and minutes."""
+    """The compiled trunk against plain, of a ResNet-18, which compiles soonest; on a CPU it would take a C++ compiler and minutes."""
     if device.type != "cuda":
         return Found(None, "only on a GPU")
-    return variant(device, compile=True)
+    return variant(device, dataclasses.replace(SMALL, detector="toy-mask-rcnn-r18-fpn"), compile=True)
 
 
 #: name -> check of (device, drawn data), in this order; those of SLOW are left out when time is short.

@@ -71,7 +71,7 @@ def alike(device: torch.device, folder: Path) -> Found:
     cfg = dataclasses.replace(cfg, batch=world * max(2, cfg.batch // world))
     batch = a_batch(cfg, cfg.batch)
     with smooth():
-        model = fitted(cfg, batch)
+        model = fitted(cfg, batch, device)
     torch.save({"config": to_dict(cfg), "state": model.state_dict()}, folder / "reference.pt")
     save_two(folder, cfg)
     if wrong := perform(folder, world):

@@ -147,7 +147,7 @@ def _going(child, before: Run, patience: float) -> Callable[[], bool]:
 
 def _end_with_parent() -> None:
     """In a child, before it becomes a run's process: have the kernel send it SIGTERM, upon which it saves, when its parent dies."""
-    end_with_parent(signal.SIGTERM)
+    machine.end_with_parent(signal.SIGTERM)
 
 
 def stream(

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
-import time
-import warnings
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from soco_lib.config import differences, from_dict, plan, to_dict
+from soco_lib.config import differences, from_dict, to_dict
 from soco_lib.plans import KINDS, Cell, Planned, Shelf, fields, frame
 from soco_lib.records import numbers, state_of
 from soco_lib.results import Run, provenance
@@ -69,72 +68,26 @@ def from_runs(run: Planned, shelves: tuple[Shelf, ...], here: tuple, images: int
     return Speed(median(times), f"as {runs[0].name}{more}") if times else None
 
 
-def timed(step, cuda: bool) -> float:
-    """Seconds of one call of `step`, after one that is not counted."""
-    import torch
-
-    step()
-    if cuda:
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    for _ in range(STEPS[cuda]):
-        step()
-    if cuda:
-        torch.cuda.synchronize()
-    return (time.perf_counter() - start) / STEPS[cuda]
-
-
 def pretrain_step(cfg) -> float:
     """Seconds an image of an update on random images and boxes, on this machine's first device."""
-    import itertools
+    from soco_lib import distributed, gpu_checks, gpu_speed
 
-    import torch
-
-    from soco_lib import distributed
-    from soco_lib.dataset import Batch
-    from soco_lib.train import Trainer
-
-    process = distributed.start()
-    cuda = process.device.type == "cuda"
+    device = distributed.own_device()
+    cuda = device.type == "cuda"
+    distributed.arithmetic(fixed_sizes=True)
     n = min(cfg.micro_batch or cfg.batch, IMAGES[cuda])
-    trainer = Trainer(small := dataclasses.replace(cfg, batch=n, micro_batch=0), plan(small, n), process)
-    whole = [torch.tensor([[s * 0.1, s * 0.1, s * 0.8, s * 0.8]]).expand(n, cfg.k, 4).contiguous() for s in cfg.view_sizes]
-    pictures = [torch.randint(0, 256, (n, s, s, 3), dtype=torch.uint8) for s in cfg.view_sizes]
-    batches = itertools.repeat(Batch(pictures, whole, [torch.ones(n, cfg.k, dtype=torch.bool) for _ in whole]))
-    return timed(lambda: trainer.update(0, batches), cuda) / n
+    trainer = gpu_checks.a_trainer(dataclasses.replace(cfg, batch=n, micro_batch=0), device)
+    batches = itertools.repeat(gpu_checks.pinned(gpu_checks.a_batch(cfg, n), trainer.model, device))
+    return gpu_speed.seconds(lambda: trainer.update(0, batches), device, STEPS[cuda], before=1) / n
 
 
 def transfer_step(cfg) -> float:
-    """Seconds an image of forward and backward of the detector on random images with ten objects each."""
-    import torch
+    """Seconds an image of an update of the detector on random images with ten objects each."""
+    from soco_lib import distributed, gpu_speed
 
-    from soco_lib import distributed
-    from soco_lib.detector import detector_config, for_finetuning
-
-    from detectron2.modeling import build_model  # isort: skip
-    from detectron2.structures import Boxes, Instances, PolygonMasks  # isort: skip
-    from detectron2.utils.events import EventStorage  # isort: skip
-
-    warnings.filterwarnings("ignore", "torch.meshgrid")  # Detectron2's, harmless
-    process = distributed.start()
-    cuda = process.device.type == "cuda"
-    d2 = detector_config(cfg.detector, cfg.overrides)
-    d2.MODEL.DEVICE = process.device.type
-    for_finetuning(d2, synchronised=False)
-    model, short, n = build_model(d2).train(), int(median(cfg.min_sizes)), 2
-    width = min(cfg.max_size, short * 4 // 3)
-    corner = torch.rand(10, 2) * torch.tensor([width, short]) / 2
-    boxes = torch.cat([corner, corner + short / 4], 1)
-    objects = Instances((short, width), gt_boxes=Boxes(boxes), gt_classes=torch.zeros(10).long())
-    objects.gt_masks = PolygonMasks([[[x1, y1, x2, y1, x2, y2, x1, y2]] for x1, y1, x2, y2 in boxes.tolist()])
-    images = [{"image": torch.randint(0, 256, (3, short, width), dtype=torch.uint8), "instances": objects} for _ in range(n)]
-
-    def step():
-        sum(model(images).values()).backward()
-        model.zero_grad()
-
-    with EventStorage():
-        return timed(step, cuda) / n
+    device, n = distributed.own_device(), 2
+    distributed.arithmetic(fixed_sizes=False)
+    return gpu_speed.seconds(gpu_speed.detector_step(cfg, n, device), device, STEPS[device.type == "cuda"], before=1) / n
 
 
 def speeds(cells: list[Cell], results: Path, world: int, measure: bool) -> dict[int, Speed]:

@@ -49,7 +49,8 @@ class LARS(torch.optim.Optimizer):
             torch._foreach_add_(update, params, alpha=group["weight_decay"])
             if group["adapt"]:
                 w, d = torch.stack(torch._foreach_norm(params)), torch.stack(torch._foreach_norm(update))
-                self.trust_ratios = torch.where((w > 0) & (d > 0), group["trust"] * w / d, 1.0)
+                ones = torch.ones_like(w)  # no Python number: a GPU's `where` copies that to the device and makes the host wait
+                self.trust_ratios = torch.where((w > 0) & (d > 0), group["trust"] * w / d, ones)
                 torch._foreach_mul_(update, list(self.trust_ratios.unbind()))
             for p in params:
                 if not self.state[p]:

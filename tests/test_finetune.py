@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -325,6 +326,28 @@ def test_broken_newest_checkpoint_is_passed_over(mixed, tmp_path, monkeypatch, c
     out = capsys.readouterr().out
     assert f"passing over a broken checkpoint: {newest}" in out and "going on after step 2" in out
     assert same(final_weights(whole), final_weights(run))
+
+
+def test_a_resumed_transfer_lets_go_of_the_checkpoints_contents(mixed, tmp_path, monkeypatch):
+    """They are as large as network and optimiser together, and would be held by each process to the end of the run."""
+    run, held, left = interrupted(settings(mixed), tmp_path, "run", monkeypatch, 5), [], []
+    read, step = checkpoint.read, finetune.FineTuner.run_step
+
+    def seen(path):
+        state = read(path)
+        held.extend(weakref.ref(tensor) for tensor in state["model"].values())
+        return state
+
+    monkeypatch.setattr(checkpoint, "read", seen)
+    monkeypatch.setattr(finetune.FineTuner, "run_step", lambda self: (left.append(sum(t() is not None for t in held)), step(self)))
+    assert transfer.main([str(run.folder)]) == 0
+    assert held and set(left) == {0}
+
+
+def test_one_small_image_at_once_is_refused_by_name(mixed, tmp_path):
+    cfg = settings(mixed, batch=2, micro_batch=1, min_sizes=(32, 64))
+    with pytest.raises(BookError, match="one image of min_sizes=32 leaves batch norm a single value.*micro_batch=1"):
+        detectron_config(cfg, *open_both(cfg), tmp_path)
 
 
 def test_best_model_is_kept_and_an_interrupted_evaluation_made_up_for(mixed, tmp_path, monkeypatch):
