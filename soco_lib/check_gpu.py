@@ -158,7 +158,9 @@ def main(arguments: list[str] | None = None) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, record)
         print(f"\nrecord: {path}")
-    print(f"{len(lines) - len(failed)} of {len(lines)} checks did not fail, in {took:.0f} s" + f"; FAILED: {', '.join(failed)}" * bool(failed))
+    passed = sum(line.passed is True for line in lines)
+    left_out = f", {len(lines) - passed - len(failed)} left out" * (passed + len(failed) < len(lines))
+    print(f"{passed} of {len(lines)} checks passed{left_out}, in {took:.0f} s" + f"; FAILED: {', '.join(failed)}" * bool(failed))
     return 1 if failed else 0
 
 

@@ -1,7 +1,7 @@
 """This process among the others: rank, device, and collectives that are no-ops when it is alone.
 
-Two groups: torch's own, NCCL where there are GPUs, for what the devices compute; and a gloo group on the CPU for what the processes
-agree on or wait for, so that nobody's GPU is asked and NCCL's watchdog sees no collective that waits for work of one process alone.
+Torch's own group, NCCL where there are GPUs, is for what the devices compute; gloo groups on the CPU are for what the processes agree
+on and wait for, so that nobody's GPU is asked and NCCL's watchdog sees no collective that waits for work of one process alone.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from soco_lib.config import require
 TIMEOUT = timedelta(hours=1)
 #: The first process may work alone for so long (LVIS's evaluation, a probe) while the others wait in `wait`.
 LONE_WORK = timedelta(days=1)
-_cpu_group: dist.ProcessGroup | None = None
+#: On the CPU, once several processes have started: for what they agree on (None: torch's own group), and to wait in.
+_agreeing: dist.ProcessGroup | None = None
+_waiting: dist.ProcessGroup | None = None
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def start(share_gpus: bool = False) -> Process:
     share_gpus: more processes than GPUs are meant (a check on a machine with one), and speak through gloo.
     Raises BookError, in every process, when this node has fewer GPUs than processes.
     """
-    global _cpu_group
+    global _agreeing, _waiting
     world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     local, local_world = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     gpus, device = torch.cuda.device_count(), torch.device("cpu")
@@ -79,7 +81,8 @@ def start(share_gpus: bool = False) -> Process:
     if world > 1:
         nccl = device.type == "cuda" and not share_gpus
         dist.init_process_group("nccl" if nccl else "gloo", timeout=TIMEOUT, device_id=device if nccl else None)
-        _cpu_group = dist.new_group(backend="gloo", timeout=LONE_WORK)
+        _agreeing = dist.new_group(backend="gloo", timeout=TIMEOUT) if nccl else None
+        _waiting = dist.new_group(backend="gloo", timeout=LONE_WORK)
     return Process(rank, local, local_world, world, device)
 
 
@@ -110,7 +113,7 @@ def anyone(flag: bool) -> bool:
     if not dist.is_initialized():
         return flag
     flags = torch.tensor(flag, dtype=torch.uint8)
-    dist.all_reduce(flags, dist.ReduceOp.MAX, group=_cpu_group)
+    dist.all_reduce(flags, dist.ReduceOp.MAX, group=_agreeing)
     return bool(flags)
 
 
@@ -119,14 +122,14 @@ def from_first(value: Any) -> Any:
     if not dist.is_initialized():
         return value
     values = [value]
-    dist.broadcast_object_list(values, src=0, group=_cpu_group)
+    dist.broadcast_object_list(values, src=0, group=_agreeing)
     return values[0]
 
 
 def wait() -> None:
     """Until all processes are here; up to LONE_WORK, because the first may have worked alone."""
     if dist.is_initialized():
-        dist.barrier(group=_cpu_group)
+        dist.barrier(group=_waiting)
 
 
 class Later:

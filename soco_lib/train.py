@@ -181,6 +181,7 @@ def train(run: Run, process: distributed.Process, told: Sequence = ()) -> dict:
         try:
             out = trainer.update(step, batches)
         except loader.Waiting as waiting:
+            look(leave=0)
             if process.main and waiting.between and done:
                 checkpoint.save(run.folder, done, to_dict(cfg), cfg.keep, **trainer.state())
             raise session.Stopped(waiting.describe(done, run.folder)) from None
