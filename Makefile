@@ -159,11 +159,11 @@ $(SCENES)-test/scenes.json: | $(READY)
 data: $(SCENES)/scenes.json $(SCENES)-test/scenes.json ## draw the embedded scenes (data/scenes and data/scenes-test, COCO layout)
 
 data-check: | $(READY) ## count images and annotations of NAMES against the known totals of COCO, VOC, LVIS, ImageNet
-	@$(PY) -m soco_lib.data_check $(NAMES)
+	@$(PY) -m soco_lib.transfer.data_check $(NAMES)
 
 # LVIS's toy benchmarks read the scenes in LVIS layout.
 $(SCENES)-lvis/lvis_val.json: $(SCENES)/scenes.json | $(READY)
-	@$(PY) -m soco_lib.lvis_sample
+	@$(PY) -m soco_lib.transfer.lvis_sample
 
 # The toy profile's data are the scenes, unless others are named.
 TOY_DATA := $(if $(filter toy,$(PROFILE)),$(SCENES)/scenes.json $(SCENES)-test/scenes.json)
@@ -171,7 +171,7 @@ PICTURES := $(or $(IMAGES),$(if $(filter toy,$(PROFILE)),coco:$(SCENES)/annotati
 # data/scenes-proposals for the scenes, else by the last part of the path: folder:photos/cats -> data/cats-proposals
 STORE := $(or $(PROPOSALS),data/$(if $(findstring $(SCENES)/,$(PICTURES)),scenes,$(basename $(notdir $(lastword $(subst :, ,$(firstword $(subst @, ,$(PICTURES))))))))-proposals)
 # PROPOSALS=whole is one box that is the image, and no store.
-PROPOSE = $(if $(filter whole,$(STORE)),,$(PY) -m soco_lib.store --images '$(PICTURES)' --out '$(STORE)')
+PROPOSE = $(if $(filter whole,$(STORE)),,$(PY) -m soco_lib.data.store --images '$(PICTURES)' --out '$(STORE)')
 DATA_FLAGS = -p images '$(PICTURES)' -p proposals '$(STORE)'
 LAUNCH_FLAGS = -p seed $(SEED) -p gpus $(GPUS) -p nodes $(NODES) -p rendezvous '$(RENDEZVOUS)' -p restarts $(RESTARTS) \
     -p launcher $(LAUNCHER) -p partition '$(PARTITION)' -p minutes $(MINUTES) -p cpus $(CPUS) -p overrides '{$(SET)}'
@@ -190,7 +190,7 @@ pretrain: $(TOY_DATA) | $(READY) ## pretrain on IMAGES with GPUS x NODES process
 	    $(LAUNCH_FLAGS) -p config $(NB)/params/pretrain-$(PROFILE).yaml
 
 join: | $(READY) ## on every other node: this node's part of the run RUN (NODES, GPUS, RENDEZVOUS as on the first)
-	@$(PY) -m soco_lib.launch join $(RESULTS)/$(RUN) --gpus $(GPUS) --nodes $(NODES) --rendezvous '$(RENDEZVOUS)' --restarts $(RESTARTS) $(ARGS)
+	@$(PY) -m soco_lib.runs.launch join $(RESULTS)/$(RUN) --gpus $(GPUS) --nodes $(NODES) --rendezvous '$(RENDEZVOUS)' --restarts $(RESTARTS) $(ARGS)
 
 transfer: $(TOY_DATA) $(if $(findstring toy lvis,$(PROFILE) $(BENCHMARK)),$(SCENES)-lvis/lvis_val.json) | $(READY) ## fine-tune a detector from INIT on TRAIN, or as BENCHMARK says, and evaluate it on TEST
 	@$(BOOK) $(NB)/04_transfer.ipynb --results $(RESULTS) --run-name $(or $(RUN),transfer-$(if $(BENCHMARK),$(BENCHMARK)-)$(PROFILE)) \
@@ -199,7 +199,7 @@ transfer: $(TOY_DATA) $(if $(findstring toy lvis,$(PROFILE) $(BENCHMARK)),$(SCEN
 
 # Each has a run folder of its own, so a second call goes on.
 benchmarks: $(TOY_DATA) | $(READY) ## every benchmark of the paper (or NAMES) from INIT, one after the other
-	@for name in $(or $(NAMES),$$($(PY) -c 'from soco_lib.benchmarks import BENCHMARKS; print(*BENCHMARKS)')); do \
+	@for name in $(or $(NAMES),$$($(PY) -c 'from soco_lib.transfer.benchmarks import BENCHMARKS; print(*BENCHMARKS)')); do \
 	    case $$name in \
 	        voc-*) data=(TRAIN='$(VOC_TRAIN)' TEST='$(VOC_TEST)');; \
 	        lvis-*) data=(TRAIN='$(LVIS_TRAIN)' TEST='$(LVIS_TEST)');; \
@@ -210,7 +210,7 @@ benchmarks: $(TOY_DATA) | $(READY) ## every benchmark of the paper (or NAMES) fr
 
 # Status 3: the text is all that these two runs allow.
 compare: | $(READY) ## two runs A and B: what differs in settings and metrics; of two transfers also curves, classes, errors, images
-	@$(PY) -m soco_lib.comparison '$(A)' '$(B)' --results '$(RESULTS)' || { status=$$?; [ $$status = 3 ] && exit 0 || exit $$status; }; \
+	@$(PY) -m soco_lib.transfer.comparison '$(A)' '$(B)' --results '$(RESULTS)' || { status=$$?; [ $$status = 3 ] && exit 0 || exit $$status; }; \
 	$(BOOK) $(NB)/07_compare.ipynb --results $(RESULTS) --run-name $(or $(RUN),compare-$(notdir $(A:%/=%))-$(notdir $(B:%/=%))) \
 	    -p run_a '$(A)' -p run_b '$(B)'
 
@@ -222,7 +222,7 @@ table7: ## of Table 7, RetinaNet and FCOS
 table8: ## of Table 8, 5 % and 10 % of COCO
 table10: ## of Table 10, COCO 4x
 table1 table2 table3 table6 table7 table8 table10: | $(READY)
-	@$(PY) -m soco_lib.tables $(@:table%=%) --results '$(RESULTS)' --profile '$(PROFILE)'
+	@$(PY) -m soco_lib.tables.paper_tables $(@:table%=%) --results '$(RESULTS)' --profile '$(PROFILE)'
 
 report: | $(READY) ## the table of RUNS beside the paper's
 	@$(BOOK) $(NB)/05_report.ipynb --results $(RESULTS) --run-name $(or $(RUN),report) $(if $(RUNS),-p runs '[$(subst $(SPACE),$(COMMA) ,$(strip $(RUNS)))]')
@@ -261,13 +261,13 @@ quickstart: $(QS)-views/02_views.html $(QS)-soco/03_pretrain.html $(SCENES)-test
 	@echo; echo "Next: make lab; make proposals IMAGES=folder:/your/photos; make pretrain IMAGES=folder:/your/photos GPUS=2; make transfer INIT=$(RESULTS)/pretrain-toy"
 
 gallery: quickstart claims | $(READY) ## put the quickstart's and the claims' figures and tables into the README
-	@$(PY) -m soco_lib.gallery
+	@$(PY) -m soco_lib.book.gallery
 
 probe: | $(READY) ## class of labelled objects (TEST=coco:... or voc:..., learnt from TRAIN or from half of TEST) from the frozen features of the pretraining INIT
-	@$(PY) -m soco_lib.probe '$(INIT)' --data '$(TEST)' --fit '$(TRAIN)'
+	@$(PY) -m soco_lib.features.probe '$(INIT)' --data '$(TEST)' --fit '$(TRAIN)'
 
 probe-table: | $(READY) ## mean and spread over seeds of the probed pretrainings RUNS, in RESULTS/RUN
-	@$(PY) -m soco_lib.probes '$(RESULTS)/$(or $(RUN),probe-table)' $(addprefix $(RESULTS)/,$(RUNS))
+	@$(PY) -m soco_lib.features.probes '$(RESULTS)/$(or $(RUN),probe-table)' $(addprefix $(RESULTS)/,$(RUNS))
 
 # ------------------------------------------------------------------------------------------------------------ studies
 STUDIES := $(addprefix ablation-,labels photographs longer detectors alignment viewsize batchsize proposals momentum) table9 \
@@ -293,7 +293,7 @@ pretrain-soco-c4-400: ## the same, 400 epochs
 # What is missing runs; then the notebook shows what there is, also after a failure, whose status is the target's.
 $(STUDIES): $(TOY_DATA) | $(READY)
 	@name=$(@:ablation-%=%); status=0; \
-	$(PY) -m soco_lib.runner $$name --profile '$(PROFILE)' --seeds '$(SEEDS)' --jobs '$(JOBS)' --gpus '$(GPUS)' --nodes '$(NODES)' \
+	$(PY) -m soco_lib.studies $$name --profile '$(PROFILE)' --seeds '$(SEEDS)' --jobs '$(JOBS)' --gpus '$(GPUS)' --nodes '$(NODES)' \
 	    --restarts '$(RESTARTS)' --launcher '$(LAUNCHER)' --partition '$(PARTITION)' --minutes '$(MINUTES)' --cpus '$(CPUS)' \
 	    --results '$(RESULTS)' --variants '$(VARIANTS)' --benchmarks '$(BENCHMARKS)' $(if $(PLAN),--plan) $(if $(MEASURE),--measure) $(if $(RECORDED),--recorded) || status=$$?; \
 	if [ -z '$(PLAN)' ] && [ -f '$(RESULTS)'/tables/$$name-'$(PROFILE)'.md ]; then \
@@ -310,30 +310,30 @@ reproduce-toy: $(TOY_DATA) | $(READY) ## the paper's claims at toy scale: every 
 	@status=0; for study in labels:$(TEST_SEEDS) alignment:$(TEST_SEEDS) labels:0,1,2,3,4 longer:0,1,2,3,4 detectors:$(C4_SEEDS) \
 	        proposals:$(TEST_SEEDS) momentum:$(TEST_SEEDS) viewsize:$(TEST_SEEDS) batchsize:$(TEST_SEEDS) $(PHOTOGRAPHS); do \
 	    echo "== $$study"; \
-	    $(PY) -m soco_lib.runner "$${study%:*}" --profile toy --seeds "$${study#*:}" --results '$(RESULTS)' \
+	    $(PY) -m soco_lib.studies "$${study%:*}" --profile toy --seeds "$${study#*:}" --results '$(RESULTS)' \
 	        --jobs $(if $(filter file,$(origin JOBS)),2,$(JOBS)) $(if $(PLAN),--plan) $(if $(RECORDED),--recorded) || status=$$?; \
 	    [ $$status != 143 ] || exit $$status; \
 	done; $(if $(PHOTOGRAPHS),,echo "left out: study photographs, whose data a clone has not (notebooks/studies/photographs.yaml names them)";) \
 	$(if $(PLAN),,{ $(CLAIMS); } || status=$$?;) exit $$status
 
-CLAIMS = $(PY) -m soco_lib.trials --results '$(RESULTS)' >/dev/null; \
+CLAIMS = $(PY) -m soco_lib.tables.trials --results '$(RESULTS)' >/dev/null; \
     $(BOOK) $(NB)/10_claims.ipynb --results '$(RESULTS)' --run-name $(or $(RUN),claims)
 claims: $(SCENES)-test/scenes.json | $(READY) ## the claim table and notebook 10 from what runs and records there are
 	@$(CLAIMS)
 
 rerun: $(TOY_DATA) | $(READY) ## the finished or tracked run RUN once more from nothing, every number of both compared
 	@$(if $(PROPOSE),$(PROPOSE) >/dev/null)
-	@$(PY) -m soco_lib.rerun '$(RUN)' --results '$(RESULTS)'
+	@$(PY) -m soco_lib.studies.rerun '$(RUN)' --results '$(RESULTS)'
 
 table4: | $(READY) ## Table 4 beside our runs of it, from their records (PROFILE=all: toy and paper)
-	@$(PY) -m soco_lib.study_tables alignment --results '$(RESULTS)' --profile '$(PROFILE)'
+	@$(PY) -m soco_lib.tables.study_tables alignment --results '$(RESULTS)' --profile '$(PROFILE)'
 table5: | $(READY) ## the same of Tables 5a to 5d
-	@$(PY) -m soco_lib.study_tables viewsize batchsize proposals momentum --results '$(RESULTS)' --profile '$(PROFILE)'
+	@$(PY) -m soco_lib.tables.study_tables viewsize batchsize proposals momentum --results '$(RESULTS)' --profile '$(PROFILE)'
 tables: | $(READY) ## every table that has runs or tracked records; needs neither data nor a GPU
-	@for n in 1 2 3 6 7 8 10; do $(PY) -m soco_lib.tables $$n --results '$(RESULTS)' --profile all >/dev/null; done
-	@$(PY) -m soco_lib.study_tables --results '$(RESULTS)'
-	@$(PY) -m soco_lib.claims --results '$(RESULTS)' >/dev/null
-	@$(PY) -m soco_lib.trials --results '$(RESULTS)' >/dev/null
+	@for n in 1 2 3 6 7 8 10; do $(PY) -m soco_lib.tables.paper_tables $$n --results '$(RESULTS)' --profile all >/dev/null; done
+	@$(PY) -m soco_lib.tables.study_tables --results '$(RESULTS)'
+	@$(PY) -m soco_lib.tables.claims --results '$(RESULTS)' >/dev/null
+	@$(PY) -m soco_lib.tables.trials --results '$(RESULTS)' >/dev/null
 
 # -------------------------------------------------------------------------------------------------------------- checks
 test: | $(READY) ## run the tests; ARGS='-k boxes' chooses among them
@@ -343,12 +343,12 @@ check-variants: | $(READY) ## train every variant of the method for 20 steps, th
 	@SOCO_SLOW=1 $(PY) -m pytest tests/test_variants.py $(ARGS)
 
 check-gpu: | $(READY) ## does this node compute what the book says, and how fast? 8 minutes on a GPU, QUICK=1: 2; small on a CPU
-	@$(PY) -m soco_lib.check_gpu $(if $(QUICK),--quick) --results '$(RESULTS)'
+	@$(PY) -m soco_lib.gpu $(if $(QUICK),--quick) --results '$(RESULTS)'
 
 BENCHES := views step proposals store readers startup
 .PHONY: bench $(addprefix bench-,$(BENCHES))
 bench: $(TOY_DATA) | $(READY) ## time every part beside its plain formulation, on IMAGES; tables go to RESULTS/bench
-	@$(PY) -m soco_lib.bench $(if $(IMAGES),--images '$(IMAGES)') --results '$(RESULTS)'
+	@$(PY) -m soco_lib.speed.bench $(if $(IMAGES),--images '$(IMAGES)') --results '$(RESULTS)'
 	@$(BOOK) $(NB)/09_speed.ipynb --results $(RESULTS) --run-name $(or $(RUN),speed) -p results '$(RESULTS)'
 bench-views: ## from a file's bytes to normalised views
 bench-step: ## one training step of SoCo-R50-FPN: time, memory, operations
@@ -357,7 +357,7 @@ bench-store: ## the proposal store at ImageNet's size
 bench-readers: ## folder, zip and tar
 bench-startup: ## from a command to the first step
 $(addprefix bench-,$(BENCHES)): $(TOY_DATA) | $(READY)
-	@$(PY) -m soco_lib.bench $(@:bench-%=%) $(if $(IMAGES),--images '$(IMAGES)') --results '$(RESULTS)'
+	@$(PY) -m soco_lib.speed.bench $(@:bench-%=%) $(if $(IMAGES),--images '$(IMAGES)') --results '$(RESULTS)'
 
 clean: ## remove caches; results and the environment stay
 	@find . \( -path ./.venv -o -path ./.git -o -path ./data \) -prune -o -type d \

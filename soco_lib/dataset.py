@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from soco_lib import BookError, loader
+from soco_lib import BookError
+from soco_lib.runs import loader
 from soco_lib.config import Plan, Pretrain, require
-from soco_lib.sources import ImageSource, UnreadableImage, open_source
-from soco_lib.store import ProposalStore
+from soco_lib.data.sources import ImageSource, UnreadableImage, open_source
+from soco_lib.data.store import ProposalStore
 from soco_lib.views import ViewSample, make_views
 
 #: SoCo.count: boxes and flags of every view -> what a step needs to know of them, a soco.Counted.

@@ -17,13 +17,14 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from soco_lib import BookError, checkpoint, distributed, loader, session
+from soco_lib import BookError
+from soco_lib.runs import checkpoint, distributed, loader, session
 from soco_lib.config import Plan, Pretrain, from_dict, plan, require, to_dict
 from soco_lib.dataset import AHEAD, Batch, ProposalViews, build_loader, normalize, shared_bytes
 from soco_lib.encoder import recompute, send
-from soco_lib.meter import Meter, Record, probe_due
+from soco_lib.runs.meter import Meter, Record, probe_due
 from soco_lib.optim import build_optimizer, learning_rate, target_momentum
-from soco_lib.results import Run
+from soco_lib.runs.results import Run
 from soco_lib.soco import SoCo
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from soco_lib.config import Pretrain, View
-from soco_lib.proposals import ProposalConfig
-from soco_lib.sources import open_source
-from soco_lib.store import build_store
+from soco_lib.data.proposals import ProposalConfig
+from soco_lib.data.sources import open_source
+from soco_lib.data.store import build_store
 
 
 @pytest.fixture(scope="session")

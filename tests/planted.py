@@ -6,7 +6,9 @@ import sys
 
 from torch import nn
 
-from soco_lib import checkpoint, gpu_group, probe
+from soco_lib.features import probe
+from soco_lib.gpu import group as gpu_group
+from soco_lib.runs import checkpoint
 
 
 def each_for_itself(folder, first, say=print):

@@ -11,9 +11,10 @@ import zipfile
 import numpy as np
 import pytest
 
-from soco_lib import BookError, archives, listings
-from soco_lib.interchange import import_json
-from soco_lib.sources import UnreadableImage, open_source
+from soco_lib import BookError
+from soco_lib.data import archives, listings
+from soco_lib.data.interchange import import_json
+from soco_lib.data.sources import UnreadableImage, open_source
 from tests.test_sources import picture, write
 
 NAMES = ("n01/n01_1.png", "n01/n01_2.png", "n02/n02_7.png", "n02/n02_9.png")

@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from soco_lib import bench_plots, bench_proposals, bench_store, scenes
+from soco_lib.scenes import write as scenes
+from soco_lib.speed import bench_plots, bench_proposals, bench_store
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,10 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from soco_lib import BookError, book, parameters
-from soco_lib.parameters import Parameter
+from soco_lib import BookError
+from soco_lib.book import execute as book
+from soco_lib.runs import parameters
+from soco_lib.runs.parameters import Parameter
 
 CELL = """\
 run_name = "none"

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torchvision.ops import roi_align
 
-from soco_lib import ROOT, check_gpu, gpu_checks, gpu_group, gpu_speed
+from soco_lib import ROOT
+from soco_lib.gpu import check as check_gpu, checks as gpu_checks, group as gpu_group, speed as gpu_speed
 
 from detectron2.layers import ROIAlign  # isort: skip
 
@@ -106,7 +107,7 @@ for name in ("jupyterlab", "papermill", "nbconvert", "nbclient", "nbformat", "ip
 import cv2
 del cv2.ximgproc
 sys.modules["cv2.ximgproc"] = None
-from soco_lib import check_gpu
+from soco_lib.gpu import check as check_gpu
 sys.exit(check_gpu.main(["--quick", "--results", sys.argv[1]]))
 """
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)

@@ -7,9 +7,10 @@ import cv2
 import numpy as np
 import pytest
 
-from soco_lib import BookError, benchmarks, comparison, predictions
+from soco_lib import BookError
+from soco_lib.transfer import benchmarks, comparison, predictions
 from soco_lib.config import Pretrain, to_dict
-from soco_lib.detection_plots import class_bars
+from soco_lib.figures.detection_plots import class_bars
 
 DETECTIONS = [
     {"image_id": 1, "category_id": 7, "bbox": [10, 10, 20, 20], "score": 0.4},

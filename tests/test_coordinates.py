@@ -5,7 +5,7 @@ import torch
 
 from soco_lib.config import Pretrain, View
 from soco_lib.encoder import Encoder
-from soco_lib.gpu_checks import IMAGES, number, numbered
+from soco_lib.gpu.checks import IMAGES, number, numbered
 from tests.conftest import TINY_DETECTOR
 
 from detectron2.modeling.box_regression import Box2BoxTransformLinear  # isort: skip

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from soco_lib import benchmarks, data_check
-from soco_lib.benchmarks import DATA, DataSet
+from soco_lib.transfer import benchmarks, data_check
+from soco_lib.transfer.benchmarks import DATA, DataSet
 
 TABLE = {
     "coco-train": DataSet("coco:coco/annotations/a.json@coco/train", ("coco/annotations/a.json", "coco/train"), "site A", 3, 5),

@@ -11,10 +11,11 @@ import pytest
 import torch
 from pycocotools import mask as rle
 
-from soco_lib import BookError, class_subset, lvis_sample
-from soco_lib.benchmarks import Transfer, read_coco
-from soco_lib.detection import detectron_config, open_both, open_data
-from soco_lib.evaluation import PREDICTIONS, evaluate
+from soco_lib import BookError
+from soco_lib.transfer import class_subset, lvis_sample
+from soco_lib.transfer.benchmarks import Transfer, read_coco
+from soco_lib.transfer.detection import detectron_config, open_both, open_data
+from soco_lib.transfer.evaluation import PREDICTIONS, evaluate
 
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES, load_voc_instances  # isort: skip
 from detectron2.structures import Boxes, BoxMode, Instances  # isort: skip

@@ -10,13 +10,14 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from soco_lib import BookError, checkpoint, distributed, session
+from soco_lib import BookError
+from soco_lib.runs import checkpoint, distributed, session
 from soco_lib.config import Pretrain, View, plan
 from soco_lib.dataset import ProposalViews, build_loader
-from soco_lib.proposals import ProposalConfig
-from soco_lib.results import Run
-from soco_lib.sources import open_source
-from soco_lib.store import build_store
+from soco_lib.data.proposals import ProposalConfig
+from soco_lib.runs.results import Run
+from soco_lib.data.sources import open_source
+from soco_lib.data.store import build_store
 from soco_lib.train import Trainer
 from tests.conftest import TINY_DETECTOR
 

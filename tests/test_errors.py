@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from soco_lib import BookError
-from soco_lib.errors import KINDS, error_kinds, from_records, image_scores
+from soco_lib.transfer.errors import KINDS, error_kinds, from_records, image_scores
 
 CAT, DOG = 1, 2
 OBJECT = [10, 10, 40, 40]

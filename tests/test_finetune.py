@@ -15,13 +15,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from soco_lib import BookError, checkpoint, finetune, session, transfer
-from soco_lib.accumulation import Accumulator, Batches, Samples, reach
-from soco_lib.benchmarks import Transfer
+from soco_lib import BookError
+from soco_lib.runs import checkpoint, session
+from soco_lib.transfer import finetune, work as transfer
+from soco_lib.transfer.accumulation import Accumulator, Batches, Samples, reach
+from soco_lib.transfer.benchmarks import Transfer
 from soco_lib.config import Pretrain, View, to_dict
-from soco_lib.detection import detectron_config, open_both
-from soco_lib.loader import Feed
-from soco_lib.results import Run, read_json
+from soco_lib.transfer.detection import detectron_config, open_both
+from soco_lib.runs.loader import Feed
+from soco_lib.runs.results import Run, read_json
 from soco_lib.soco import SoCo
 from tests.conftest import TINY_DETECTOR
 from tests.test_transfer import TINY, settings, start, write_coco

@@ -12,10 +12,11 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
-from soco_lib import BookError, formats
+from soco_lib import BookError
+from soco_lib.weights import formats
 from soco_lib.detector import detector_config
-from soco_lib.foreign import LAYOUTS
-from soco_lib.weights import compare, load_into, read_weights
+from soco_lib.weights.foreign import LAYOUTS
+from soco_lib.weights.load import compare, load_into, read_weights
 from tests.conftest import TINY_DETECTOR
 
 from detectron2.modeling import build_model  # isort: skip

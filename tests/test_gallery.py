@@ -1,8 +1,9 @@
 """What the README shows is what runs left."""
 
-from soco_lib import ROOT, gallery
+from soco_lib import ROOT
+from soco_lib.book import gallery
 from soco_lib.config import Pretrain, load
-from soco_lib.results import Run
+from soco_lib.runs.results import Run
 
 TOY = "notebooks/params/pretrain-toy.yaml"
 

@@ -6,7 +6,8 @@ import itertools
 import pytest
 import torch
 
-from soco_lib import check_gpu, distributed, gpu_checks
+from soco_lib.gpu import check as check_gpu, checks as gpu_checks
+from soco_lib.runs import distributed
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 DEVICE = torch.device("cuda")

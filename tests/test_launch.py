@@ -14,10 +14,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from soco_lib import ROOT, BookError, launch, plans, session
+from soco_lib import BookError, ROOT
+from soco_lib.runs import launch, session
+from soco_lib.studies import plans
 from soco_lib.config import identity
-from soco_lib.launch import command, environment
-from soco_lib.results import Run
+from soco_lib.runs.launch import command, environment
+from soco_lib.runs.results import Run
 from tests.test_train import final_weights, same, same_threads, with_
 
 
@@ -111,7 +113,7 @@ def test_a_stopped_process_says_so_by_its_status(cfg, tmp_path):
 @pytest.mark.parametrize("gpus", [1, 2])
 def test_who_watches_is_killed_and_the_processes_save_and_end(cfg, tmp_path, gpus):
     run = Run.start("run", "pretrain", with_(cfg, steps=1000, save_every=1000, log_every=1), tmp_path)
-    code = "import sys; from soco_lib import launch, results; launch.launch(results.Run.read(sys.argv[1]), int(sys.argv[2]))"
+    code = "import sys; from soco_lib.runs import launch, results; launch.launch(results.Run.read(sys.argv[1]), int(sys.argv[2]))"
     watcher = subprocess.Popen([sys.executable, "-c", code, str(run.folder), str(gpus)], stdout=subprocess.DEVNULL, env=same_threads())
     wait_for_rows(run, 3, watcher)
     watcher.kill()
@@ -142,7 +144,7 @@ def test_two_nodes_train_one_run(cfg, tmp_path, one_thread):
         rendezvous = f"localhost:{free.getsockname()[1]}"
     run, said = Run.start("nodes", "pretrain", cfg, tmp_path), []
     words = ["--gpus", "1", "--nodes", "2", "--rendezvous", rendezvous]
-    other = subprocess.Popen([sys.executable, "-m", "soco_lib.launch", "join", str(run.folder), *words], cwd=ROOT)
+    other = subprocess.Popen([sys.executable, "-m", "soco_lib.runs.launch", "join", str(run.folder), *words], cwd=ROOT)
     metrics = launch.launch(run, say=said.append, nodes=2, rendezvous=rendezvous)
     assert other.wait() == 0
     assert metrics["processes"] == 2 and any("2 gloo processes" in line for line in said)

@@ -19,15 +19,17 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from soco_lib import BookError, checkpoint, loader, session, train, transfer
-from soco_lib.accumulation import Samples, reach
+from soco_lib import BookError, train
+from soco_lib.runs import checkpoint, loader, session
+from soco_lib.transfer import work as transfer
+from soco_lib.transfer.accumulation import Samples, reach
 from soco_lib.config import plan
 from soco_lib.dataset import ProposalViews, build_loader, shared_bytes
-from soco_lib.detection import detectron_config, open_both
-from soco_lib.evaluation import shared_bytes as shared_test_bytes
-from soco_lib.launch import command
-from soco_lib.loader import PAGE, SPARE, Feed, Unfed, Waiting, batches_ahead
-from soco_lib.results import Run
+from soco_lib.transfer.detection import detectron_config, open_both
+from soco_lib.transfer.evaluation import shared_bytes as shared_test_bytes
+from soco_lib.runs.launch import command
+from soco_lib.runs.loader import PAGE, SPARE, Feed, Unfed, Waiting, batches_ahead
+from soco_lib.runs.results import Run
 from soco_lib.soco import SoCo
 from tests.test_finetune import child as transferring
 from tests.test_finetune import final_weights as tuned_weights
@@ -359,7 +361,7 @@ def test_its_notebook_is_killed_while_it_waits_and_all_of_it_ends_and_nothing_is
     whole = Run.start("whole", "pretrain", own, tmp_path)
     assert subprocess.run(command("soco_lib.train", whole.folder, gpus), stdout=subprocess.DEVNULL).returncode == 0
     run, picture = Run.start("run", "pretrain", own, tmp_path), tmp_path / "pictures" / "03.jpg"
-    code = "import sys; from soco_lib import launch, results; launch.launch(results.Run.read(sys.argv[1]), int(sys.argv[2]))"
+    code = "import sys; from soco_lib.runs import launch, results; launch.launch(results.Run.read(sys.argv[1]), int(sys.argv[2]))"
     watcher = subprocess.Popen([sys.executable, "-c", code, str(run.folder), str(gpus)], stdout=subprocess.DEVNULL)
     wait_until(lambda: len(run.rows()) >= 3)
     content = stall(picture)

@@ -8,11 +8,14 @@ import re
 import pytest
 
 import soco_lib
-from soco_lib import BookError, locks, runner, shards, study_data
-from soco_lib.proposals import ProposalConfig
-from soco_lib.results import Run
-from soco_lib.sources import open_source
-from soco_lib.store import build_store
+from soco_lib import BookError
+from soco_lib.data import shards
+from soco_lib.runs import locks
+from soco_lib.studies import runner, study_data
+from soco_lib.data.proposals import ProposalConfig
+from soco_lib.runs.results import Run
+from soco_lib.data.sources import open_source
+from soco_lib.data.store import build_store
 
 
 def a_run(folder, pictures):
@@ -97,5 +100,5 @@ def test_a_lock_removed_on_another_machine_is_waited_for_and_not_an_error(tmp_pa
 
 
 def test_only_one_module_asks_the_system_for_locks():
-    users = [path.name for path in (soco_lib.ROOT / "soco_lib").glob("*.py") if "flock(" in path.read_text()]
+    users = [path.name for path in (soco_lib.ROOT / "soco_lib").rglob("*.py") if "flock(" in path.read_text()]
     assert users == ["locks.py"]

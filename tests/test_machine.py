@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 import soco_lib
-from soco_lib import crew, launch, machine
+from soco_lib.runs import crew, launch, machine
 
 
 def test_cores_are_those_that_this_process_may_use(monkeypatch):
@@ -51,7 +51,7 @@ def test_peak_memory_is_this_processs_own(monkeypatch, tmp_path):
 def test_peak_memory_of_a_child_is_not_its_parents():
     held = bytearray(400 * 2**20)
     held[:: resource.getpagesize()] = b"x" * len(held[:: resource.getpagesize()])
-    code = "from soco_lib.machine import peak_memory; print(peak_memory())"
+    code = "from soco_lib.runs.machine import peak_memory; print(peak_memory())"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=soco_lib.ROOT).stdout
     assert int(said) < 200 * 2**20 < 400 * 2**20 <= machine.peak_memory()
 

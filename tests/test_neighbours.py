@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from soco_lib import BookError, neighbours, scenes
+from soco_lib import BookError
+from soco_lib.features import neighbours
+from soco_lib.scenes import write as scenes
 from soco_lib.config import Pretrain, View
 from soco_lib.encoder import Encoder
-from soco_lib.probe import batches
-from soco_lib.sources import open_source
+from soco_lib.features.probe import batches
+from soco_lib.data.sources import open_source
 from tests.conftest import TINY_DETECTOR
 
 CFG = Pretrain("", "", size=64, views=(View(64),), detector="mask-rcnn-r50-fpn", overrides=TINY_DETECTOR)

@@ -4,9 +4,11 @@ import json
 
 import pytest
 
-from soco_lib import ROOT, claims, scenes
-from soco_lib.book import NotebookFailed, execute
-from soco_lib.results import Run
+from soco_lib import ROOT
+from soco_lib.scenes import write as scenes
+from soco_lib.tables import claims
+from soco_lib.book.execute import NotebookFailed, execute
+from soco_lib.runs.results import Run
 from tests.conftest import TINY_DETECTOR
 
 DETECTOR = {"detector": "mask-rcnn-r50-fpn", "overrides": list(TINY_DETECTOR)}

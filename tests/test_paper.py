@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from soco_lib import ROOT, BookError
-from soco_lib.paper import paper_table, paper_value
+from soco_lib import BookError, ROOT
+from soco_lib.studies.paper import paper_table, paper_value
 
 CSV = ROOT / "soco_lib" / "paper_tables.csv"
 PAPER = Path(os.environ.get("SOCO_PAPER") or ROOT.parent / "shared" / "paper" / "soco_paper.txt")

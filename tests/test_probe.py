@@ -6,10 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from soco_lib import BookError, probes, scenes
+from soco_lib import BookError
+from soco_lib.features import probes
+from soco_lib.scenes import write as scenes
 from soco_lib.config import Pretrain, View
-from soco_lib.probe import class_mean, fresh, knn, linear, probe
-from soco_lib.results import Run, write_json
+from soco_lib.features.probe import class_mean, fresh, knn, linear, probe
+from soco_lib.runs.results import Run, write_json
 from tests.conftest import TINY_DETECTOR
 
 

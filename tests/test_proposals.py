@@ -11,15 +11,15 @@ import cv2
 import numpy as np
 import pytest
 
-from soco_lib import ROOT, BookError
+from soco_lib import BookError, ROOT
 from soco_lib.boxes import best_overlaps, iou
-from soco_lib.proposals import (
+from soco_lib.data.proposals import (
     ProposalConfig, key_rng, paper_filter, propose, random_proposals, selective_search, whole_image,
 )  # fmt: skip
-from soco_lib.shards import shard_paths, shard_range, share
-from soco_lib.sources import open_source
-from soco_lib.interchange import export_json, import_json
-from soco_lib.store import ProposalStore, build_store, main
+from soco_lib.data.shards import shard_paths, shard_range, share
+from soco_lib.data.sources import open_source
+from soco_lib.data.interchange import export_json, import_json
+from soco_lib.data.store import ProposalStore, build_store, main
 
 SINGLE = ProposalConfig(mode="single", search_side=64)
 
@@ -170,7 +170,7 @@ def test_two_processes_and_a_rerun_make_the_same_store(pictures, tmp_path, monke
     source, lines = open_source(str(pictures)), []
     expected = contents(build_store(source, SINGLE, tmp_path / "one", workers=1))
     assert contents(build_store(source, SINGLE, tmp_path / "two", workers=2, shard_size=4)) == expected
-    monkeypatch.setattr("soco_lib.store._merge", lambda *_: None)  # as if stopped before the end
+    monkeypatch.setattr("soco_lib.data.store._merge", lambda *_: None)  # as if stopped before the end
     build_store(source, SINGLE, tmp_path / "three", workers=1, shard_size=4)
     monkeypatch.undo()
     with pytest.raises(BookError, match="unfinished; build it"):
@@ -181,7 +181,7 @@ def test_two_processes_and_a_rerun_make_the_same_store(pictures, tmp_path, monke
     shards[2].write_bytes(shards[2].read_bytes()[:100])  # a disk that was full
     with pytest.raises(BookError, match="mode='single' there, 'fast' asked"):
         build_store(source, ProposalConfig(), tmp_path / "three")
-    monkeypatch.setattr("soco_lib.store.shutil.rmtree", lambda *_, **__: None)
+    monkeypatch.setattr("soco_lib.data.store.shutil.rmtree", lambda *_, **__: None)
     store = build_store(source, SINGLE, tmp_path / "three", 1, shard_size=7, progress=lines.append)
     assert contents(store) == expected and lines[0].startswith("1 of 3 shards were made before")
     assert [s.stat().st_mtime_ns == t for s, t in zip(shards, stamps)] == [True, False, False]
@@ -233,7 +233,7 @@ def same_files(a, b) -> bool:
 
 def test_two_participants_build_the_store_of_one(many, tmp_path):
     build_store(open_source(str(many)), SINGLE, tmp_path / "one", workers=1)
-    words = [sys.executable, "-m", "soco_lib.store", "--images", str(many), "--out", str(tmp_path / "two"), "--share"]
+    words = [sys.executable, "-m", "soco_lib.data.store", "--images", str(many), "--out", str(tmp_path / "two"), "--share"]
     words += ["--workers", "1", "--mode", "single", "--search-side", "64"]
     ranks = [{**os.environ, "RANK": str(rank), "WORLD_SIZE": "2"} for rank in range(2)]
     participants = [subprocess.Popen(words, cwd=ROOT, env=rank, stdout=subprocess.PIPE, text=True) for rank in ranks]
@@ -245,7 +245,7 @@ def test_two_participants_build_the_store_of_one(many, tmp_path):
 
 def test_an_absent_participant_is_named_and_a_rerun_completes(many, tmp_path, monkeypatch):
     source, lines = open_source(str(many)), []
-    monkeypatch.setattr("soco_lib.shards.GRACE", 0)
+    monkeypatch.setattr("soco_lib.data.shards.GRACE", 0)
     with pytest.raises(BookError, match="1 of 3 shards in .* missing and nobody makes them: those of participant 1 of 0 to 1"):
         build_store(source, SINGLE, tmp_path / "s", workers=1, part=(0, 2))
     build_store(source, SINGLE, tmp_path / "s", workers=1, progress=lines.append)
@@ -293,7 +293,7 @@ def test_a_foreign_store_is_refused(pictures, tmp_path):
 
 
 def test_folders_that_are_no_store(pictures, tmp_path):
-    with pytest.raises(BookError, match="no proposals at .*none; build it: python -m soco_lib.store"):
+    with pytest.raises(BookError, match="no proposals at .*none; build it: python -m soco_lib.data.store"):
         ProposalStore.open(tmp_path / "none")
     with pytest.raises(BookError, match="not proposals: choose"):
         build_store(open_source(str(pictures)), SINGLE, pictures)

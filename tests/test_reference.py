@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from soco_lib import distributed, train, views
+from soco_lib import train, views
+from soco_lib.runs import distributed
 from soco_lib.config import Pretrain, View, plan
 from soco_lib.dataset import ProposalViews, build_loader, normalize
 from soco_lib.soco import SoCo

@@ -2,10 +2,10 @@
 
 import pytest
 
-from soco_lib import results
-from soco_lib.proposals import ProposalConfig
-from soco_lib.records import state_of
-from soco_lib.results import Run
+from soco_lib.runs import results
+from soco_lib.data.proposals import ProposalConfig
+from soco_lib.runs.records import state_of
+from soco_lib.runs.results import Run
 
 
 @pytest.fixture

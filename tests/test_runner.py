@@ -14,10 +14,14 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from soco_lib import BookError, crew, runner, scenes, session, slurm, studies, study_tables
-from soco_lib.book import execute
-from soco_lib.results import Run
-from soco_lib.studies import ROOT
+from soco_lib import BookError
+from soco_lib.runs import crew, session, slurm
+from soco_lib.scenes import write as scenes
+from soco_lib.studies import runner, study as studies
+from soco_lib.tables import study_tables
+from soco_lib.book.execute import execute
+from soco_lib.runs.results import Run
+from soco_lib.studies.study import ROOT
 from tests.conftest import TINY_DETECTOR
 from tests.test_slurm import cluster, slow  # noqa: F401 (fixture)
 
@@ -376,7 +380,7 @@ def test_hours_come_from_earlier_runs(study, tmp_path, stub, monkeypatch, capsys
     assert go(study, tmp_path / "r", "--variants", "batch-2048") == 0
     capsys.readouterr()
     hardware = {"hardware": {"cpu": "CPU", "cores": 2, "gpus": []}}
-    monkeypatch.setattr("soco_lib.measure.provenance", lambda: hardware)
+    monkeypatch.setattr("soco_lib.studies.measure.provenance", lambda: hardware)
     assert go(study, tmp_path / "r", "--variants", "batch-2048", "--seeds", "7", "--plan") == 0
     said = capsys.readouterr().out  # 6 x 4 images at 10 a second, and a minute
     assert f"{(2.4 + 60) / 3600:.2f}" in said and "time of a pretraining: as tiny-batch-2048-toy-s0" in said
@@ -444,7 +448,7 @@ def test_the_notebook_shows_half_a_study(study, tmp_path, stub):
 
 
 def start(study, results, *words):
-    words = [sys.executable, "-m", "soco_lib.runner", study, "--results", str(results), *words]
+    words = [sys.executable, "-m", "soco_lib.studies", study, "--results", str(results), *words]
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
 
 

@@ -9,9 +9,9 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
 from soco_lib import BookError
-from soco_lib.scene_objects import CATEGORIES
-from soco_lib.scene_picture import MIN_PIXELS, MIN_VISIBLE, draw_scene
-from soco_lib.scenes import main, write_scenes
+from soco_lib.scenes.objects import CATEGORIES
+from soco_lib.scenes.picture import MIN_PIXELS, MIN_VISIBLE, draw_scene
+from soco_lib.scenes.write import main, write_scenes
 
 
 @pytest.fixture(scope="module")

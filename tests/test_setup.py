@@ -12,7 +12,8 @@ import nbformat
 import pytest
 import yaml
 
-from soco_lib import ROOT, parameters
+from soco_lib import ROOT
+from soco_lib.runs import parameters
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from soco_lib import BookError
-from soco_lib.sources import UnreadableImage, decode, open_source
+from soco_lib.data.sources import UnreadableImage, decode, open_source
 
 
 def picture(value: int, width: int = 8, height: int = 6) -> np.ndarray:

@@ -4,12 +4,14 @@
 import pandas as pd
 import pytest
 
-from soco_lib import BookError, benchmarks, runner, studies
+from soco_lib import BookError
+from soco_lib.studies import runner, study as studies
+from soco_lib.transfer import benchmarks
 from soco_lib.config import OPERATIONAL, from_dict, identity, plan, to_dict
-from soco_lib.paper import paper_table
-from soco_lib.sources import open_source
-from soco_lib.studies import ImageList
-from soco_lib.study_data import write_list
+from soco_lib.studies.paper import paper_table
+from soco_lib.data.sources import open_source
+from soco_lib.studies.study import ImageList
+from soco_lib.studies.study_data import write_list
 
 IMAGENET = 1_281_167
 V2 = {"size": 224, "source": "crop", "scale": [0.5, 1.0], "ratio": [0.75, 4 / 3]}

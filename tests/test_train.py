@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 import torch
 
-from soco_lib import BookError, checkpoint, distributed, health, train
+from soco_lib import BookError, train
+from soco_lib.runs import checkpoint, distributed, health
 from soco_lib.config import Pretrain, plan
 from soco_lib.dataset import ProposalViews, Schedule, build_loader, choose
-from soco_lib.launch import command, launch
-from soco_lib.meter import Meter, line
+from soco_lib.runs.launch import command, launch
+from soco_lib.runs.meter import Meter, line
 from soco_lib.optim import learning_rate
-from soco_lib.results import Run
+from soco_lib.runs.results import Run
 
 
 def with_(cfg, **changes):

@@ -12,15 +12,17 @@ import pytest
 import torch
 from pycocotools import mask as rle
 
-from soco_lib import BookError, checkpoint, transfer
-from soco_lib.accumulation import Samples, reach
-from soco_lib.benchmarks import Transfer
+from soco_lib import BookError
+from soco_lib.runs import checkpoint
+from soco_lib.transfer import work as transfer
+from soco_lib.transfer.accumulation import Samples, reach
+from soco_lib.transfer.benchmarks import Transfer
 from soco_lib.config import Pretrain, View, from_dict, to_dict
-from soco_lib.detection import detectron_config, draw_images, milestones, open_both, open_data
-from soco_lib.drawing import decode_mask, draw_predictions
-from soco_lib.evaluation import evaluate
-from soco_lib.finetune import FineTuner
-from soco_lib.results import Run, read_json
+from soco_lib.transfer.detection import detectron_config, draw_images, milestones, open_both, open_data
+from soco_lib.figures.drawing import decode_mask, draw_predictions
+from soco_lib.transfer.evaluation import evaluate
+from soco_lib.transfer.finetune import FineTuner
+from soco_lib.runs.results import Run, read_json
 from soco_lib.soco import SoCo
 from tests.conftest import TINY_DETECTOR
 

@@ -2,9 +2,12 @@
 
 import json
 
-from soco_lib import benchmarks, config, records, trials
+from soco_lib import config
+from soco_lib.runs import records
+from soco_lib.tables import trials
+from soco_lib.transfer import benchmarks
 from soco_lib.config import Pretrain
-from soco_lib.results import Run
+from soco_lib.runs.results import Run
 
 
 def test_every_trial_is_listed_with_what_it_changed(tmp_path, capsys):

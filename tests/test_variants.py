@@ -9,12 +9,13 @@ import shutil
 import pytest
 import torch
 
-from soco_lib import distributed, train
+from soco_lib import train
+from soco_lib.runs import distributed
 from soco_lib.config import View
-from soco_lib.proposals import ProposalConfig
-from soco_lib.results import Run
-from soco_lib.sources import open_source
-from soco_lib.store import build_store
+from soco_lib.data.proposals import ProposalConfig
+from soco_lib.runs.results import Run
+from soco_lib.data.sources import open_source
+from soco_lib.data.store import build_store
 from tests.conftest import TINY_DETECTOR
 from tests.test_train import final_weights, with_
 

@@ -1,0 +1,243 @@
+"""Executing the book's notebooks, strictly, through papermill.
+
+    python -m soco_lib.book notebooks/views.ipynb --run-name first-look -p seed 3 -p lr 1e-3
+
+leaves `results/first-look/views.ipynb` and, when every cell ran, `views.html` beside it, readable without a network.
+A parameter the notebook does not have, a value of another type than its default's and a cell that quits are errors,
+told in one line. `-p` wins over `-f params.yaml`. How values are read: see `soco_lib.runs.parameters`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from soco_lib import BookError, ROOT, locate
+from soco_lib.runs.parameters import Loader, Parameter, check, declared
+
+#: Where run folders go unless another folder is named.
+RESULTS = ROOT / "results"
+#: nbconvert's page without what it fetches from the network (require.js, MathJax, Mermaid): write formulas in Unicode.
+_PAGE = "{% extends 'lab/index.html.j2' %}" + "".join(
+    f"{{% block {block} %}}{{% endblock %}}"
+    for block in ("html_head_js", "jupyter_widgets", "html_head_js_mathjax", "html_head_js_mermaidjs")
+)
+
+
+class NotebookFailed(RuntimeError):
+    """A cell raised, quit or took its kernel down; one line says which, why, and where the executed copy lies."""
+
+
+def headless() -> bool:
+    """True in a kernel that `execute` started: print sparse plain lines there instead of live figures and bars."""
+    return os.environ.get("SOCO_HEADLESS", "") not in ("", "0")
+
+
+def execute(
+    notebook: str | Path,
+    run_name: str,
+    params: dict[str, Any],
+    results: str | Path = RESULTS,
+    html: bool = True,
+    kernel: str | None = None,
+    label: str = "",
+) -> Path:
+    """Execute a notebook from the checkout's root; returns its executed copy, `<results>/<run_name>/<notebook>.ipynb`.
+
+    `params` override the parameters cell; `run_name` and `results` are injected too where the notebook declares them. What
+    cells print appears on the terminal, each line with `[label]` before it if there is one. `kernel` defaults to this environment's
+    `python3`, whatever the file's metadata says.
+    Raises BookError before anything runs, NotebookFailed when a cell fails; the executed copy then stays for reading.
+    """
+    import papermill  # slow imports wait until they are needed: a kernel imports this module for `headless`
+    from jupyter_client.kernelspec import NoSuchKernel
+    from nbclient.exceptions import DeadKernelError
+
+    notebook = locate(notebook)
+    params = _placed(notebook, run_name, results, params)
+    check(notebook, params)
+    copy = ROOT / results / run_name / notebook.name
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    copy.with_suffix(".html").unlink(missing_ok=True)  # of an earlier execution: it would contradict a copy that fails
+    say = functools.partial(print, *([f"[{label}]"] if label else []), flush=True)
+    say(f"{notebook.stem} [{run_name}]")
+    began, echo = time.monotonic(), _Echo(say)
+    try:
+        with _kernel_environment() as config:
+            papermill.execute_notebook(
+                notebook,
+                copy,
+                params,
+                kernel_name=kernel or "python3",
+                language="python",
+                progress_bar=False,
+                stdout_file=echo,
+                start_timeout=180,
+                cwd=ROOT,
+                config=config,
+            )
+    except papermill.PapermillExecutionError as error:
+        told = _last_line(error.evalue) if error.ename == "BookError" else f"{error.ename}: {_last_line(error.evalue)}".rstrip(": ")
+        raise NotebookFailed(_failure(copy, error.exec_count, told)) from error
+    except DeadKernelError as error:
+        raise NotebookFailed(_failure(copy, _last_cell(copy), "the kernel died, most often for want of memory")) from error
+    except NoSuchKernel as error:
+        raise BookError(f"this environment has no Jupyter kernel {error.name!r}: run `make setup`, or name another") from error
+    finally:
+        echo.close()
+    _refuse_quitters(copy)
+    shown = render(copy) if html else copy
+    say(f"{notebook.stem} done in {time.monotonic() - began:.0f} s: {_short(shown)}")
+    return copy
+
+
+def render(executed: Path) -> Path:
+    """Write an executed notebook as one HTML file beside it, images embedded; returns the file."""
+    from nbconvert import HTMLExporter
+
+    resources = {"metadata": {"name": executed.stem, "path": str(executed.parent)}}
+    page, _ = HTMLExporter(raw_template=_PAGE, embed_images=True).from_filename(str(executed), resources)
+    target = executed.with_suffix(".html")
+    part = target.with_name(f".{target.name}.part")  # a page cut short must not look finished
+    part.write_text(page, encoding="utf-8")
+    os.replace(part, target)
+    return target
+
+
+def _placed(notebook: Path, run_name: str, results: str | Path, params: dict) -> dict:
+    """`params` with the run's place, its name and the folder of all runs, where the notebook declares them."""
+    if not re.fullmatch(r"\w[\w.+=,@-]*", run_name):
+        raise BookError(f"run name {run_name!r} is no folder's name: use letters, digits and _ - . + = , @, a letter or digit first")
+    place = {"run_name": run_name} | ({} if Path(results) == RESULTS else {"results": str(results)})
+    place = {name: value for name, value in place.items() if name in declared(notebook)}
+    for name, value in place.items():
+        if params.get(name, value) != value:
+            raise BookError(f"{name} = {params[name]!r} contradicts {value!r}, which this command gives: leave the parameter out")
+    return params | place
+
+
+class _Echo:
+    """Where papermill writes the cells' stdout: whole lines, and of a bar that redraws itself its last state."""
+
+    def __init__(self, say: Callable[[str], None]):
+        self.say, self.rest = say, ""
+
+    def write(self, text: str) -> None:
+        *lines, self.rest = (self.rest + text).split("\n")
+        for line in lines:
+            line = line.rstrip().rsplit("\r", 1)[-1]
+            if line:
+                self.say(f"  {line}")
+
+    def flush(self) -> None:
+        """Papermill calls this after each message; half a line waits for its end."""
+
+    def close(self) -> None:
+        self.write("\n")
+
+
+@contextlib.contextmanager
+def _kernel_environment():
+    """Set what a kernel started here inherits, silence papermill's own log; yields the kernel manager's settings."""
+    from jupyter_client import KernelManager
+    from papermill.log import logger
+    from traitlets.config import Config
+
+    settings = Config()
+    if "transport_encryption" in KernelManager.class_trait_names():
+        # New kernels print a warning at each start unless their sockets are encrypted.
+        settings.KernelManager.transport_encryption = "auto"
+    # The environment's own `python3` kernel goes before one in the user's home; no debugger, no words about it.
+    inherited = {"SOCO_HEADLESS": "1", "JUPYTER_PREFER_ENV_PATH": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    before, level = {name: os.environ.get(name) for name in inherited}, logger.level
+    os.environ.update(inherited)
+    logger.setLevel("ERROR")
+    try:
+        yield settings
+    finally:
+        logger.setLevel(level)
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _refuse_quitters(copy: Path) -> None:
+    """papermill lets `sys.exit(0)` in a cell pass, and the rest of the run looks good."""
+    import nbformat
+
+    for cell in nbformat.read(copy, as_version=4).cells:
+        if any(output.output_type == "error" for output in cell.get("outputs", [])):
+            raise NotebookFailed(_failure(copy, cell.execution_count, "the cell quits (sys.exit); raise an error or end with the last cell"))
+
+
+def _last_cell(copy: Path) -> int:
+    """The number of the last code cell that started, counted as JupyterLab counts."""
+    import nbformat
+
+    code = [cell for cell in nbformat.read(copy, as_version=4).cells if cell.cell_type == "code"]
+    return sum(bool(cell.metadata.papermill.start_time) for cell in code)
+
+
+def _failure(copy: Path, number: int | None, told: str) -> str:
+    return f"{told} ({copy.name}, cell [{number or '?'}]; executed copy: {_short(copy)})"
+
+
+def _last_line(text: str) -> str:
+    """The last line that says something."""
+    return ([line.strip() for line in text.splitlines() if line.strip()] or [""])[-1]
+
+
+def _short(path: Path) -> str:
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
+
+
+def _read_params(files: list[str], pairs: list[list[str]], known: dict[str, Parameter]) -> dict[str, Any]:
+    params: dict[str, Any] = {}
+    for file in files:
+        path = locate(file)
+        if not path.is_file():
+            raise BookError(f"there is no parameter file {path}: give -f a YAML file of `name: value` lines")
+        try:
+            values = yaml.load(path.read_text(encoding="utf-8"), Loader) or {}
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise BookError(f"{path} is not YAML ({' '.join(str(error).split())}): write `name: value` lines") from error
+        if not isinstance(values, dict):
+            raise BookError(f"{path} holds a {type(values).__name__}: write `name: value` lines")
+        params |= values
+    return params | {name: known.get(name, Parameter(None, None)).parse(text) for name, text in pairs}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit status: 0, or 1 after one line that says what is wrong."""
+    parser = argparse.ArgumentParser(prog="python -m soco_lib.book", description=__doc__.splitlines()[0])
+    parser.add_argument("notebook", help="an .ipynb file with a parameters cell")
+    parser.add_argument("--run-name", required=True, help="the folder under --results that takes the executed copy")
+    parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="pairs", help="set a parameter")
+    parser.add_argument("-f", action="append", default=[], metavar="FILE", dest="files", help="set parameters from a YAML file")
+    parser.add_argument("--results", default=RESULTS, help="default: results/ of the checkout")
+    parser.add_argument("--label", default="", help="goes before each line of output: for notebooks that run side by side")
+    parser.add_argument("--no-html", action="store_true", help="leave out the HTML page")
+    args = parser.parse_args(argv)
+    try:
+        params = _read_params(args.files, args.pairs, declared(args.notebook))
+        execute(args.notebook, args.run_name, params, args.results, html=not args.no_html, label=args.label)
+    except (BookError, NotebookFailed) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,228 @@
+"""Proposals of many images, in shards that any number of processes make and a rerun completes.
+
+A shard FIRST-LAST.npz holds images FIRST..LAST-1 of a source: count, status (code into STATUSES), size (width, height),
+error, boxes (all images' one after the other), and the seconds of one core that it took.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import multiprocessing
+import os
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import IO
+
+import cv2
+import numpy as np
+import PIL.Image
+
+from soco_lib import BookError
+from soco_lib.runs import locks
+from soco_lib.boxes import clip, valid
+from soco_lib.config import require
+from soco_lib.data.proposals import STATUSES, ProposalConfig, fulfilled, propose, whole_image
+from soco_lib.data.sources import ImageSource
+
+Say = Callable[[str], None]  # receives a line of progress
+#: An image's entry in a shard: (width, height), boxes (n, 4), status, error text.
+Row = tuple[tuple[int, int], np.ndarray, str, str]
+#: Seconds between two looks at what the others do, and those that a participant is given to begin in before it counts as absent.
+POLL, GRACE = 1.0, 60.0
+
+
+def shard_paths(folder: Path, images: int, size: int) -> list[Path]:
+    """The files that hold `images` images, `size` a shard, in order."""
+    return [folder / f"{first:09d}-{min(first + size, images):09d}.npz" for first in range(0, images, size)]
+
+
+def shard_range(shard: Path) -> range:
+    """Positions of the shard's images in their source."""
+    return range(*map(int, shard.stem.split("-")))
+
+
+def share(environment: Mapping[str, str]) -> tuple[int, int]:
+    """(rank, count): which of how many participants this process is, by the variables of torchrun, srun and SLURM arrays.
+
+    (0, 1) without any. An array whose tasks start several processes each counts them all. srun is known by its
+    SLURM_STEP_NUM_TASKS: a batch script has SLURM_PROCID and SLURM_NTASKS too, though it runs once. Raises BookError for an
+    array with gaps and numbers that do not fit.
+    """
+    number = lambda name, default: int(environment.get(name, default))  # noqa: E731
+    rank, count = 0, 1
+    if "WORLD_SIZE" in environment:
+        rank, count = number("RANK", -1), number("WORLD_SIZE", 1)
+    elif "SLURM_STEP_NUM_TASKS" in environment:
+        rank, count = number("SLURM_PROCID", -1), number("SLURM_STEP_NUM_TASKS", 1)
+    require(0 <= rank < count, f"participant {rank} of {count}: ranks count from 0")
+    if "SLURM_ARRAY_TASK_ID" in environment:
+        beyond = number("SLURM_ARRAY_TASK_ID", 0) - number("SLURM_ARRAY_TASK_MIN", 0)
+        task, left = divmod(beyond, number("SLURM_ARRAY_TASK_STEP", 1))
+        tasks = number("SLURM_ARRAY_TASK_COUNT", 1)
+        remedy = f"give --array=0-{tasks - 1}"
+        require(left == 0 and task < tasks, f"an array of {tasks} tasks, one of them {beyond} from the first: {remedy}")
+        rank, count = task * count + rank, tasks * count
+    return rank, count
+
+
+def write_shard(shard: Path, rows: Iterable[Row]) -> None:
+    """Write a shard at once: a process that dies leaves no half a shard under the shard's name."""
+    start = time.thread_time()
+    sizes, boxes, status, errors = zip(*rows)
+    temporary = shard.with_suffix(f".{os.getpid()}.tmp")
+    with open(temporary, "wb") as file:
+        np.savez(
+            file,
+            count=np.array([len(b) for b in boxes], np.int32),
+            status=np.array([STATUSES.index(s) for s in status], np.int8),
+            size=np.array(sizes, np.int32),
+            error=np.array(errors, np.str_),
+            boxes=np.concatenate(boxes).astype(np.float32),
+            seconds=time.thread_time() - start,
+        )
+    os.replace(temporary, shard)
+
+
+def make_shards(shards: list[Path], source: ImageSource, config: ProposalConfig, workers: int, say: Say) -> None:
+    """Make those of `shards` that are missing, with up to `workers` processes; `say` gets a progress line now and then.
+
+    Raises BookError when a process dies; finished shards stay, a rerun goes on from them.
+    """
+    missing = [shard for shard in shards if not zipfile.is_zipfile(shard)]
+    todo, done, start = sum(len(shard_range(s)) for s in missing), 0, time.monotonic()
+    workers, told = min(workers, len(missing)), start
+    if len(missing) < len(shards):
+        say(f"{len(shards) - len(missing)} of {len(shards)} shards were made before; going on")
+    for count in _finished(missing, source, config, workers):
+        done, now = done + count, time.monotonic()
+        if done < todo and now - told >= min(30.0, max(2.0, (now - start) / done * todo / 10)):  # ten lines, or two a minute
+            rate, told = done / (now - start), now
+            left = _clock((todo - done) / rate)
+            say(f"proposals: {done}/{todo} images, {rate:.1f} images/s with {workers} workers, {left} to go")
+
+
+@contextlib.contextmanager
+def to_merge(shards: list[Path], done: Path, part: tuple[int, int], make: Callable, say: Say) -> Iterator[bool]:
+    """`make` each count-th shard, those of the participant `part` = (rank, count), then wait until all participants' are there.
+
+    Yields True to one participant, who merges while it holds the lock, and False to the others, when the file `done` is there.
+    The lock lies among the shards, shared by those who make some, exclusive to who merges; the system frees a dead one's.
+    Raises BookError when shards are missing that nobody makes, and for a file system without locks.
+    """
+    (rank, count), folder, told, idle = part, shards[0].parent, time.monotonic(), None
+    with locks.lockable(folder / "lock") as lock:
+        if locks.take(lock, shared=True, wait=True):  # waits where somebody merges
+            if not done.exists():
+                make(shards[rank::count])
+            locks.free(lock)
+        while not done.exists() and (missing := _missing(shards, lock)) != []:
+            now = time.monotonic()
+            idle = (idle or now) if missing else None
+            if missing and now - idle >= GRACE:
+                whose = ", ".join(map(str, sorted({n % count for n in missing})))
+                raise BookError(
+                    f"{len(missing)} of {len(shards)} shards in {folder} are missing and nobody makes them: those of "
+                    f"participant {whose} of 0 to {count - 1}. Start it again, or one process for all; finished shards are kept"
+                )
+            if now - told >= 30:
+                told = now
+                say(f"waiting for others: {sum(shard.exists() for shard in shards)} of {len(shards)} shards are there")
+            time.sleep(POLL)
+        yield not done.exists()
+
+
+def _missing(shards: list[Path], lock: IO) -> list[int] | None:
+    """None while others make shards or merge them, else the numbers of missing ones; [] is returned with the lock held."""
+    there = set(path.name for path in shards[0].parent.glob("*.npz"))  # before the lock, or those who wait disturb each other
+    if not locks.take(lock):  # also where one on another machine has merged and removed it
+        return None if there else list(range(len(shards)))
+    missing = [n for n, shard in enumerate(shards) if shard.name not in there]
+    missing = missing or [n for n, shard in enumerate(shards) if not zipfile.is_zipfile(shard)]
+    if missing:
+        locks.free(lock)
+    return missing
+
+
+def _finished(shards: list[Path], source: ImageSource, config: ProposalConfig, workers: int) -> Iterator[int]:
+    """Number of images of each shard, as it gets ready."""
+    if workers <= 1:
+        threads = cv2.getNumThreads()
+        try:
+            cv2.setNumThreads(1)
+            yield from (_make_shard(shard, source, config) for shard in shards)
+        finally:
+            cv2.setNumThreads(threads)
+        return
+    spawn = multiprocessing.get_context("spawn")  # a forked copy of a process with threads (notebooks, torch) may hang
+    with ProcessPoolExecutor(workers, spawn, _start_worker, (source, config)) as pool:
+        try:
+            for future in as_completed([pool.submit(_worker_shard, shard) for shard in shards]):
+                yield future.result()
+        except BrokenProcessPool:
+            raise BookError(
+                f"a worker process died (out of memory?); finished shards are kept: run again with workers below {workers}"
+            ) from None
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+_job: tuple[ImageSource, ProposalConfig]  # of a worker process: sent once, not with every shard
+
+
+def _start_worker(source: ImageSource, config: ProposalConfig) -> None:
+    global _job
+    _job = source, config
+    cv2.setNumThreads(1)  # one core a worker: OpenCV's own pool only fights the other workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()  # a killed parent cannot tell its workers: they would wait for ever
+    os._exit(1)
+
+
+def _worker_shard(shard: Path) -> int:
+    return _make_shard(shard, *_job)
+
+
+def _make_shard(shard: Path, source: ImageSource, config: ProposalConfig) -> int:
+    write_shard(shard, (_row(source, index, config) for index in shard_range(shard)))
+    return len(shard_range(shard))
+
+
+def _row(source: ImageSource, index: int, config: ProposalConfig) -> Row:
+    try:
+        image = source.load(index)
+        boxes, rule = propose(image, source.keys[index], config)
+    except (BookError, cv2.error) as error:
+        return (0, 0), np.empty((0, 4), np.float32), "error", " ".join(str(error).split())
+    return (image.shape[1], image.shape[0]), boxes, rule, ""
+
+
+def given_row(source: ImageSource, index: int, boxes: np.ndarray) -> Row:
+    """The entry of image `index` for boxes (n, 4) that somebody else proposed: clipped; only the file's header is read.
+
+    Its status is the strictest rule that all of them fulfil, "side" where none is fulfilled by all.
+    """
+    try:
+        width, height = PIL.Image.open(io.BytesIO(source.read(index))).size
+    except (BookError, OSError) as error:
+        return (0, 0), boxes[:0], "error", " ".join(str(error).split())
+    boxes = clip(boxes[valid(boxes, width, height)], width, height)
+    if len(boxes) == 0:
+        return (width, height), whole_image(width, height), "whole", ""
+    rule = next((rule for rule, keep in fulfilled(boxes, width, height).items() if keep.all()), "side")
+    return (width, height), boxes, rule, ""
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"

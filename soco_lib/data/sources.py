@@ -1,0 +1,251 @@
+"""Where images come from: a folder tree, a list file, zip or tar archives, or a labelled set in COCO or VOC layout.
+
+A source is an ordered set of keys (posix paths, relative to its root), and a key is what identifies an image wherever one is
+named: in proposals, in training, in errors. Row i of a proposal store is `keys[i]`. Sources are picklable for worker processes.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import posixpath
+import xml.etree.ElementTree as ElementTree
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from soco_lib import BookError, locate
+from soco_lib.data.archives import Archive, mapped_zip_images, tar_images, zip_images
+from soco_lib.boxes import as_boxes
+from soco_lib.config import require
+from soco_lib.data.decoding import decode, decode_near
+from soco_lib.data.listings import fingerprint, folder_keys, in_order
+
+KINDS = (
+    "folder:PATH, list:FILE, coco:ANNOTATIONS.json[@IMAGE_FOLDER], voc:ROOT[@SPLIT], zip:FILE.zip, "
+    "tar:FILE.tar (or a folder of them, or shards/{000..099}.tar), imagenet-zip:FOLDER[@SPLIT], or a bare path"
+)
+
+
+class UnreadableImage(BookError):
+    """One image cannot be read or decoded; names its key and the reason. Callers count it and go on."""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSource:
+    """Images below a folder. Other layouts override how bytes and labels are found."""
+
+    spec: str  # as the user gave it
+    root: Path
+    keys: Sequence[str] = field(repr=False)  # sorted, unique
+    #: Names of the labels, () for images without any.
+    classes = ()
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits over the keys, in order: two sources with the same one hold the same images by name."""
+        return fingerprint(self.keys)
+
+    def read(self, index: int) -> bytes:
+        """The encoded file of image `index`. Raises UnreadableImage."""
+        try:
+            with open(os.path.join(self.root, self.keys[index]), "rb", buffering=0) as file:
+                return file.read()
+        except OSError as error:
+            raise UnreadableImage(f"{self.keys[index]}: cannot be read from {self.root} ({error.strerror})") from None
+
+    def load(self, index: int) -> np.ndarray:
+        """Image `index` as (H, W, 3) uint8 RGB. Raises UnreadableImage when it cannot be read, decoded, or is cut short."""
+        return self._decoded(index, decode)
+
+    def load_near(self, index: int, side: int) -> tuple[np.ndarray, tuple[int, int]]:
+        """As `load`, but a JPEG much larger than `side` comes at a reduced size; and its stored (width, height)."""
+        return self._decoded(index, lambda data: decode_near(data, side))
+
+    def _decoded(self, index: int, by: Callable):
+        try:
+            return by(self.read(index))
+        except BookError as error:
+            reason = str(error)
+            raise UnreadableImage(reason if reason.startswith(self.keys[index]) else f"{self.keys[index]}: {reason}") from None
+
+    def annotations(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Labelled objects of image `index`: boxes (N, 4) float32 in its pixels and labels (N,) int64 into `classes`.
+
+        Crowd and "difficult" regions are left out. Raises BookError for images without labels.
+        """
+        raise BookError(f"{self.spec} carries no labels: give coco:ANNOTATIONS.json or voc:ROOT")
+
+
+def open_source(spec: str) -> ImageSource:
+    """The images that `spec` names: `folder:PATH`, `list:FILE` (one path a line, relative to the file), `zip:FILE.zip`,
+    `tar:FILE.tar` (or a folder of tars, or a pattern as `shards/{000..099}.tar`), `imagenet-zip:FOLDER[@SPLIT]` (the authors'
+    SPLIT.zip and SPLIT_map.txt, default train), `coco:ANNOTATIONS.json[@IMAGE_FOLDER]`, `voc:ROOT[@SPLIT]` (default trainval), or
+    a bare path whose kind is seen from what lies there. Paths resolve by `soco_lib.locate`. Raises BookError for what is
+    missing, empty or of an unknown kind.
+    """
+    spec = str(spec).strip()
+    kind, colon, rest = spec.partition(":")
+    if colon and kind in _OPENERS:
+        require(rest != "", f"images={spec!r} lacks a path (known: {KINDS})")
+        return _OPENERS[kind](spec, rest)
+    path = split_spec(spec)[0]
+    require(spec != "" and path.exists(), f"no images at {spec!r} (looked for {path}): give an existing path, as {KINDS}")
+    if path.is_dir():
+        voc = (path / "JPEGImages").is_dir() and (path / "ImageSets").is_dir()
+        return _OPENERS["voc" if voc else "folder"](spec, spec)
+    kind = {".json": "coco", ".zip": "zip", ".tar": "tar", ".txt": "list"}.get(path.suffix.lower())
+    require(kind is not None, f"images={spec!r}: cannot tell what {path.name} is; say it, as {KINDS}")
+    return _OPENERS[kind](spec, spec)
+
+
+# --- without labels ----------------------------------------------------------------------------------------------------
+
+
+def _open_folder(spec: str, path: str) -> ImageSource:
+    root = locate(path)
+    require(root.is_dir(), f"no image folder {root}: give the folder that holds the images")
+    return ImageSource(spec, root, folder_keys(root))
+
+
+def _open_list(spec: str, path: str) -> ImageSource:
+    file = locate(path)
+    require(file.is_file(), f"no list file {file}: give a text file with one image path a line")
+    lines = (line.strip() for line in file.read_text().splitlines())
+    keys = in_order([posixpath.normpath(line) for line in lines if line and line[0] != "#"], f"list {file}")
+    require((file.parent / keys[0]).is_file(), f"{file}: no image {keys[0]!r} there; paths are relative to {file.parent}")
+    return ImageSource(spec, file.parent, keys)
+
+
+@dataclass(frozen=True, eq=False)
+class ArchiveSource(ImageSource):
+    """Images inside zip or tar files."""
+
+    archive: Archive = field(repr=False)
+
+    def read(self, index: int) -> bytes:
+        """As ImageSource.read."""
+        try:
+            return self.archive.read(index)
+        except (OSError, zlib.error) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UnreadableImage(f"{self.keys[index]}: cannot be read from {self.root} ({reason})") from None
+
+
+def _open_zip(spec: str, path: str) -> ImageSource:
+    return ArchiveSource(spec, locate(path), *zip_images(locate(path)))
+
+
+def _open_tar(spec: str, path: str) -> ImageSource:
+    return ArchiveSource(spec, *tar_images(path))
+
+
+def _open_imagenet_zip(spec: str, path: str) -> ImageSource:
+    folder, split = split_spec(path)
+    return ArchiveSource(spec, folder, *mapped_zip_images(folder, split or "train"))
+
+
+# --- with labels -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class CocoSource(ImageSource):
+    """Images of a COCO annotation file. Boxes of image i are rows offsets[i]:offsets[i+1]."""
+
+    classes: tuple[str, ...] = ()  # by ascending category id
+    boxes: np.ndarray = field(default=None, repr=False)
+    labels: np.ndarray = field(default=None, repr=False)
+    offsets: np.ndarray = field(default=None, repr=False)
+
+    def annotations(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """As ImageSource.annotations."""
+        require(self.classes != (), f"{self.spec} carries no labels: its file names no categories")
+        rows = slice(self.offsets[index], self.offsets[index + 1])
+        return self.boxes[rows].copy(), self.labels[rows].copy()
+
+
+def _open_coco(spec: str, path: str) -> ImageSource:
+    file, root = split_spec(path)
+    require(file.is_file(), f"no annotation file {file}: give coco:ANNOTATIONS.json[@IMAGE_FOLDER]")
+    try:
+        data = json.loads(file.read_bytes())
+        names = {image["id"]: posixpath.normpath(image["file_name"]) for image in data["images"]}
+        categories = {c["id"]: c["name"] for c in sorted(data.get("categories", ()), key=lambda c: c["id"])}
+        found: dict[str, list] = {name: [] for name in names.values()}
+        label = {identity: i for i, identity in enumerate(categories)}
+        for a in data.get("annotations", ()):
+            x, y, w, h = a["bbox"]
+            if not a.get("iscrowd", 0) and w > 0 and h > 0:
+                found[names[a["image_id"]]].append((x, y, x + w, y + h, label[a["category_id"]]))
+    except (ValueError, KeyError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise BookError(f"{file} is not a COCO annotation file ({reason}): give an instances_*.json") from None
+    keys = in_order(list(names.values()), f"annotation file {file}")
+    rows = [row for key in keys for row in found[key]]
+    return CocoSource(
+        spec, coco_root(file, root, keys[0]), keys, tuple(categories.values()), as_boxes([row[:4] for row in rows]),
+        np.array([row[4] for row in rows], np.int64), np.cumsum([0] + [len(found[key]) for key in keys]),
+    )  # fmt: skip
+
+
+def coco_root(file: Path, given: str | None, key: str) -> Path:
+    """The folder in which image `key` of a COCO file lies: `given`, else the usual places beside it. Raises BookError."""
+    beside = (file.parent, file.parent / "images", file.parent.parent / "images", file.parent.parent)
+    tried = (locate(given), file.parent / given) if given else beside
+    for root in tried:
+        if (root / key).is_file():
+            return root.resolve()
+    places = ", ".join(map(str, tried))
+    raise BookError(f"{file}: no image {key!r} in {places}; name the folder, as coco:{file.name}@IMAGE_FOLDER")
+
+
+class VocSource(ImageSource):
+    """Images of one split of a VOC layout; labels are read from `Annotations/` when they are first asked for."""
+
+    @functools.cached_property
+    def classes(self) -> tuple[str, ...]:
+        """Every object name in `Annotations/`, sorted: of all splits, so that labels agree between them."""
+        trees = (ElementTree.parse(file) for file in (self.root / "Annotations").glob("*.xml"))
+        return tuple(sorted({name.text.strip() for tree in trees for name in tree.iterfind("object/name")}))
+
+    def annotations(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """As ImageSource.annotations. VOC's 1-based inclusive corners become half-open ones from 0."""
+        file = self.root / "Annotations" / f"{Path(self.keys[index]).stem}.xml"
+        require(file.is_file(), f"{self.keys[index]}: no annotation {file}; the test split of VOC has none to give")
+        label = {name: i for i, name in enumerate(self.classes)}
+        objects = [o for o in ElementTree.parse(file).iterfind("object") if (o.findtext("difficult") or "0").strip() != "1"]
+        corners = [[float(o.findtext(f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax")] for o in objects]
+        labels = np.array([label[o.findtext("name").strip()] for o in objects], np.int64)
+        return as_boxes(corners) - np.array([1, 1, 0, 0], np.float32), labels
+
+
+def _open_voc(spec: str, path: str) -> ImageSource:
+    root, split = split_spec(path)
+    split = split or "trainval"
+    sets = root / "ImageSets" / "Main"
+    require(sets.is_dir(), f"no VOC layout at {root}: it needs JPEGImages, Annotations and ImageSets/Main")
+    known = sorted(f.stem for f in sets.glob("*.txt") if "_" not in f.stem)
+    require((sets / f"{split}.txt").is_file(), f"no split {split!r} in {sets} (known: {', '.join(known) or 'none'})")
+    names = [line.split()[0] for line in (sets / f"{split}.txt").read_text().splitlines() if line.strip()]
+    return VocSource(spec, root, in_order([f"JPEGImages/{name}.jpg" for name in names], f"split {split} of {root}"))
+
+
+_OPENERS = {
+    "folder": _open_folder, "list": _open_list, "zip": _open_zip, "tar": _open_tar, "imagenet-zip": _open_imagenet_zip,
+    "coco": _open_coco, "voc": _open_voc,
+}  # fmt: skip
+
+
+def split_spec(text: str) -> tuple[Path, str | None]:
+    """PATH[@EXTRA] as (located path, extra); an existing path with an @ in it is a path."""
+    if "@" not in text or locate(text).exists():
+        return locate(text), None
+    path, _, extra = text.rpartition("@")
+    return locate(path), extra

@@ -1,0 +1,255 @@
+"""The proposals of a data set: one immutable folder that any number of processes map instead of loading (design.md 3).
+
+    boxes.npy       (M, 4) float32: x1 y1 x2 y2, half-open, pixels of the image; all images, one after the other
+    offsets.npy     (N + 1,) int64: the boxes of image i are rows offsets[i]:offsets[i+1]; none where it cannot be read
+    sizes.npy       (N, 2) int32: width, height
+    images.parquet  key, width, height, count, status, error of each image: for people, queries and error messages
+    store.json      settings, source, fingerprint, versions, counts, seconds; written last: a folder with it is complete
+
+Row i is the image `source.keys[i]`. float32 and not half the bytes: a lookup is then a view of the file's pages, which all
+processes of a machine share. While it is built, the folder holds `shards/`; a rerun makes only the missing ones.
+
+    python -m soco_lib.data.store --images folder:photos --out data/photos-proposals     # with --share: README, On GPUs
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import shutil
+import socket
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from soco_lib import BookError, locate, one_line_errors
+from soco_lib.runs import machine
+from soco_lib.config import require
+from soco_lib.data.proposals import STATUSES, ProposalConfig
+from soco_lib.data.shards import make_shards, shard_paths, share, to_merge
+from soco_lib.data.sources import ImageSource, open_source
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, eq=False)
+class ProposalStore:
+    """A complete store. Opening reads a few hundred bytes; arrays are mapped on first use, again in each worker process."""
+
+    path: Path
+    meta: dict  # store.json
+
+    @classmethod
+    def open(cls, path: str | os.PathLike) -> ProposalStore:
+        """Open the store in the folder `path` (see soco_lib.locate). Raises BookError when it is missing or unfinished."""
+        path = locate(path)
+        remedy = f"build it: python -m soco_lib.data.store --images … --out {path}"
+        require(path.is_dir(), f"no proposals at {path}; {remedy}")
+        done = (path / "store.json").is_file()
+        require(done, f"proposals in {path} are {'unfinished' if (path / 'shards').is_dir() else 'not there'}; {remedy}")
+        try:
+            meta = json.loads((path / "store.json").read_text())
+        except ValueError:
+            raise BookError(f"{path}/store.json is damaged: delete the folder and build the proposals again") from None
+        require(meta.get("format") == FORMAT, f"{path} has store format {meta.get('format')}, this is {FORMAT}; build it again")
+        gone = [name for name in ("boxes.npy", "offsets.npy", "sizes.npy", "images.parquet") if not (path / name).is_file()]
+        require(not gone, f"{path} lacks {', '.join(gone)}: delete the folder and build the proposals again")
+        return cls(path, meta)
+
+    def __len__(self) -> int:
+        return self.meta["images"]
+
+    def __getstate__(self) -> dict:
+        return {"path": self.path, "meta": self.meta}  # workers map the files themselves
+
+    def _map(self, name: str) -> np.ndarray:
+        return np.load(self.path / name, mmap_mode="r").view(np.ndarray)  # slices of np.memmap itself are slow
+
+    _boxes = functools.cached_property(lambda self: self._map("boxes.npy"))
+    _offsets = functools.cached_property(lambda self: self._map("offsets.npy"))
+    _sizes = functools.cached_property(lambda self: self._map("sizes.npy"))
+
+    def boxes(self, index: int) -> np.ndarray:
+        """(n, 4) float32 boxes of image `index`: a read-only view of the file; empty when the image is unreadable."""
+        self._within(index)
+        return self._boxes[self._offsets[index] : self._offsets[index + 1]]
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(width, height) of image `index` in pixels; (0, 0) when it is unreadable."""
+        self._within(index)
+        width, height = self._sizes[index]
+        return int(width), int(height)
+
+    @functools.cached_property
+    def readable(self) -> np.ndarray:
+        """(N,) bool: the image could be read, and so has boxes."""
+        return np.diff(self._offsets) > 0
+
+    def _within(self, index: int) -> None:
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)} in {self.path}")
+
+    def table(self):
+        """images.parquet as a pandas frame: key, width, height, count, status, error. Reads the whole file."""
+        import pandas  # not in every worker
+
+        return pandas.read_parquet(self.path / "images.parquet")
+
+    def check(self, source: ImageSource) -> None:
+        """Raise BookError unless the store was built from the images of `source`, by name and in order."""
+        if self.meta["fingerprint"] == source.fingerprint:
+            return
+        keys = self.table()["key"]
+        pairs = ((a, b) for a, b in zip(keys, source.keys) if a != b)
+        a, b = next(pairs, ("its end", source.keys[len(keys)]) if len(source) > len(keys) else (keys[len(source)], "its end"))
+        raise BookError(
+            f"proposals in {self.path} (of {self.meta['source']}, {len(self)} images) do not belong to {source.spec} "
+            f"({len(source)} images): first difference {a!r} there, {b!r} here; build them for these images"
+        )
+
+    def summary(self) -> dict:
+        """Images, boxes, images a status (how their boxes were chosen), and quantiles of boxes an image, over readable ones."""
+        counts = np.diff(self._offsets)[self.readable]
+        quantiles = {f"boxes_q{q:02d}": float(np.quantile(counts, q / 100)) for q in (5, 25, 50, 75, 95)}
+        return {"images": len(self), "boxes": self.meta["boxes"], **self.meta["status"], **quantiles}
+
+
+def build_store(
+    source: ImageSource,
+    config: ProposalConfig,
+    out_dir: str | os.PathLike,
+    workers: int | None = None,
+    shard_size: int | None = None,
+    progress=None,
+    part: tuple[int, int] = (0, 1),
+) -> ProposalStore:
+    """Make the proposals of all images of `source` in the folder `out_dir`, or go on making them, or find them made.
+
+    `workers` processes (None: one a usable core) make shards of `shard_size` images (None: 16 to 1024, by the number of
+    images), each written at once; `progress` receives a line of text now and then. `part` = (rank, count): one of several
+    that return when all is made (shards.to_merge). An image that cannot be read is recorded with its error and counted.
+    Raises BookError for a folder with something else or proposals of other images or settings, when no image at all can be
+    read, and when other participants stay away.
+    """
+    for name, number in (("workers", workers), ("shard_size", shard_size)):
+        require(number is None or number >= 1, f"{name}={number} must be at least 1")
+    size, say = shard_size or min(1024, max(16, len(source) // 64)), progress or (lambda line: None)
+    make = functools.partial(make_shards, source=source, config=config, workers=workers or machine.cores(), say=say)
+    return assemble(locate(out_dir), source, config.essence(), size, make, say, part)
+
+
+def assemble(out: Path, source: ImageSource, essence: dict, shard_size: int, make, say, part=(0, 1)) -> ProposalStore:
+    """Find the store, or have `make` write the shards of this participant, and merge all or wait until another has."""
+    if (out / "store.json").is_file():
+        store = ProposalStore.open(out)
+        _same_settings(out, store.meta["config"], essence)
+        store.check(source)
+        say(f"{out}: found complete, {len(store)} images, {store.meta['boxes']} boxes")
+        return store
+    if out.is_dir() and not (out / "shards").is_dir() and any(out.iterdir()):
+        raise BookError(f"{out} holds files that are not proposals: choose a new or empty folder")
+    shards = _plan(out, source, essence, shard_size)
+    with to_merge(shards, out / "store.json", part, make, say) as ours:
+        if ours:
+            return _merge(out, shards, source, essence, say)
+    say(f"{out}: complete, merged by another participant")
+    return ProposalStore.open(out)
+
+
+def _same_settings(where: Path, there: dict, asked: dict) -> None:
+    names = [name for name in sorted({*there, *asked}) if there.get(name) != asked.get(name)]
+    different = ", ".join(f"{name}={there.get(name)!r} there, {asked.get(name)!r} asked" for name in names)
+    require(not names, f"proposals in {where} have other settings ({different}): choose another folder or delete this one")
+
+
+def _plan(out: Path, source: ImageSource, essence: dict, shard_size: int) -> list[Path]:
+    """The shards of this build; one that was begun keeps its shard size and must be of the same images and settings."""
+    plan, asked = out / "shards" / "plan.json", {"fingerprint": source.fingerprint, **essence}
+    if not plan.is_file():
+        plan.parent.mkdir(parents=True, exist_ok=True)
+        _write_json(plan, {"shard_size": shard_size, "of": asked})
+    begun = json.loads(plan.read_text())
+    _same_settings(out, begun["of"], asked)
+    return shard_paths(plan.parent, len(source), begun["shard_size"])
+
+
+def _write_json(path: Path, values: dict) -> None:
+    temporary = path.with_suffix(f".{socket.gethostname()}-{os.getpid()}.tmp")  # several may plan at the same time
+    temporary.write_text(json.dumps(values, indent=1) + "\n")
+    os.replace(temporary, path)
+
+
+def _merge(out: Path, shards: list[Path], source: ImageSource, essence: dict, say) -> ProposalStore:
+    """One file of each kind from the shards, one shard in memory at a time; store.json last, then the shards go."""
+    import pyarrow
+    import pyarrow.parquet
+
+    counts = np.concatenate([np.load(shard)["count"] for shard in shards])
+    if not counts.any():
+        error = np.load(shards[0])["error"][0]
+        shutil.rmtree(out / "shards")  # or a rerun would find these failures made
+        raise BookError(f"none of the {len(source)} images of {source.spec} can be read (first: {error}); check the files")
+    offsets = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+    boxes = open(out / "boxes.npy", "wb")  # written on and on: pages of a map would count as this process's memory
+    np.lib.format.write_array_header_1_0(boxes, {"descr": "<f4", "fortran_order": False, "shape": (int(offsets[-1]), 4)})
+    sizes, status, seconds, first, writer = np.empty((len(counts), 2), np.int32), np.zeros(len(STATUSES), int), 0.0, 0, None
+    for path in shards:
+        with np.load(path) as file:
+            shard = dict(file)
+        last = first + len(shard["count"])
+        boxes.write(shard["boxes"].astype("<f4", copy=False))
+        sizes[first:last] = shard["size"]
+        status += np.bincount(shard["status"], minlength=len(STATUSES))
+        seconds += float(shard["seconds"])
+        rows = pyarrow.table({
+            "key": list(source.keys[first:last]),
+            "width": shard["size"][:, 0],
+            "height": shard["size"][:, 1],
+            "count": shard["count"],
+            "status": [STATUSES[code] for code in shard["status"]],
+            "error": [str(text) for text in shard["error"]],
+        })  # fmt: skip
+        writer = writer or pyarrow.parquet.ParquetWriter(out / "images.parquet", rows.schema)
+        writer.write_table(rows)
+        first = last
+    writer.close()
+    boxes.close()
+    np.save(out / "offsets.npy", offsets)
+    np.save(out / "sizes.npy", sizes)
+    versions = {"numpy": np.__version__, "opencv": cv2.__version__, "pyarrow": pyarrow.__version__}
+    meta = {
+        "format": FORMAT, "config": essence, "source": source.spec, "fingerprint": source.fingerprint, "images": len(counts),
+        "boxes": int(offsets[-1]), "status": dict(zip(STATUSES, map(int, status))), "core_seconds": round(seconds, 3),
+        "versions": {"python": sys.version.split()[0], **versions},
+    }  # fmt: skip
+    _write_json(out / "store.json", meta)
+    shutil.rmtree(out / "shards", ignore_errors=True)
+    each = seconds / len(counts)
+    say(f"{out}: {len(counts)} images, {meta['boxes']} boxes, {status[-1]} unreadable, {each:.3f} s an image a core")
+    return ProposalStore.open(out)
+
+
+@one_line_errors
+def main(argv: list[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", required=True, help="folder:, list:, coco:, voc:, zip: or a bare path")
+    parser.add_argument("--out", required=True, help="folder of the store")
+    parser.add_argument("--workers", type=int, help="processes (default: one a usable core)")
+    parser.add_argument("--share", action="store_true", help="one of the participants of torchrun, srun or a SLURM array")
+    for field in fields(ProposalConfig):
+        default = field.default
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(default), default=default, help=f"default {default}")
+    given = vars(parser.parse_args(argv))
+    images, out, workers, shared = (given.pop(name) for name in ("images", "out", "workers", "share"))
+    part, say = share(os.environ) if shared else (0, 1), functools.partial(print, flush=True)
+    build_store(open_source(images), ProposalConfig(**given), out, workers, progress=say, part=part)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

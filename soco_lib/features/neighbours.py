@@ -1,0 +1,145 @@
+"""What pretrained features see: the nearest objects of an object, and where an image looks like a box. Nothing is trained here.
+
+N objects, D feature dimension, S side of V1 in pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from soco_lib.config import Pretrain, require
+from soco_lib.dataset import MEAN, STD
+from soco_lib.encoder import Encoder
+from soco_lib.features.probe import batches, measured, pooled
+from soco_lib.data.sources import ImageSource
+
+
+@dataclass(frozen=True)
+class Objects:
+    """Labelled objects of a set and their features."""
+
+    features: Tensor  # (N, D), unit vectors
+    labels: np.ndarray  # (N,)
+    crops: list[np.ndarray]  # N pictures (h, w, 3) uint8, cut from V1
+    images: np.ndarray  # (N,) number of the image
+
+
+def _picture(image: Tensor) -> np.ndarray:
+    """(3, S, S) normalised to (S, S, 3) uint8."""
+    return (image.permute(1, 2, 0) * torch.tensor(STD) + torch.tensor(MEAN)).clamp(0, 255).round().byte().numpy()
+
+
+@torch.no_grad()
+def objects(encoder: Encoder, cfg: Pretrain, source: ImageSource, indices) -> Objects:
+    """Features of all labelled objects of these images, with batch statistics measured on them (see probe.measured).
+
+    Raises BookError where there is none.
+    """
+    cfg, encoder = pooled(cfg, encoder)
+    encoder, device = measured(encoder, cfg, source, indices), next(encoder.parameters()).device
+    features, labels, crops, images, number = [], [], [], [], 0
+    for views, boxes, names in batches(source, cfg, indices):
+        features.append(F.normalize(encoder(views.to(device), boxes), dim=1).cpu())
+        labels.append(names)
+        for view, found in zip(views, boxes):
+            picture = _picture(view)
+            for x1, y1, x2, y2 in found.round().int().tolist():
+                crops.append(picture[y1 : max(y2, y1 + 1), x1 : max(x2, x1 + 1)])
+                images.append(number)
+            number += 1
+    require(bool(crops), f"{source.spec} holds no labelled object: give coco:ANNOTATIONS.json or voc:ROOT")
+    return Objects(torch.cat(features), np.concatenate(labels), crops, np.array(images))
+
+
+def nearest(found: Objects, queries, count: int = 6) -> np.ndarray:
+    """Rows of the `count` objects nearest to each query row, from other images; (Q, count), nearest first."""
+    similarity = found.features[queries] @ found.features.T
+    own = torch.from_numpy(found.images[queries][:, None] == found.images[None])
+    return similarity.masked_fill(own, -2.0).topk(count, dim=1).indices.numpy()
+
+
+def draw_nearest(found: dict[str, Objects], queries, classes: tuple[str, ...], count: int = 6) -> Figure:
+    """A row a query and network: the query, then its nearest objects, framed green where the class is the query's.
+
+    found: network -> the same objects in its features.
+    """
+    columns = len(found) * (count + 1)
+    figure, axes = plt.subplots(len(queries), columns, figsize=(0.8 * columns, 0.95 * len(queries) + 0.5), squeeze=False,
+                                layout="constrained")  # fmt: skip
+    for part, (name, each) in enumerate(found.items()):
+        rows = nearest(each, queries, count)
+        for line, query in enumerate(queries):
+            for place, row in enumerate([query, *rows[line]]):
+                ax = axes[line, part * (count + 1) + place]
+                ax.imshow(each.crops[row])
+                ax.set_xticks([], [])
+                ax.set_yticks([], [])
+                same = each.labels[row] == each.labels[query]
+                colour = "black" if not place else "#009E73" if same else "#D55E00"
+                for spine in ax.spines.values():
+                    spine.set(color=colour, linewidth=3 if place else 1)
+                if not place:
+                    ax.set_ylabel(classes[each.labels[query]], fontsize=8)
+                    if not line:
+                        ax.set_title(name, fontsize=10, loc="left")
+    return figure
+
+
+def agreement(found: Objects, count: int = 6) -> float:
+    """Share of the `count` nearest objects of each object that are of its class, each class counting alike; chance is 1 / classes."""
+    rows = nearest(found, np.arange(len(found.labels)), count)
+    same = (found.labels[rows] == found.labels[:, None]).mean(1)
+    return float(np.mean([same[found.labels == label].mean() for label in np.unique(found.labels)]))
+
+
+@torch.no_grad()
+def similarity(encoder: Encoder, cfg: Pretrain, image: Tensor, box: Tensor, cells: int = 24) -> np.ndarray:
+    """Cosine between the feature of `box` and those of boxes of its size all over the image, (cells, cells), y first.
+
+    image: (3, S, S), normalised; box: (4,) view pixels. The encoder is one in evaluation mode with RoI pooling.
+    """
+    size = (box[2:] - box[:2]).clamp(max=cfg.size)
+    steps = [torch.linspace(0, float(cfg.size - side), cells) for side in size]
+    y, x = torch.meshgrid(steps[1], steps[0], indexing="ij")
+    corner = torch.stack([x.flatten(), y.flatten()], 1)
+    boxes = torch.cat([box[None], torch.cat([corner, corner + size], 1)])
+    device = next(encoder.parameters()).device
+    features = F.normalize(encoder(image[None].to(device), [boxes]), dim=1).cpu()
+    return (features[1:] @ features[0]).reshape(cells, cells).numpy()
+
+
+def draw_similarity(networks: dict[str, Encoder], cfg: Pretrain, source: ImageSource, indices, rows: int = 3) -> Figure:
+    """For one object of each of the first images of `indices`: the image with its box, and a map of `similarity` a network.
+
+    The object is the largest of up to half of the view's side, which leaves room to look around; images without one are passed over.
+
+    networks: name -> encoder; they are measured on the images of `indices`. A map lies where the centres of its boxes do; its
+    colours run from its own least to its own largest value, which stand above it.
+    """
+    cfg = pooled(cfg, next(iter(networks.values())))[0]
+    ready = {name: measured(pooled(cfg, net)[1], cfg, source, indices) for name, net in networks.items()}
+    size = (2.3 * (1 + len(ready)), 2.4 * rows)
+    figure, axes = plt.subplots(rows, 1 + len(ready), figsize=size, squeeze=False, layout="constrained")
+    views = ((image, box) for images, boxes, _ in batches(source, cfg, indices) for image, box in zip(images, boxes))
+    small = lambda boxes: boxes[(boxes[:, 2:] - boxes[:, :2]).amax(1) <= cfg.size / 2]  # noqa: E731
+    for line, (image, boxes) in zip(axes, ((image, small(boxes)) for image, boxes in views if len(small(boxes)))):
+        box = boxes[(boxes[:, 2:] - boxes[:, :2]).amax(1).argmax()]
+        x1, y1, x2, y2 = box.tolist()
+        for ax in line:
+            ax.imshow(_picture(image))
+            ax.axis("off")
+            ax.add_patch(plt.Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, color="white", lw=2))
+        for ax, (name, net) in zip(line[1:], ready.items()):
+            found = similarity(net, cfg, image, box)
+            w, h = (x2 - x1) / 2, (y2 - y1) / 2
+            ax.imshow(found, extent=(w, cfg.size - w, cfg.size - h, h), cmap="viridis", alpha=0.75, interpolation="bilinear")
+            ax.set(xlim=(0, cfg.size), ylim=(cfg.size, 0))
+            ax.set_title(f"{name}: {found.min():.2f} to {found.max():.2f}", fontsize=9)
+    return figure

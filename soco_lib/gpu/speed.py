@@ -1,0 +1,197 @@
+"""How fast this device makes the paper's step, what memory that takes, and what holds it up. Random pixels; no download."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from soco_lib.transfer.benchmarks import Transfer
+from soco_lib.config import Pretrain, plan
+from soco_lib.dataset import ProposalViews, build_loader
+from soco_lib.detector import detector_config, for_finetuning
+from soco_lib.gpu.checks import SMALL, a_batch, a_trainer, counted_waits, pinned, settings
+from soco_lib.runs.loader import Feed
+from soco_lib.data.proposals import ProposalConfig
+from soco_lib.data.sources import open_source
+from soco_lib.data.store import build_store
+
+from detectron2.modeling import build_model  # noqa: E402  (soco_lib.detector silences its imports)
+from detectron2.solver import build_optimizer
+from detectron2.structures import Boxes, Instances, PolygonMasks
+from detectron2.utils.events import EventStorage
+
+#: ImageNet's training images, and the epochs of the paper's shorter schedule.
+IMAGENET, EPOCHS = 1_281_167, 100
+#: What the paper's authors report: 16 V100, about 35 hours for 100 epochs, which is 64 images a second and GPU.
+PAPER_GPUS, PAPER_HOURS = 16, 35.0
+#: The goal on one H100 in bf16: 100 epochs in 36 hours.
+GOAL = 1000.0
+#: Points of the sweep: precision, images held at once, other settings. Without a GPU: SMALL's.
+SWEEP = (
+    *(("bf16", n, {}) for n in (32, 64, 128, 256, 512)),
+    ("bf16", 512, {"recompute": ("res2", "res3")}),
+    ("bf16", 256, {"compile": True}),
+    ("fp16", 128, {}),
+    ("fp16", 512, {}),
+    ("fp32", 32, {}),
+    ("fp32", 128, {}),
+    ("fp32", 256, {}),
+)
+QUICK_SWEEP = (("bf16", 64, {}), ("bf16", 256, {}), ("fp16", 64, {}), ("fp32", 64, {}))
+CPU_SWEEP = (("fp32", 4, {}), ("fp32", 8, {}), ("fp32", 8, {"recompute": ("res2", "res3")}))
+#: Fine-tunings: images held at once, precision.
+TRANSFERS = ((2, "fp32"), (2, "bf16"), (16, "fp32"), (16, "bf16"))
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds(step: Callable[[], object], device: torch.device, repeat: int = 5, before: int = 2) -> float:
+    """Median seconds of one call of `step`, after `before` that are not counted."""
+    for _ in range(before):
+        step()
+    times = []
+    for _ in range(repeat):
+        synchronize(device)
+        start = time.perf_counter()
+        step()
+        synchronize(device)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def product(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second of a large matrix product: what this device can do at most, in practice."""
+    side = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    return 2 * side**3 / seconds(lambda: a @ b, device)
+
+
+def operations(cfg: Pretrain, device: torch.device) -> float:
+    """Operations an image of one update, forward and backward, a multiplication and an addition counted as two."""
+    cfg = dataclasses.replace(cfg, batch=4, precision="fp32", compile=False, recompute=())
+    trainer = a_trainer(cfg, device)
+    batches = itertools.repeat(pinned(a_batch(cfg, 4), trainer.model, device))
+    with FlopCounterMode(display=False) as counter:
+        trainer.update(0, batches)
+    return counter.get_total_flops() / 4
+
+
+def step(cfg: Pretrain, device: torch.device) -> dict:
+    """images/s, GB and waits of the host of an update that holds cfg.batch images at once."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    trainer = a_trainer(cfg, device)
+    batches = itertools.repeat(pinned(a_batch(cfg, cfg.batch), trainer.model, device))
+    update = lambda: trainer.update(0, batches)  # noqa: E731
+    taken = seconds(update, device, *((5, 2) if device.type == "cuda" else (2, 1)))
+    memory = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else None
+    with counted_waits(device) as found:
+        update()
+    return {"images/s": cfg.batch / taken, "GB": memory, "waits": len(found)}
+
+
+def sweep(device: torch.device, quick: bool) -> list[dict]:
+    """A row a point; a point that does not fit says so. share: of what a matrix product reaches in the same type."""
+    points = CPU_SWEEP if device.type != "cuda" else QUICK_SWEEP if quick else SWEEP
+    each, rows = operations(settings(device), device), []
+    kinds = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+    most = {precision: product(device, kinds[precision]) for precision in {p for p, _, _ in points}}
+    for precision, count, changes in points:
+        cfg = dataclasses.replace(settings(device), precision=precision, batch=count, **changes)
+        row = {"precision": precision, "images at once": count, "how": ", ".join(changes) or "plain"}
+        try:
+            row |= step(cfg, device)
+        except torch.OutOfMemoryError:
+            rows.append(row | {"images/s": None, "GB": "out of memory"})
+            continue
+        rate = each * row["images/s"]
+        rows.append(row | {"TFLOP/s": rate / 1e12, "share of a matrix product": rate / most[precision]})
+    return rows
+
+
+def loaded(folder: Path, scenes: str, device: torch.device, workers: int, limit: float) -> float:
+    """Images a second that `workers` processes make into the paper's views, from JPEGs of ImageNet's size; for `limit` seconds."""
+    folder.mkdir()
+    source = open_source(scenes)
+    for index in range(len(source)):
+        image = cv2.resize(source.load(index), (500, 375), interpolation=cv2.INTER_CUBIC)
+        cv2.imwrite(str(folder / f"{index:04d}.jpg"), image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])
+    build_store(open_source(f"folder:{folder}"), ProposalConfig(generator="random"), folder / "store", workers=1)
+    cfg = Pretrain(f"folder:{folder}", str(folder / "store"), batch=16, steps=10**6, workers=workers)
+    dataset = ProposalViews(cfg)
+    batches = Feed(build_loader(dataset, plan(cfg, len(dataset)), 0, 0, device.type == "cuda", a_trainer(SMALL, device).model.count))
+    for _ in range(workers + 1):  # each worker's first
+        next(batches)
+    start, seen = time.perf_counter(), 0
+    while time.perf_counter() - start < limit:
+        seen += len(next(batches).images[0])
+    return seen / (time.perf_counter() - start)
+
+
+def hours(rate: float, gpus: int = 1) -> float:
+    """Of the paper's 100 epochs at `rate` images a second and GPU, if more GPUs lose nothing."""
+    return IMAGENET * EPOCHS / rate / gpus / 3600
+
+
+# --- fine-tuning -----------------------------------------------------------------------------------------------------------
+
+
+def detector_step(cfg: Transfer, count: int, device: torch.device) -> Callable[[], None]:
+    """An update of the detector on `count` random images with ten objects each, at the middle one of the training sizes."""
+    warnings.filterwarnings("ignore", "torch.meshgrid")  # Detectron2's, harmless
+    d2 = detector_config(cfg.detector, cfg.overrides)
+    d2.MODEL.DEVICE = device.type
+    for_finetuning(d2, synchronised=False)
+    model, short = build_model(d2).train(), int(statistics.median(cfg.min_sizes))
+    width = min(cfg.max_size, short * 4 // 3)
+    corner = torch.rand(10, 2) * torch.tensor([width, short]) / 2
+    boxes = torch.cat([corner, corner + short / 4], 1)
+    objects = Instances((short, width), gt_boxes=Boxes(boxes), gt_classes=torch.zeros(10).long())
+    objects.gt_masks = PolygonMasks([[[x1, y1, x2, y1, x2, y2, x1, y2]] for x1, y1, x2, y2 in boxes.tolist()])
+    images = [{"image": torch.randint(0, 256, (3, short, width), dtype=torch.uint8), "instances": objects} for _ in range(count)]
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(cfg.precision)
+    d2.SOLVER.BASE_LR = 1e-6  # random images teach nothing, and a loss that leaves the finite numbers ends the step
+    optimizer = build_optimizer(d2, model)
+
+    def update() -> None:
+        with EventStorage(), torch.autocast(device.type, dtype, enabled=dtype is not None):
+            loss = sum(model(images).values())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return update
+
+
+def transfers(device: torch.device, quick: bool) -> list[dict]:
+    """Mask R-CNN R50-FPN at 800 pixels, two images (16 over 8 GPUs) and 16; a narrow one at 64 without a GPU."""
+    cuda, rows = device.type == "cuda", []
+    base = Transfer("", "", min_sizes=(800,)) if cuda else Transfer("", "", detector="toy-mask-rcnn-slim-r50-fpn", min_sizes=(64,))
+    for count, precision in TRANSFERS[: 2 if quick else 4] if cuda else TRANSFERS[:1]:
+        if cuda:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        row = {"images at once": count, "precision": precision}
+        try:
+            taken = seconds(detector_step(dataclasses.replace(base, precision=precision), count, device), device, 5 if cuda else 2)
+        except torch.OutOfMemoryError:
+            rows.append(row | {"updates/s": None, "GB": "out of memory"})
+            continue
+        memory = torch.cuda.max_memory_allocated() / 1e9 if cuda else None
+        row |= {"updates/s": 1 / taken, "GB": memory}
+        rows.append(row | ({"hours of 1x": base.iterations * taken / 3600, "GPUs": base.batch // count} if cuda else {}))
+    return rows

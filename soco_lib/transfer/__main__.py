@@ -1,0 +1,8 @@
+"""`python -m soco_lib.transfer`: see work.py."""
+
+import sys
+
+from soco_lib.transfer.work import main
+
+if __name__ == "__main__":
+    sys.exit(main())

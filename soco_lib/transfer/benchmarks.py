@@ -1,0 +1,205 @@
+"""What a transfer is, the paper's benchmarks as data (benchmarks.yaml), and where their data lie (method.md 5)."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from soco_lib import BookError, locate
+from soco_lib.config import PRECISIONS, changed, from_dict, one_of, require
+from soco_lib.data.sources import coco_root, split_spec
+
+SOLVERS = ("sgd", "adamw")
+REACHES = ("accumulate", "scale")
+DATA_KINDS = "coco:ANNOTATIONS.json[@IMAGE_FOLDER], lvis:ANNOTATIONS.json[@IMAGE_FOLDER] or voc:ROOT[@SPLIT]"
+PROFILES = ("paper", "toy")
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """One fine-tuning and its evaluation; the defaults are Table 1's COCO 1x schedule with Mask R-CNN R50-FPN."""
+
+    train: str  # see DATA_KINDS; several sets are joined by +
+    test: str
+    init: str = "scratch"  # or a run folder or checkpoint of a pretraining
+    benchmark: str = ""  # the paper's benchmark that these settings are of (see find); "": none
+    network: str = "online"  # which of the checkpoint's networks: online or target
+    detector: str = "mask-rcnn-r50-fpn"  # see detector.DETECTORS; or any Detectron2 model-zoo file
+    overrides: tuple[str, ...] = ()  # further Detectron2 "KEY=value" settings
+    iterations: int = 90000
+    milestones: tuple[float, ...] = (2 / 3, 8 / 9)  # where the rate falls tenfold, as shares of the iterations
+    warmup: int = 1000  # iterations
+    batch: int = 16  # images an update, over all processes
+    micro_batch: int = 0  # images a process holds at once; 0: its whole share of the batch
+    reach: str = "accumulate"  # how fewer than `batch` images at once follow the schedule: accumulate, or scale (linear rule)
+    lr: float = 0.02
+    optimizer: str = "sgd"
+    momentum: float = 0.9
+    weight_decay: float = 2.5e-5  # the paper's; Detectron2's own is 1e-4
+    clip_gradients: float = 0.0  # largest gradient norm of a parameter; 0: no clipping
+    min_sizes: tuple[int, ...] = (640, 672, 704, 736, 768, 800)  # shorter side in training, drawn an image
+    max_size: int = 1333  # longest side, training and test
+    test_size: int = 800  # shorter side in the test
+    precise_bn: int = 200  # iterations that measure batch statistics before each evaluation; 0: running averages
+    eval_every: int = 0  # iterations; 0: only at the end
+    labelled: float = 1.0  # training images drawn at random: a share up to 1, else a number (Table 8)
+    precision: str = "fp32"  # bf16 and fp16 need a GPU
+    seed: int = 0
+    workers: int = 4  # loader processes a training process
+    log_every: int = 20  # iterations
+    save_every: int = 5000  # iterations
+    keep: int = 2  # checkpoints kept beside the final one
+    profile: str = "paper"  # the label that every table and figure of this run carries
+
+    def __post_init__(self):
+        one_of("network", self.network, ("online", "target"))
+        one_of("optimizer", self.optimizer, SOLVERS)
+        one_of("reach", self.reach, REACHES)
+        one_of("precision", self.precision, PRECISIONS)
+        for name in ("iterations", "batch", "max_size", "test_size", "log_every", "save_every", "keep"):
+            require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
+        for name in ("warmup", "precise_bn", "eval_every", "workers", "clip_gradients", "weight_decay"):
+            require(getattr(self, name) >= 0, f"{name}={getattr(self, name)} may not be negative")
+        require(self.seed >= 0, f"seed={self.seed} may not be negative")
+        require(self.lr > 0, f"lr={self.lr} must be positive")
+        require(self.labelled > 0, f"labelled={self.labelled} must be positive: a share up to 1, else a number of images")
+        require(bool(self.min_sizes) and min(self.min_sizes) > 0, f"min_sizes={self.min_sizes} needs at least one side in pixels")
+        ordered = all(a < b for a, b in zip((0, *self.milestones), (*self.milestones, 1)))
+        require(ordered, f"milestones={self.milestones} must rise inside (0, 1): they are shares of the iterations")
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set that benchmarks name: how it is called, where it lies, where it comes from, what it must hold."""
+
+    spec: str  # as TRAIN and TEST name it
+    paths: tuple[str, ...]  # files and folders that must be there, relative to the checkout or SOCO_DATA
+    get: str  # site or command that it comes from
+    images: int = 0  # known totals; 0: not known
+    annotations: int = 0
+    folders: int = 0  # class folders
+
+    @property
+    def missing(self) -> list[str]:
+        """The paths that are not there."""
+        return [path for path in self.paths if not locate(path).exists()]
+
+
+def split_sets(spec: str) -> list[tuple[str, str]]:
+    """The sets of "KIND:REST + KIND:REST ...", as (kind, rest). Raises BookError for anything else."""
+    sets = [part.partition(":") for part in re.split(r"\s*\+\s*(?=\w+:)", spec.strip())]
+    for kind, _, rest in sets:
+        require(kind in ("coco", "lvis", "voc") and bool(rest), f"data {spec!r} must read {DATA_KINDS}; several are joined by +")
+    return [(kind, rest) for kind, _, rest in sets]
+
+
+def data_tree(names: list[str]) -> str:
+    """The expected folder tree of the named data sets, one path a line, and where each comes from."""
+    where: dict[str, list[str]] = {}
+    for name in names:
+        where.setdefault(DATA[name].get, []).extend(DATA[name].paths)
+    lines = []
+    for get, paths in where.items():
+        lines += [f"  {path}" if Path(path).suffix else f"  {path}/" for path in dict.fromkeys(paths)] + [f"    from {get}"]
+    return "\n".join(lines)
+
+
+def require_data(cfg: Transfer) -> None:
+    """Raise one BookError with the expected folder tree and its source for data sets of a benchmark that are not there."""
+    wanted = {f"{kind}:{rest}" for spec in (cfg.train, cfg.test) for kind, rest in split_sets(spec)}
+    names = [name for name, data in DATA.items() if data.spec in wanted and data.missing]
+    lacking = ", ".join(dict.fromkeys(path for name in names for path in DATA[name].missing))
+    places = f"the checkout or in SOCO_DATA ({os.environ.get('SOCO_DATA', 'not set')})"
+    require(
+        not names,
+        f"missing data ({', '.join(names)}): no {lacking} in {places}. Expected there:\n{data_tree(names)}\n"
+        "Other data: TRAIN=... TEST=...; `make data-check` counts what is there",
+    )
+
+
+def read_instances(kind: str, path: Path) -> dict:
+    """Contents of an annotation file in COCO or LVIS layout. Raises BookError for a missing or foreign file.
+
+    LVIS names no files: its images get their `file_name`, split folder included, from `coco_url`, as Detectron2 reads it.
+    """
+    require(path.is_file(), f"no annotation file {path}: give {kind}:ANNOTATIONS.json[@IMAGE_FOLDER]")
+    try:
+        content = json.loads(path.read_bytes())
+        images, _, categories = content["images"], content["annotations"], content["categories"]
+        if kind == "lvis":
+            for image in images:
+                image["file_name"] = "/".join(image["coco_url"].split("/")[-2:])
+    except (ValueError, KeyError, TypeError):
+        keys = "images, annotations, categories" + ", coco_url of every image" * (kind == "lvis")
+        raise BookError(f"{path} is not a file of {kind.upper()} instances (JSON with {keys})") from None
+    require(bool(images and categories), f"{path} lists no images or no categories")
+    return content
+
+
+def read_coco(spec: str) -> tuple[Path, Path, dict]:
+    """Annotation file, image folder and contents (see read_instances) of "coco:ANNOTATIONS.json[@IMAGE_FOLDER]", or lvis:.
+
+    Raises BookError for a bad spec, a missing or foreign file, or a folder that lacks its images.
+    """
+    kind, _, rest = spec.partition(":")
+    require(kind in ("coco", "lvis") and bool(rest), f"data {spec!r} must read coco: or lvis:ANNOTATIONS.json[@IMAGE_FOLDER]")
+    path, folder = split_spec(rest)
+    content = read_instances(kind, path)
+    return path, coco_root(path, folder, content["images"][0]["file_name"]), content
+
+
+# --- benchmarks -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One of the paper's benchmarks: detector, data, schedule, metrics, and where the paper prints it."""
+
+    name: str
+    title: str  # one line
+    table: str  # of the paper, as in paper_tables.csv
+    paper: str  # its name in that table
+    metrics: tuple[str, ...]  # the table's, such as AP_bb
+    settings: dict = field(repr=False)  # fields of Transfer at PROFILE=paper
+    toy: dict = field(repr=False)  # and at PROFILE=toy
+
+    def __post_init__(self):
+        for profile, values in zip(PROFILES, (self.settings, self.toy)):
+            cfg = from_dict(Transfer, values, f"benchmark {self.name}, {profile}")
+            split_sets(cfg.train), split_sets(cfg.test)
+
+
+def _read() -> tuple[dict[str, DataSet], dict[str, Benchmark]]:
+    content = yaml.safe_load(Path(__file__).with_name("benchmarks.yaml").read_text())
+    data = {name: from_dict(DataSet, values, f"data set {name}") for name, values in content["data"].items()}
+    made = {}
+    for name, values in content["benchmarks"].items():
+        own = {"benchmark": name}
+        both = {key: own | {"profile": profile} | values[key] for key, profile in zip(("settings", "toy"), PROFILES)}
+        made[name] = Benchmark(name=name, **{"paper": name} | values | both | {"metrics": tuple(values["metrics"])})
+    return data, made
+
+
+#: Data sets that benchmarks name, and the benchmarks in the order of the paper's tables; name -> entry of benchmarks.yaml.
+DATA, BENCHMARKS = _read()
+
+
+def find(name: str) -> Benchmark:
+    """The benchmark of that name. Raises BookError with the nearest known name."""
+    one_of("benchmark", name, BENCHMARKS)
+    return BENCHMARKS[name]
+
+
+def settings(name: str, profile: str = "paper", **changes) -> Transfer:
+    """The benchmark's settings at `profile` (paper or toy) with `changes` on top (None: unchanged; see config.changed)."""
+    one_of("profile", profile, PROFILES)
+    benchmark = find(name)
+    return changed(Transfer, benchmark.settings if profile == "paper" else benchmark.toy, changes, f"benchmark {name}")

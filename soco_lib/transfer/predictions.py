@@ -1,0 +1,78 @@
+"""What a finished transfer detected, beside the ground truth: read from its run folder and test data alone."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from soco_lib import BookError
+from soco_lib.transfer.benchmarks import read_coco, split_sets
+from soco_lib.config import require
+from soco_lib.transfer.errors import from_records
+from soco_lib.runs.results import Run, read_json
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Detections of one run on its test data."""
+
+    run: Run = field(repr=False)
+    root: Path  # folder of the test images
+    truth: dict = field(repr=False)  # COCO dictionary: images, annotations, categories
+    detections: list[dict] = field(repr=False)  # best first: image_id, category_id, bbox (x y w h), score, segmentation
+
+    @property
+    def classes(self) -> dict[int, str]:
+        """Category id -> name."""
+        return {category["id"]: category["name"] for category in self.truth["categories"]}
+
+    @property
+    def label(self) -> str:
+        """A figure's title: run, scale, start."""
+        config = self.run.record["config"]
+        return f"{self.run.name} ({config['profile']} scale), from {config['init']}"
+
+    def of_image(self, image: int, score: float, most: int = 10) -> list[dict]:
+        """At most `most` detections scored `score` or more; where none is so sure, the best one."""
+        mine = [d for d in self.detections if d["image_id"] == image]
+        return [d for d in mine if d["score"] >= score][:most] or mine[:1]
+
+    def objects(self) -> dict[int, list[dict]]:
+        """Image id -> its objects, without crowds."""
+        found = defaultdict(list)
+        for annotation in self.truth["annotations"]:
+            if not annotation.get("iscrowd"):
+                found[annotation["image_id"]].append(annotation)
+        return found
+
+    def pixels(self, image: dict) -> np.ndarray:
+        """A test image as (H, W, 3) uint8 RGB. Raises BookError when it cannot be read."""
+        pixels = cv2.imread(str(self.root / image["file_name"]), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        if pixels is None:
+            raise BookError(f"{self.root / image['file_name']} cannot be read")
+        return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+
+
+def read(folder: str | Path) -> Predictions:
+    """The saved detections of a finished transfer; VOC's ground truth becomes a COCO dictionary (see errors.from_records).
+
+    Raises BookError when the run is not finished or its detections or test data are gone.
+    """
+    folder = Path(folder)
+    require((folder / "metrics.json").is_file(), f"{folder} is no finished run: finish that transfer first")
+    run = Run.read(folder)
+    kind, rest = split_sets(run.record["config"]["test"])[0]
+    path = folder / "detectron2" / f"{kind}_instances_results.json"  # see evaluation.PREDICTIONS
+    require(path.is_file(), f"{path} is gone: the run's detections are needed; delete {folder} and run that transfer again")
+    if kind == "voc":
+        from soco_lib.transfer.layouts import read_layout  # here, because the others need no Detectron2
+
+        layout = read_layout(kind, rest)
+        root, truth = layout.root, from_records(layout.load(""), layout.classes)
+    else:
+        _, root, truth = read_coco(f"{kind}:{rest}")
+    return Predictions(run, root, truth, sorted(read_json(path), key=lambda d: -d["score"]))

@@ -1,0 +1,150 @@
+"""What becomes of every key of a detector and of a file: loaded, new, left behind or of another shape; nothing is unseen."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from soco_lib.config import require
+from soco_lib.runs.results import read_json
+
+#: Parts that a pretraining may have trained. If it reached them, all their keys must come from it.
+PRETRAINED = {"neck": r"backbone\.fpn_(lateral|output)\d\.", "head": r"roi_heads\.(box_head|res5)\."}
+#: Parts that no object-level pretraining trains: always new in the detector.
+ALWAYS_NEW = {
+    "region proposals": r"proposal_generator\.|anchor_generator\.",
+    "predictor": r"roi_heads\.box_predictor\.|head\.",  # `head.` is RetinaNet's and FCOS's
+    "mask head": r"roi_heads\.mask_(head|pooler)\.",
+    "extra levels": r"backbone\.top_block\.",
+    "norm after res5": r"roi_heads\.res5\.norm\.",
+    "input statistics": r"pixel_(mean|std)$",
+}
+#: Groups of the report, in the order of the data flow.
+GROUPS = {
+    "backbone stem": r"backbone\.(bottom_up\.)?stem\.",
+    **{f"backbone res{i}": rf"(backbone\.(bottom_up\.)?|roi_heads\.)res{i}\." for i in range(2, 6)},
+    "fpn": r"backbone\.(fpn_|top_block)",
+    "region proposals": ALWAYS_NEW["region proposals"],
+    "box head": r"roi_heads\.box_head\.",
+    "predictor": ALWAYS_NEW["predictor"],
+    "mask head": ALWAYS_NEW["mask head"],
+}
+COUNTER = ".num_batches_tracked"  # of a batch norm: files older than torch 0.4.1 have none, frozen batch norms neither
+ELSEWHERE = "(not in this detector)"
+CLASSES = ("loaded", "new", "left_behind", "mismatched")
+
+
+def _first_match(name: str, patterns: dict[str, str], default: str) -> str:
+    return next((label for label, pattern in patterns.items() if re.match(pattern, name)), default)
+
+
+def _any_ends(keys: Iterable[str], ending: str) -> bool:
+    return any(key.endswith(ending) for key in keys)
+
+
+def why_new(name: str, reach: tuple[str, ...], given: Collection[str]) -> str:
+    """Class of a detector's key without weights; '' if the file should have had it.
+
+    It should if its pretraining reached that part, or if it gives other keys (`given`, all of them) of the same module.
+    """
+    if not reach:
+        return "not pretrained"
+    if found := _first_match(name, ALWAYS_NEW, ""):
+        return found
+    if name.endswith(COUNTER) and not _any_ends(given, COUNTER):
+        return "batch counters (the file has none)"
+    for part, pattern in PRETRAINED.items():
+        module = re.match(pattern, name)
+        if module and part not in reach and not any(key.startswith(module.group()) for key in given):
+            return f"{part} (not pretrained)"
+    return ""
+
+
+def why_left(name: str, own: Collection[str]) -> str:
+    """Class of an encoder's key without a place; '' if the detector (`own`: its keys) has that part, so that it should have one."""
+    if name.endswith(COUNTER) and not _any_ends(own, COUNTER):
+        return f"batch counters {ELSEWHERE}"
+    for part, pattern in PRETRAINED.items():
+        module = re.match(pattern, name)
+        if module and not any(key.startswith(module.group()) for key in own):
+            return f"{part} {ELSEWHERE}"
+    return ""
+
+
+@dataclass(frozen=True)
+class KeyReport:
+    """Where every key of a detector comes from and where every key of a file goes. Names are sorted; see `check`."""
+
+    source: str
+    reach: tuple[str, ...]
+    loaded: tuple[str, ...]
+    new: dict[str, str]  # key of the detector without weights -> class; "" is unexpected
+    left_behind: dict[str, str]  # key of the file without place -> class; "" is unexpected
+    mismatched: dict[str, str]  # key of both -> "shape in the file, shape in the detector"
+
+    @property
+    def unexplained(self) -> dict[str, list[str]]:
+        """Keys outside every expected class: those that stop a run."""
+        return {
+            "new": [k for k, why in self.new.items() if not why],
+            "left_behind": [k for k, why in self.left_behind.items() if not why],
+            "mismatched": list(self.mismatched),
+        }
+
+    def check(self, remedy: str = "load a checkpoint of the same detector") -> None:
+        """Raise BookError naming the unexplained keys, if there are any."""
+        texts = {
+            "mismatched": "{} of another shape",
+            "new": "{} of the detector without weights",
+            "left_behind": "{} of the file without a place in the detector",
+        }
+        bad = {name: keys for name, keys in self.unexplained.items() if keys}
+        parts = []
+        for name, text in texts.items():
+            if keys := bad.get(name):
+                shown = [f"{k} ({self.mismatched[k]})" if name == "mismatched" else k for k in keys[:3]]
+                more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+                parts.append(f"{text.format(f'{len(keys)} key' + 's' * (len(keys) > 1))}: {', '.join(shown)}{more}")
+        require(not bad, f"{self.source} does not fit: {'; '.join(parts)}: {remedy}")
+
+    def to_dict(self) -> dict:
+        """JSON: summary and counts, and under "keys" every name: what `read` reads."""
+        return {
+            "summary": self.summary(),
+            "counts": {name: len(getattr(self, name)) for name in CLASSES},
+            "unexplained": self.unexplained,
+            "keys": asdict(self),
+        }
+
+    @classmethod
+    def read(cls, path: Path) -> KeyReport:
+        """The report that a run saved (to_dict as JSON)."""
+        values = read_json(path)["keys"]
+        values |= {name: tuple(values[name]) for name in ("reach", "loaded")}
+        return cls(**values)
+
+    def frame(self):
+        """pandas: one row a group of modules, one column a class, counts of keys."""
+        import pandas as pd  # here, because training needs none
+
+        counts = {label: Counter() for label in [*GROUPS, "pretraining only", "other"]}
+        for name in CLASSES:
+            for key in getattr(self, name):
+                foreign = name == "left_behind" and self.left_behind[key] and not self.left_behind[key].endswith(ELSEWHERE)
+                counts["pretraining only" if foreign else _first_match(key, GROUPS, "other")][name] += 1
+        rows = {label: [count[name] for name in CLASSES] for label, count in counts.items() if count}
+        return pd.DataFrame.from_dict(rows, orient="index", columns=list(CLASSES)).rename_axis("part")
+
+    def summary(self) -> str:
+        """One line with the counts of each class."""
+        classes = lambda keys: ", ".join(sorted(set(keys.values()) - {""}))  # noqa: E731
+        if not self.reach:
+            return f"{self.source}: all {len(self.new)} keys of the detector are new"
+        return (
+            f"{self.source}: {len(self.loaded)} keys loaded ({', '.join(self.reach)}), "
+            f"{len(self.new)} new ({classes(self.new)}), {len(self.left_behind)} left behind "
+            f"({classes(self.left_behind) or 'none'}), {len(self.mismatched)} of another shape"
+        )
