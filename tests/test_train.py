@@ -155,7 +155,7 @@ def test_an_update_whose_gradient_overflows_changes_nothing_but_the_schedules(cf
     cfg = with_(cfg, precision="fp16", optimizer="lars", tau=0.5)
     dataset = ProposalViews(cfg)
     trainer = train.Trainer(cfg, plan(cfg, len(dataset)), distributed.start())
-    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
     batches, meter = iter(build_loader(dataset, trainer.plan, 0, 0, pin=False)), Meter(cfg, trainer.plan)
     assert not trainer.update(0, batches)["skipped"]
     before = {k: v.clone() for k, v in trainer.model.named_parameters()}
