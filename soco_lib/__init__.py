@@ -1,6 +1,6 @@
 """SoCo, "Aligning Pretraining for Detection via Object-Level Contrastive Learning" (NeurIPS 2021), as a small library.
 
-Importing the package does no work; each module owns one concern (see the README, "Where things lie").
+Importing the package does no work; each module owns one concern (see README.md beside this file).
 """
 
 import functools
