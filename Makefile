@@ -342,7 +342,7 @@ test: | $(READY) ## run the tests; ARGS='-k boxes' chooses among them
 check-variants: | $(READY) ## train every variant of the method for 20 steps, the compiled one too: minutes
 	@SOCO_SLOW=1 $(PY) -m pytest tests/test_variants.py $(ARGS)
 
-check-gpu: | $(READY) ## does this node compute what the book says, and how fast? 8 minutes on a GPU, QUICK=1: 2; small on a CPU
+check-gpu: | $(READY) ## does this node compute what the book says, and how fast? QUICK=1: shorter; small on a CPU
 	@$(PY) -m soco_lib.gpu $(if $(QUICK),--quick) --results '$(RESULTS)'
 
 BENCHES := views step proposals store readers startup

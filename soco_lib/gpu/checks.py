@@ -1,4 +1,4 @@
-"""Does this device compute what the method says? Checks in one process; `soco_lib.gpu` runs them and gpu_group.py's.
+"""Does this device compute what the method says? Checks in one process; `soco_lib.gpu` runs them and group.py's.
 
 On a GPU the network and the views are the paper's, and the judge is the CPU; on a CPU they are small, and the judge is float64.
 """
@@ -28,12 +28,13 @@ from soco_lib.encoder import Encoder, send
 from soco_lib.soco import SoCo
 from soco_lib.train import Trainer
 
-#: float32 against the judge, batch norm with given statistics: loss, absolute, and gradients of a smooth network, relative to their norm.
-LOSS, GRADIENT = 1e-5, 1e-3
-#: Least cosine between gradients of the network as it is: where rounding switches a ReLU they differ by up to 2e-2 of their norm here.
-SWITCHED = 0.99
-#: The loss with the batch's own statistics, in training mode: batch norm of untrained features magnifies rounding a thousandfold.
-TRAINING = 1e-3
+#: float32 against the judge, of a smooth network whose batch norm has given statistics: loss, absolute; gradients, relative to their norm.
+#: Rounding of 1e-5 in every layer stays within both; TF32's reaches 4e-5 and 3e-4.
+LOSS, GRADIENT = 1e-5, 1e-4
+#: The same of the network as it is, where rounding switches a ReLU: loss, and the least cosine between gradients.
+SWITCHED, ALIKE = 3e-4, 0.99
+#: The loss with the batch's own statistics, in training mode: batch norm of untrained features magnifies rounding. TF32: 2e-2.
+TRAINING = 5e-3
 #: bf16 and fp16 against float32: loss (of -8 to 8), and the least cosine between the gradients; here 0.007 and 0.80, 0.001 and 0.97.
 HALF = {"bf16": (0.1, 0.5), "fp16": (0.02, 0.9)}
 #: More images than bf16 counts exactly; an image's number in binary digits is what its channels hold.
@@ -176,14 +177,16 @@ def float32(device: torch.device) -> Found:
         off, relative = abs(loss - expected), difference(gradients, theirs)
     model = fitted(cfg, batch, device)
     (loss, gradients), (expected, theirs) = one_pass(cfg, batch, device, model), judge(model, batch, exact)
-    off, alike = max(off, abs(loss - expected)), cosine(gradients, theirs)
+    switched, alike = abs(loss - expected), cosine(gradients, theirs)
     model.train()
     training = abs(one_pass(cfg, batch, device, model)[0] - judge(model, batch, exact)[0])
     said = (
-        f"against {'the CPU' if device.type == 'cuda' else 'float64'}: loss {off:.1e} (<= {LOSS:g}), gradients without kinks {relative:.1e} "
-        f"(<= {GRADIENT:g}), with them cosine {alike:.4f} (>= {SWITCHED:g}); with batch statistics loss {training:.1e} (<= {TRAINING:g})"
+        f"against {'the CPU' if device.type == 'cuda' else 'float64'}, without kinks: loss {off:.1e} (<= {LOSS:g}), gradients {relative:.1e} "
+        f"(<= {GRADIENT:g}); with: loss {switched:.1e} (<= {SWITCHED:g}), cosine {alike:.4f} (>= {ALIKE:g}); with batch statistics: "
+        f"loss {training:.1e} (<= {TRAINING:g})"
     )
-    return Found(off <= LOSS and relative <= GRADIENT and alike >= SWITCHED and training <= TRAINING, said)
+    passed = off <= LOSS and relative <= GRADIENT and switched <= SWITCHED and alike >= ALIKE and training <= TRAINING
+    return Found(passed, said)
 
 
 def half(device: torch.device, precision: str) -> Found:
@@ -307,7 +310,7 @@ def counted_waits(device: torch.device) -> Iterator[list[str]]:
             yield found
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    found += [str(w.message).splitlines()[0] for w in said if "synchroniz" in str(w.message).lower()]
+    found += [str(w.message).splitlines()[0] for w in said if "called a synchronizing" in str(w.message)]
 
 
 def waits(device: torch.device, precision: str) -> Found:
@@ -343,4 +346,4 @@ CHECKS = {
     "waits of the host, bf16": lambda device, data: waits(device, "bf16"),
     "save and resume": resumed,
 }
-SLOW = ("compile",)
+SLOW = ("compile", "waits of the host, fp32")

@@ -47,7 +47,9 @@ def perform(folder: Path, world: int, restarts: int = 0) -> str:
     """Run MODULE on `folder` in `world` processes; returns "" or how it failed."""
     words = command(MODULE, folder, gpus=world, restarts=restarts)
     with open(folder / "group.txt", "w") as output:
-        child = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, env=environment(world), start_new_session=True)
+        # A process that waits on a GPU for a dead one hears no signal: it need not be given long to save.
+        how = environment(world) | {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "10"}
+        child = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, env=how, start_new_session=True)
         try:
             status = child.wait(LIMIT)
         except subprocess.TimeoutExpired:
@@ -112,7 +114,7 @@ def one_checkpoint(folder: Path) -> Found:
 def training(device: torch.device, folder: Path, data: dict, labelled: str) -> Found:
     """A training with the object probe every other step, one of whose processes is killed, ends as it should."""
     world = world_of(device)
-    every = SAVE_EVERY * 2 * world / data["count"]  # epochs
+    every = SAVE_EVERY / (data["count"] // (2 * world))  # epochs
     cfg = dataclasses.replace(
         SMALL, images=data["images"], proposals=data["proposals"], batch=2 * world, steps=STEPS, warmup_epochs=0, workers=1, log_every=1,
         save_every=SAVE_EVERY, probe=labelled, probe_every=every, precision="bf16" if device.type == "cuda" else "fp32", profile="check",
@@ -178,7 +180,7 @@ def main(arguments: list[str]) -> int:
             build = train.Trainer.update
             train.Trainer.update = lambda self, *args: mortal(functools.partial(build, self), *args)
         return train.main([str(folder)])
-    distributed.arithmetic(fixed_sizes=True)
+    distributed.arithmetic(fixed_sizes=False)
     try:
         compute(folder, distributed.start())
     except BookError as error:

@@ -89,8 +89,9 @@ def start(share_gpus: bool = False) -> Process:
 def arithmetic(fixed_sizes: bool) -> dict:
     """Set how this process's GPU computes, and return it for the run's record; {} without a GPU.
 
-    float32 is float32: cuDNN's convolutions would silently use TF32, 10 bits of mantissa in place of 23. fixed_sizes: inputs keep
-    their sizes, so that cuDNN's trials of algorithms pay (pretraining; a detector's images vary).
+    float32 is float32: cuDNN's convolutions would silently use TF32, 10 bits of mantissa in place of 23. fixed_sizes: images keep
+    their sizes, so that cuDNN's trials of algorithms pay (pretraining: only the box head's count varies, by some dozens, and each is tried
+    once; a detector's images vary).
     """
     if not torch.cuda.is_available():
         return {}
@@ -129,7 +130,7 @@ def from_first(value: Any) -> Any:
 def wait() -> None:
     """Until all processes are here; up to LONE_WORK, because the first may have worked alone."""
     if dist.is_initialized():
-        dist.barrier(group=_waiting)
+        dist.all_reduce(torch.zeros(1), group=_waiting)  # a barrier would ask the GPU that the group is bound to
 
 
 class Later:
