@@ -58,4 +58,4 @@ def test_peak_memory_of_a_child_is_not_its_parents():
 
 def test_only_one_module_asks_the_system_for_cores_and_memory():
     asks = re.compile("sched_getaffinity|ru_maxrss").search
-    assert [path.name for path in (soco_lib.ROOT / "soco_lib").glob("*.py") if asks(path.read_text())] == ["machine.py"]
+    assert [path.name for path in (soco_lib.ROOT / "soco_lib").rglob("*.py") if asks(path.read_text())] == ["machine.py"]

@@ -13,7 +13,7 @@ import pytest
 from soco_lib import BookError, ROOT
 from soco_lib.studies.paper import paper_table, paper_value
 
-CSV = ROOT / "soco_lib" / "paper_tables.csv"
+CSV = ROOT / "soco_lib" / "studies" / "paper_tables.csv"
 PAPER = Path(os.environ.get("SOCO_PAPER") or ROOT.parent / "shared" / "paper" / "soco_paper.txt")
 BOX = ["AP_bb", "AP50_bb", "AP75_bb"]
 FULL = BOX + ["AP_mk", "AP50_mk", "AP75_mk"]
