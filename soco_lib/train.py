@@ -66,7 +66,7 @@ class Trainer:
             self.parallel = DistributedDataParallel(
                 self.model,
                 device_ids=[process.device] if process.device.type == "cuda" else None,
-                broadcast_buffers=False,  # norms are synchronised, or (gloo) each process's own: nobody needs the first one's statistics
+                **distributed.own_buffers(),
                 find_unused_parameters=cfg.assignment == "fixed",  # the other levels' convolutions get no gradient
             )
 

@@ -6,6 +6,7 @@ on and wait for, so that nobody's GPU is asked and NCCL's watchdog sees no colle
 
 from __future__ import annotations
 
+import inspect
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from soco_lib.config import require
 
@@ -98,6 +100,14 @@ def arithmetic(fixed_sizes: bool) -> dict:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = fixed_sizes
     return {"tf32": False, "cudnn_benchmark": fixed_sizes}
+
+
+def own_buffers() -> dict[str, bool]:
+    """What tells DistributedDataParallel to leave buffers alone, by the name that this torch has for it: norms are synchronised, or
+    (gloo) each process's own, and nobody needs the first one's statistics.
+    """
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    return {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
 
 
 def mean(value: torch.Tensor) -> torch.Tensor:

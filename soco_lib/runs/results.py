@@ -31,11 +31,16 @@ PACKAGES = ("torch", "torchvision", "numpy", "opencv-contrib-python-headless", "
 DESIGN = {"cpu family": "family", "model": "model", "CPU implementer": "implementer", "CPU part": "part"}
 
 
-def write_json(path: Path, value) -> None:
+def write_text(path: Path, text: str) -> None:
     """Write then rename, so that a reader sees the old file or the new one and a killed writer leaves no torn one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=1, allow_nan=True) + "\n")
+    temporary.write_text(text)
     os.replace(temporary, path)
+
+
+def write_json(path: Path, value) -> None:
+    """`value` as JSON, as `write_text` writes."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=True) + "\n")
 
 
 def read_json(path: Path):

@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,12 +16,14 @@ import torch
 
 from soco_lib import BookError
 from soco_lib.runs import distributed, loader
-from soco_lib.runs.results import Run
+from soco_lib.runs.results import Run, write_text
 
 #: Exit status of a run that was told to stop and saved a checkpoint: the shell's number for SIGTERM.
 STOPPED = 128 + signal.SIGTERM
 #: In a run folder, while several processes work on it: why another than the first one, which keeps the record, got no batches.
 UNFED = ".unfed"
+#: Seconds that the first process gives another to say so.
+HEARSAY = 2.0
 
 
 class Stopped(BookError):
@@ -55,9 +58,12 @@ def _reason_of_all(run: Run, process: distributed.Process, error: BaseException,
     path = run.folder / UNFED
     if not process.main and isinstance(error, loader.Unfed):
         message = f"process {process.rank}: {message}"
-        path.write_text(message)
-    elif process.world > 1 and not isinstance(error, BookError) and path.exists():
-        message = path.read_text()
+        write_text(path, message)
+    elif process.main and process.world > 1 and not isinstance(error, BookError):
+        until = time.monotonic() + HEARSAY
+        while not path.exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        message = path.read_text() if path.exists() else message
     return message
 
 
@@ -91,13 +97,16 @@ def main(description: str, work: Callable[[Run, distributed.Process], dict], arg
         if process.main:
             run.end("done", metrics)
     except BaseException as raised:
+        # torchrun tells this process to stop as soon as another one has ended: how it ended is recorded first.
+        before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
         error = loader.reason(raised)
+        message = str(error) if isinstance(error, BookError) else f"{type(error).__name__}: {error}"
+        message = _reason_of_all(run, process, error, message)  # before anything is let go of: the connection to the others too
         loader.end_workers()
         traceback.clear_frames(raised.__traceback__)  # lets go of the loader
-        message = str(error) if isinstance(error, BookError) else f"{type(error).__name__}: {error}"
-        message = _reason_of_all(run, process, error, message)
         if ours:
             run.end("stopped" if isinstance(error, Stopped) else "failed", error=message)
+        signal.signal(signal.SIGTERM, before)
         if not isinstance(error, BookError):
             raise
         if process.main or isinstance(error, loader.Unfed):  # every process has the same bad input, but its own loader

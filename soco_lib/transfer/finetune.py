@@ -150,7 +150,7 @@ class FineTuner(Accumulator):
             AHEAD, samples.shared_bytes(reached.micro_batch), cfg.workers, comm.get_local_size(), shared_bytes(d2),
             say=print if comm.is_main_process() else lambda *_, **__: None,
         )  # fmt: skip
-        parallel = create_ddp_model(model, broadcast_buffers=False, **({} if cuda else {"device_ids": None}))
+        parallel = create_ddp_model(model, **distributed.own_buffers(), **({} if cuda else {"device_ids": None}))
         batches = samples.loader(reached, cfg.workers, start, ahead)
         super().__init__(parallel, batches, optimizer, reached.accumulate, cfg.precision, cfg.seed)
         self.scheduler = build_lr_scheduler(d2, optimizer)
