@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from soco_lib import BookError, checkpoint, loader, session, train, transfer
+from soco_lib import BookError, checkpoint, distributed, loader, session, train, transfer
 from soco_lib.accumulation import Samples, reach
 from soco_lib.config import plan
 from soco_lib.dataset import ProposalViews, build_loader, shared_bytes
@@ -329,15 +329,24 @@ def test_a_dead_worker_ends_the_run_with_its_reason(own, tmp_path):
     assert "the loader broke" in Run.read(run.folder).record["sessions"][-1]["error"] and not alive(map(int, workers))
 
 
-def test_a_dead_worker_of_another_process_is_the_reason_that_the_run_keeps(own, tmp_path):
-    """The first process, which keeps the record, sees a broken connection."""
-    run = Run.start("run", "pretrain", with_(own, steps=1000), tmp_path)
-    agent = subprocess.Popen(command("soco_lib.train", run.folder, 2), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=same_threads())
+def test_a_dead_worker_of_another_process_is_told_with_its_process(own, tmp_path):
+    run, said = Run.start("run", "pretrain", with_(own, steps=1000), tmp_path), tmp_path / "said.txt"
+    with open(said, "w") as output:
+        agent = subprocess.Popen(command("soco_lib.train", run.folder, 2), stdout=output, stderr=output, env=same_threads())
     wait_until(lambda: len(run.rows()) >= 3)
     os.kill(int(children(workers_of(agent.pid)[1])[0]), signal.SIGKILL)
     assert agent.wait(timeout=60) == 1
-    record = Run.read(run.folder).record
-    assert record["status"] == "failed" and record["sessions"][-1]["error"].startswith("process 1: the loader broke: DataLoader worker")
+    assert "error: process 1: the loader broke: DataLoader worker" in said.read_text()
+
+
+def test_the_first_process_records_the_reason_of_another(own, tmp_path):
+    """It keeps the record, and sees no more than a broken connection."""
+    run, broken = Run.start("run", "pretrain", own, tmp_path), Unfed("the loader broke")
+    first, second = (distributed.Process(rank, rank, 2, 2, torch.device("cpu")) for rank in (0, 1))
+    closed = RuntimeError("Connection closed by peer")
+    assert session._reason_of_all(run, first, BookError("bad"), "bad") == "bad"
+    told = session._reason_of_all(run, second, broken, str(broken))
+    assert told == "process 1: the loader broke" == session._reason_of_all(run, first, closed, str(closed))
 
 
 def test_bad_input_that_a_worker_finds_is_one_line(own, tmp_path, capsys):
