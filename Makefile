@@ -159,11 +159,11 @@ $(SCENES)-test/scenes.json: | $(READY)
 data: $(SCENES)/scenes.json $(SCENES)-test/scenes.json ## draw the embedded scenes (data/scenes and data/scenes-test, COCO layout)
 
 data-check: | $(READY) ## count images and annotations of NAMES against the known totals of COCO, VOC, LVIS, ImageNet
-	@$(PY) -m soco_lib.transfer.data_check $(NAMES)
+	@$(PY) -m soco_lib.transfer.check_data $(NAMES)
 
 # LVIS's toy benchmarks read the scenes in LVIS layout.
 $(SCENES)-lvis/lvis_val.json: $(SCENES)/scenes.json | $(READY)
-	@$(PY) -m soco_lib.transfer.lvis_sample
+	@$(PY) -m soco_lib.transfer.make_lvis
 
 # The toy profile's data are the scenes, unless others are named.
 TOY_DATA := $(if $(filter toy,$(PROFILE)),$(SCENES)/scenes.json $(SCENES)-test/scenes.json)
@@ -210,7 +210,7 @@ benchmarks: $(TOY_DATA) | $(READY) ## every benchmark of the paper (or NAMES) fr
 
 # Status 3: the text is all that these two runs allow.
 compare: | $(READY) ## two runs A and B: what differs in settings and metrics; of two transfers also curves, classes, errors, images
-	@$(PY) -m soco_lib.transfer.comparison '$(A)' '$(B)' --results '$(RESULTS)' || { status=$$?; [ $$status = 3 ] && exit 0 || exit $$status; }; \
+	@$(PY) -m soco_lib.transfer.compare '$(A)' '$(B)' --results '$(RESULTS)' || { status=$$?; [ $$status = 3 ] && exit 0 || exit $$status; }; \
 	$(BOOK) $(NB)/07_compare.ipynb --results $(RESULTS) --run-name $(or $(RUN),compare-$(notdir $(A:%/=%))-$(notdir $(B:%/=%))) \
 	    -p run_a '$(A)' -p run_b '$(B)'
 
@@ -267,7 +267,7 @@ probe: | $(READY) ## class of labelled objects (TEST=coco:... or voc:..., learnt
 	@$(PY) -m soco_lib.features.probe '$(INIT)' --data '$(TEST)' --fit '$(TRAIN)'
 
 probe-table: | $(READY) ## mean and spread over seeds of the probed pretrainings RUNS, in RESULTS/RUN
-	@$(PY) -m soco_lib.features.probes '$(RESULTS)/$(or $(RUN),probe-table)' $(addprefix $(RESULTS)/,$(RUNS))
+	@$(PY) -m soco_lib.features.probe_table '$(RESULTS)/$(or $(RUN),probe-table)' $(addprefix $(RESULTS)/,$(RUNS))
 
 # ------------------------------------------------------------------------------------------------------------ studies
 STUDIES := $(addprefix ablation-,labels photographs longer detectors alignment viewsize batchsize proposals momentum) table9 \
@@ -326,12 +326,12 @@ rerun: $(TOY_DATA) | $(READY) ## the finished or tracked run RUN once more from 
 	@$(PY) -m soco_lib.studies.rerun '$(RUN)' --results '$(RESULTS)'
 
 table4: | $(READY) ## Table 4 beside our runs of it, from their records (PROFILE=all: toy and paper)
-	@$(PY) -m soco_lib.tables.study_tables alignment --results '$(RESULTS)' --profile '$(PROFILE)'
+	@$(PY) -m soco_lib.tables.study_table alignment --results '$(RESULTS)' --profile '$(PROFILE)'
 table5: | $(READY) ## the same of Tables 5a to 5d
-	@$(PY) -m soco_lib.tables.study_tables viewsize batchsize proposals momentum --results '$(RESULTS)' --profile '$(PROFILE)'
+	@$(PY) -m soco_lib.tables.study_table viewsize batchsize proposals momentum --results '$(RESULTS)' --profile '$(PROFILE)'
 tables: | $(READY) ## every table that has runs or tracked records; needs neither data nor a GPU
 	@for n in 1 2 3 6 7 8 10; do $(PY) -m soco_lib.tables.paper_tables $$n --results '$(RESULTS)' --profile all >/dev/null; done
-	@$(PY) -m soco_lib.tables.study_tables --results '$(RESULTS)'
+	@$(PY) -m soco_lib.tables.study_table --results '$(RESULTS)'
 	@$(PY) -m soco_lib.tables.claims --results '$(RESULTS)' >/dev/null
 	@$(PY) -m soco_lib.tables.trials --results '$(RESULTS)' >/dev/null
 
@@ -348,7 +348,7 @@ check-gpu: | $(READY) ## does this node compute what the book says, and how fast
 BENCHES := views step proposals store readers startup
 .PHONY: bench $(addprefix bench-,$(BENCHES))
 bench: $(TOY_DATA) | $(READY) ## time every part beside its plain formulation, on IMAGES; tables go to RESULTS/bench
-	@$(PY) -m soco_lib.speed.bench $(if $(IMAGES),--images '$(IMAGES)') --results '$(RESULTS)'
+	@$(PY) -m tests.speed.bench $(if $(IMAGES),--images '$(IMAGES)') --results '$(RESULTS)'
 	@$(BOOK) $(NB)/09_speed.ipynb --results $(RESULTS) --run-name $(or $(RUN),speed) -p results '$(RESULTS)'
 bench-views: ## from a file's bytes to normalised views
 bench-step: ## one training step of SoCo-R50-FPN: time, memory, operations
@@ -357,7 +357,7 @@ bench-store: ## the proposal store at ImageNet's size
 bench-readers: ## folder, zip and tar
 bench-startup: ## from a command to the first step
 $(addprefix bench-,$(BENCHES)): $(TOY_DATA) | $(READY)
-	@$(PY) -m soco_lib.speed.bench $(@:bench-%=%) $(if $(IMAGES),--images '$(IMAGES)') --results '$(RESULTS)'
+	@$(PY) -m tests.speed.bench $(@:bench-%=%) $(if $(IMAGES),--images '$(IMAGES)') --results '$(RESULTS)'
 
 clean: ## remove caches; results and the environment stay
 	@find . \( -path ./.venv -o -path ./.git -o -path ./data \) -prune -o -type d \

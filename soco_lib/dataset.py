@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from soco_lib import BookError
 from soco_lib.runs import loader
-from soco_lib.config import Plan, Pretrain, require
+from soco_lib.config import Plan, Pretrain
+from soco_lib.fields import require
 from soco_lib.data.sources import ImageSource, UnreadableImage, open_source
 from soco_lib.data.store import ProposalStore
 from soco_lib.views import ViewSample, make_views

@@ -9,7 +9,7 @@ import warnings
 from contextlib import redirect_stderr
 
 from soco_lib import BookError
-from soco_lib.config import one_of, require
+from soco_lib.fields import one_of, require
 
 logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)  # warns whenever fvcore is imported
 with warnings.catch_warnings(), redirect_stderr(io.StringIO()):

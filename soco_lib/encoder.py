@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
-from soco_lib.config import Pretrain, require
+from soco_lib.config import Pretrain
+from soco_lib.fields import require
 from soco_lib.detector import detector_config
 
 from detectron2.modeling import build_backbone, build_roi_heads  # noqa: E402  (soco_lib.detector silences its imports)

@@ -18,14 +18,15 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from soco_lib import BookError
-from soco_lib.runs import checkpoint, distributed, loader, session
-from soco_lib.config import Plan, Pretrain, from_dict, plan, require, to_dict
+from soco_lib.runs import checkpoint, processes, loader, session
+from soco_lib.config import Plan, Pretrain, plan
+from soco_lib.fields import from_dict, require, to_dict
 from soco_lib.dataset import AHEAD, Batch, ProposalViews, build_loader, normalize, shared_bytes
 from soco_lib.encoder import recompute, send
 from soco_lib.runs.meter import Meter, Record, probe_due
 from soco_lib.optim import build_optimizer, learning_rate, target_momentum
-from soco_lib.runs.results import Run
-from soco_lib.soco import SoCo
+from soco_lib.runs.folder import Run
+from soco_lib.model import SoCo
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -34,7 +35,7 @@ class Diverged(BookError):
     """The loss became NaN or infinite."""
 
 
-def build_model(cfg: Pretrain, process: distributed.Process) -> SoCo:
+def build_model(cfg: Pretrain, process: processes.Process) -> SoCo:
     """SoCo on the process's device; batch norm is synchronised wherever several GPUs share the batch.
 
     Raises BookError for what this number of processes cannot do.
@@ -56,7 +57,7 @@ def build_model(cfg: Pretrain, process: distributed.Process) -> SoCo:
 class Trainer:
     """What one update needs; plain state, no hooks."""
 
-    def __init__(self, cfg: Pretrain, plan: Plan, process: distributed.Process):
+    def __init__(self, cfg: Pretrain, plan: Plan, process: processes.Process):
         self.cfg, self.plan, self.process = cfg, plan, process
         self.model = build_model(cfg, process)
         self.optimizer = build_optimizer(self.model, cfg)
@@ -66,7 +67,7 @@ class Trainer:
             self.parallel = DistributedDataParallel(
                 self.model,
                 device_ids=[process.device] if process.device.type == "cuda" else None,
-                **distributed.own_buffers(),
+                **processes.own_buffers(),
                 find_unused_parameters=cfg.assignment == "fixed",  # the other levels' convolutions get no gradient
             )
 
@@ -145,7 +146,7 @@ class Trainer:
         return state["step"]
 
 
-def train(run: Run, process: distributed.Process, told: Sequence = ()) -> dict:
+def train(run: Run, process: processes.Process, told: Sequence = ()) -> dict:
     """Run (or go on with) a pretraining to its end; returns its metrics. Raises BookError before any work for bad input.
 
     told: no longer empty once this process shall stop; all processes then do so after the same update, with session.Stopped.
@@ -190,9 +191,9 @@ def train(run: Run, process: distributed.Process, told: Sequence = ()) -> dict:
         done = step + 1
         logs = done % cfg.log_every == 0 or done == numbers.steps
         saves = done % cfg.save_every == 0 or done == numbers.steps
-        unread.append((done, distributed.Later(distributed.mean(out["loss"].float()))))
+        unread.append((done, processes.Later(processes.mean(out["loss"].float()))))
         look(leave=1 if process.ahead and not (logs or saves) else 0)
-        stop = distributed.anyone(bool(told))  # asked after the look, which is where a GPU's process waits
+        stop = processes.anyone(bool(told))  # asked after the look, which is where a GPU's process waits
         if stop:
             look(leave=0)
         if logs:
@@ -204,7 +205,7 @@ def train(run: Run, process: distributed.Process, told: Sequence = ()) -> dict:
         if probe_due(done, cfg, numbers):
             if process.main:
                 record.probe(done, trainer.model.online.encoder)
-            distributed.wait()
+            processes.wait()
         if stop and done < numbers.steps:
             raise session.Stopped(f"told to stop after step {done}, of which a checkpoint is saved: run again to go on")
     if not process.main:  # the first one may still be writing what follows
@@ -227,7 +228,7 @@ def train(run: Run, process: distributed.Process, told: Sequence = ()) -> dict:
     }
 
 
-def work(run: Run, process: distributed.Process) -> dict:
+def work(run: Run, process: processes.Process) -> dict:
     """`train` that ends with a checkpoint when the process is told to stop."""
     with session.told_to_stop() as told:
         return train(run, process, told)

@@ -5,10 +5,10 @@ import statistics
 
 import pytest
 
-from soco_lib.speed import bench_readers, bench_startup, bench_step, bench_views
+from tests.speed import bench_readers, bench_startup, bench_step, bench_views
 from soco_lib.config import Pretrain
 from soco_lib.data.sources import open_source
-from soco_lib.speed.timing import Bench
+from tests.speed.timing import Bench
 
 LAYOUTS = ("class folders", "zip", "tar", "4 tar shards", "imagenet-zip")
 GOALS = {
@@ -22,7 +22,7 @@ GOALS = {
 def test_a_benchmark_on_a_folder(pictures, monkeypatch, name):
     heavy = ("plain", "soco_lib.train")  # seconds each; a run that starts imports them anyway
     monkeypatch.setattr(bench_startup, "IMPORTS", {k: "" if k in heavy else code for k, code in bench_startup.IMPORTS.items()})
-    bench = importlib.import_module(f"soco_lib.speed.bench_{name}").run(f"folder:{pictures}", True)
+    bench = importlib.import_module(f"tests.speed.bench_{name}").run(f"folder:{pictures}", True)
     assert isinstance(bench, Bench) and bench.name == name and str(pictures) in bench.data and bench.notes
     assert [goal.what for goal in bench.goals] == GOALS[name]
     assert all(value > 0 for row in bench.rows for value in row.values)

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from soco_lib.scenes import write as scenes
-from soco_lib.speed import bench_plots, bench_proposals, bench_store
+from soco_lib.figures import speed
+from tests.speed import bench_proposals, bench_store
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +47,8 @@ def test_images_without_labels_have_no_quality(pictures, light):
     record = bench_proposals.run(f"folder:{pictures}", True)
     assert all("recall" not in row for row in record.tables["Settings"]) and not record.goals
     assert any("no labels" in note for note in record.notes) and "Settings" in record.markdown()
-    assert bench_plots.tradeoff(dataclasses.asdict(record)) is None
-    assert "without labels" in bench_plots.choice(dataclasses.asdict(record))
+    assert speed.tradeoff(dataclasses.asdict(record)) is None
+    assert "without labels" in speed.choice(dataclasses.asdict(record))
 
 
 def test_a_setting_too_slow_is_tried_on_few_images(labelled, light, monkeypatch):
@@ -59,7 +60,7 @@ def test_a_setting_too_slow_is_tried_on_few_images(labelled, light, monkeypatch)
 
 def test_tradeoff_is_drawn_and_read(record):
     plain = dataclasses.asdict(record)
-    figure = bench_plots.tradeoff(plain)
+    figure = speed.tradeoff(plain)
     assert [ax.get_title() for ax in figure.axes] == ["recall", "mean best IoU", "precision"]
     row = {"mode": "fast", "base k": 100, "images": 9, "mean best IoU": 0.9, "precision": 0.2, "default": ""}
     plain["tables"] = {"Settings": [
@@ -68,11 +69,11 @@ def test_tradeoff_is_drawn_and_read(record):
         row | {"side": 64, "s an image": 0.02, "recall": 0.95},
         row | {"side": "full", "s an image": 0.04, "recall": 0.99, "images": 2},
     ]}  # fmt: skip
-    text = bench_plots.choice(plain)
+    text = speed.choice(plain)
     assert text.startswith("2 of 4 settings reach all goals on all images; the default, fast at 128 px, base k 100: 0.070 s, rec")
     assert text.endswith("; fastest, fast at 96 px, base k 100: 0.050 s, recall 0.960, mean best IoU 0.900, precision 0.200.")
     plain["tables"]["Settings"][1]["recall"] = 0.9
-    assert bench_plots.choice(plain).endswith("; it is the fastest of them.")
+    assert speed.choice(plain).endswith("; it is the fastest of them.")
 
 
 def test_store(light):
@@ -85,7 +86,7 @@ def test_store(light):
         "private memory of each of 2 processes, the largest",
     ]  # fmt: skip
     assert goals["peak memory of building"].value == 2**20 / 2**30
-    assert "smaps_rollup" in record.markdown() and bench_plots.growth(dataclasses.asdict(record)) is not None
+    assert "smaps_rollup" in record.markdown() and speed.growth(dataclasses.asdict(record)) is not None
 
 
 def test_the_plain_store_holds_the_same_boxes(tmp_path):

@@ -9,10 +9,11 @@ from soco_lib import BookError
 from soco_lib.studies import paper
 from soco_lib.transfer import benchmarks
 from soco_lib.transfer.benchmarks import BENCHMARKS, Transfer, find, split_sets
-from soco_lib.config import Pretrain, load
-from soco_lib.transfer.detection import DetectionData, detectron_config, open_both
+from soco_lib.config import Pretrain
+from soco_lib.fields import load
+from soco_lib.transfer.detectron import DetectionData, detectron_config, open_both
 from soco_lib.encoder import Encoder
-from soco_lib.transfer.evaluation import evaluate
+from soco_lib.transfer.evaluate import evaluate
 from soco_lib.weights.load import Weights, compare
 from tests.conftest import TINY_DETECTOR
 from tests.test_detection_data import write_coco

@@ -11,12 +11,12 @@ import pytest
 import yaml
 
 from soco_lib import BookError, ROOT
-from soco_lib.figures import claims_plots
+from soco_lib.figures import claims
 from soco_lib.runs import records
 from soco_lib.studies import study as studies
-from soco_lib.tables import claims, study_tables
-from soco_lib.runs.results import Run, read_json, write_json
-from soco_lib.tables.study_records import rows_of
+from soco_lib.tables import claims, study_table
+from soco_lib.runs.folder import Run, read_json, write_json
+from soco_lib.tables.study_rows import rows_of
 
 
 def test_the_bootstrap_is_the_percentiles_of_all_resamples():
@@ -91,7 +91,7 @@ def results(tmp_path):
             box = {"AP": score, "AP50": score, "AP75": score, "APs": float("nan"), "APm": score, "APl": score}
             box["per_class"] = {"car": 9 - gains[seed], "fish": score}
             run.end("done", {"bbox": box, "segm": box, "train_images": images, "iterations": 2, "batch": 8})
-    study_tables.build(study, "toy", tmp_path)
+    study_table.build(study, "toy", tmp_path)
     return tmp_path
 
 
@@ -133,7 +133,7 @@ def test_differences_between_two_kinds_of_processor_are_counted_and_told(results
 
 def test_a_study_tells_only_what_it_was_run_with(results):
     alignment = studies.read("alignment")  # shares whole image and SoCo with `labels`, which scored them on three benchmarks
-    study_tables.build(alignment, "toy", results)
+    study_table.build(alignment, "toy", results)
     folder = results / "studies" / "alignment-toy"
     assert {row.benchmark for row in rows_of(alignment, "toy", folder)} == {"coco-fpn-1x"}
     assert {path.name for path in folder.iterdir()} == {
@@ -143,30 +143,30 @@ def test_a_study_tells_only_what_it_was_run_with(results):
 
 def test_figures_and_where_pretraining_hurts(results):
     rows = rows_of(studies.read("labels"), "toy", results / "studies" / "labels-toy")
-    changed = claims_plots.changes(rows, "soco", "scratch", "coco-fpn-1x").set_index("name")
+    changed = claims.changes(rows, "soco", "scratch", "coco-fpn-1x").set_index("name")
     assert set(changed.index) == {"medium objects", "large objects", "car", "fish"}  # nothing small was there to score
     assert changed.loc["car", "high"] < 0 < changed.loc["fish", "low"]
-    left, right = claims_plots.labels(rows).axes
+    left, right = claims.labels(rows).axes
     assert [text.get_text() for text in left.get_xticklabels()] == ["75", "150", "1500"]
     assert len(right.containers) == 2  # SoCo and the whole image
-    assert len(claims_plots.iterations({"labels": rows}).axes) == 3
-    assert claims_plots.draw_changes(changed.reset_index(), "x").axes
-    assert claims_plots.changes(rows, "soco-star", "scratch", "coco-fpn-1x").empty
+    assert len(claims.iterations({"labels": rows}).axes) == 3
+    assert claims.draw_changes(changed.reset_index(), "x").axes
+    assert claims.changes(rows, "soco-star", "scratch", "coco-fpn-1x").empty
 
 
 def test_figures_compare_only_seeds_that_random_weights_have_too(results):
     rows = rows_of(studies.read("labels"), "toy", results / "studies" / "labels-toy")
     fewer = [dataclasses.replace(row, cells={s: cell for s, cell in row.cells.items() if s or not row.variant.scratch}) for row in rows]
-    left, _ = claims_plots.labels(fewer).axes
+    left, _ = claims.labels(fewer).axes
     assert {len(line.get_xdata()) for line in left.get_lines() if line.get_marker() == "."} == {2}  # of scratch, whole image and SoCo
-    assert {len(claims_plots.iterations({"labels": each}).axes[0].get_lines()) for each in (rows, fewer)} == {3 * 4, 3 * 3}
+    assert {len(claims.iterations({"labels": each}).axes[0].get_lines()) for each in (rows, fewer)} == {3 * 4, 3 * 3}
     none = [dataclasses.replace(row, cells={} if row.variant.scratch else row.cells) for row in rows]
-    assert claims_plots.labels(none).axes[1].get_title(loc="left") == "minus whole-image, same seeds"
+    assert claims.labels(none).axes[1].get_title(loc="left") == "minus whole-image, same seeds"
 
 
 def test_a_line_each_claim_that_was_run_with_its_verdict_as_colour(results):
     frame, _ = claims.build(results)
-    ax = claims_plots.verdicts(frame).axes[0]
+    ax = claims.verdicts(frame).axes[0]
     said = [text.get_text() for text in ax.get_yticklabels()]
     assert said == list(frame.loc[frame["n"] > 0, "claim"]) and 0 < len(said) < len(frame)
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["confirmed", "undecided"]

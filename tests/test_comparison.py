@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from soco_lib import BookError
-from soco_lib.transfer import benchmarks, comparison, predictions
-from soco_lib.config import Pretrain, to_dict
+from soco_lib.transfer import benchmarks, compare, predictions
+from soco_lib.config import Pretrain
+from soco_lib.fields import to_dict
 from soco_lib.figures.detection_plots import class_bars
 
 DETECTIONS = [
@@ -48,12 +49,12 @@ def transfer(folder, test, ap=1.0, detections=(), **changes):
 
 def test_settings_scores_and_classes(data, tmp_path):
     folders = transfer(tmp_path / "a", data), transfer(tmp_path / "b", data, 3.5, init="results/soco", seed=1)
-    a, b = comparison.open_pair(str(folders[0]), "b", str(tmp_path))  # a path, a name under the results folder
-    assert comparison.settings(a, b).to_dict("index") == {
+    a, b = compare.open_pair(str(folders[0]), "b", str(tmp_path))  # a path, a name under the results folder
+    assert compare.settings(a, b).to_dict("index") == {
         "init": {"A": "scratch", "B": "results/soco"}, "seed": {"A": 0, "B": 1},
     }  # fmt: skip
-    assert comparison.scores(a, b).loc[("bbox", "AP50")].to_dict() == {"A": 2.0, "B": 7.0, "B - A": 5.0}
-    assert comparison.class_differences(a, b)["bbox"] == {"cat": 2.5, "dog": pytest.approx(math.nan, nan_ok=True)}
+    assert compare.scores(a, b).loc[("bbox", "AP50")].to_dict() == {"A": 2.0, "B": 7.0, "B - A": 5.0}
+    assert compare.class_differences(a, b)["bbox"] == {"cat": 2.5, "dog": pytest.approx(math.nan, nan_ok=True)}
 
 
 def test_runs_that_cannot_be_compared_are_refused(data, tmp_path):
@@ -72,15 +73,15 @@ def test_runs_that_cannot_be_compared_are_refused(data, tmp_path):
         "": "B names no run.*make compare A=",
     }.items():
         with pytest.raises(BookError, match=message):
-            comparison.open_pair(str(a), b, str(tmp_path))
+            compare.open_pair(str(a), b, str(tmp_path))
 
 
 def test_images_where_two_runs_differ_most(data, tmp_path):
     a = predictions.read(transfer(tmp_path / "a", data, detections=DETECTIONS))
     b = predictions.read(transfer(tmp_path / "b", data, detections=[DETECTIONS[0] | {"image_id": i} for i in (1, 2)]))
     # Of A's detections on image 1 the surer is wrong: F1 2/3 at 0.4. B finds both objects.
-    assert comparison.most_different(a, b, 5) == {2: ((0.0, 1.0), (1.0, 0.4)), 1: ((pytest.approx(2 / 3), 0.4), (1.0, 0.4))}
-    assert list(comparison.most_different(a, b, 1)) == [2]
+    assert compare.most_different(a, b, 5) == {2: ((0.0, 1.0), (1.0, 0.4)), 1: ((pytest.approx(2 / 3), 0.4), (1.0, 0.4))}
+    assert list(compare.most_different(a, b, 1)) == [2]
 
 
 def test_predictions_come_best_first(data, tmp_path):
@@ -138,7 +139,7 @@ def pretraining(folder, **changes):
 def test_any_two_runs_as_text(data, tmp_path, capsys):
     pretraining(tmp_path / "studies/tau-toy/one", overrides=["A=1", "B=1", "C=1"])
     other = pretraining(tmp_path / "two", tau=0.98, seed=2, overrides=["A=1", "B=2", "C=1"])
-    assert comparison.main(["one", str(other), "--results", str(tmp_path)]) == comparison.ALONE  # a record by its name alone
+    assert compare.main(["one", str(other), "--results", str(tmp_path)]) == compare.ALONE  # a record by its name alone
     said = capsys.readouterr().out
     rows = {line.split("  ")[0]: line.split()[1:] for line in said.splitlines()}
     assert rows["kind"] == ["pretrain", "pretrain"] and rows["images seen"] == ["seen", "160", "160"]
@@ -146,17 +147,17 @@ def test_any_two_runs_as_text(data, tmp_path, capsys):
     assert rows["overrides"] == ["B=1", "B=2"] and "A=1" not in said and "and 2 that both have" in said
     assert rows["loss"] == ["-3", "-5", "-2"] and rows["images_seen"] == ["160", "160", "+0"]
     assert any(line.startswith("no notebook of these two: A=one is a pretrain run") for line in rows)
-    comparison.main([str(transfer(tmp_path / "t", data)), str(other), "--results", str(tmp_path)])
+    compare.main([str(transfer(tmp_path / "t", data)), str(other), "--results", str(tmp_path)])
     said = capsys.readouterr().out
     assert "of those that both kinds have" in said and "bbox.AP50" in said and "per_class" not in said and "nan" not in said
 
 
 def test_two_transfers_with_detections_go_on_to_the_notebook(data, tmp_path, capsys):
     a, b = transfer(tmp_path / "a", data, 1.0), transfer(tmp_path / "b", data, 3.0, seed=1)
-    assert comparison.main([str(a), str(b)]) == 0
+    assert compare.main([str(a), str(b)]) == 0
     assert "settings that differ: 1" in capsys.readouterr().out
     kept = transfer(tmp_path / "studies/s-toy/c", data, 2.0)
-    assert comparison.main([str(a), str(kept)]) == comparison.ALONE
+    assert compare.main([str(a), str(kept)]) == compare.ALONE
     assert "B is a tracked record, which keeps no detections" in capsys.readouterr().out
 
 
@@ -164,15 +165,15 @@ def test_an_unfinished_run_is_shown_as_far_as_it_went(data, tmp_path, capsys):
     a, b = transfer(tmp_path / "a", data), transfer(tmp_path / "b", data)
     for folder in (a, b):
         (folder / "metrics.json").write_text('{"bbox": {"AP"')
-    assert comparison.main([str(a), str(b)]) == comparison.ALONE
+    assert compare.main([str(a), str(b)]) == compare.ALONE
     said = capsys.readouterr().out
     assert "failed: a/metrics.json is torn" in said and "settings that differ: none" in said and "neither run has metrics" in said
 
 
 def test_a_run_that_is_not_there_is_named(tmp_path, capsys):
-    assert comparison.main(["", "b"]) == 1 and "A names no run" in capsys.readouterr().err
+    assert compare.main(["", "b"]) == 1 and "A names no run" in capsys.readouterr().err
     torn = pretraining(tmp_path / "torn")
-    assert comparison.main([str(torn), "trn", "--results", str(tmp_path)]) == 1
+    assert compare.main([str(torn), "trn", "--results", str(tmp_path)]) == 1
     assert "B=trn is no run folder: did you mean 'torn'?" in capsys.readouterr().err
     (torn / "run.json").write_text('{"name": ')
-    assert comparison.main([str(torn), str(torn)]) == 1 and "torn/run.json" in capsys.readouterr().err
+    assert compare.main([str(torn), str(torn)]) == 1 and "torn/run.json" in capsys.readouterr().err

@@ -2,7 +2,8 @@ import pytest
 import yaml
 
 from soco_lib import BookError
-from soco_lib.config import Pretrain, View, differences, from_dict, identity, load, plan, to_dict
+from soco_lib.config import Pretrain, View, plan
+from soco_lib.fields import differences, from_dict, identity, load, to_dict
 
 
 def cfg(**changes):

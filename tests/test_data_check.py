@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from soco_lib.transfer import benchmarks, data_check
+from soco_lib.transfer import benchmarks, check_data
 from soco_lib.transfer.benchmarks import DATA, DataSet
 
 TABLE = {
@@ -42,7 +42,7 @@ def tree(tmp_path, monkeypatch):
 
 def check(capsys, *names):
     """Exit status, {(data set, what): (found, verdict)} and the text below the table."""
-    status = data_check.main(list(names))
+    status = check_data.main(list(names))
     out = capsys.readouterr().out
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines() if line.startswith("|")][2:]
     return status, {(row[0], row[1]): (int(row[2]), row[4]) for row in rows}, out.rpartition("|\n")[2]
@@ -85,16 +85,16 @@ def test_more_is_said_and_passes(tree, capsys):
 
 def test_a_foreign_file_is_named(tree, capsys):
     write(tree, "coco/annotations/a.json", text="[]")
-    status = data_check.main(["coco"])
+    status = check_data.main(["coco"])
     assert status == 1 and "a.json is not a file of COCO instances" in capsys.readouterr().err
 
 
 def test_names(monkeypatch, capsys):
-    assert data_check.chosen(["voc2007"]) == ["voc2007-trainval", "voc2007-test"]
-    assert data_check.chosen(["voc-c4"]) == ["voc2007-trainval", "voc2007-test", "voc2012-trainval"]
-    assert data_check.chosen(["lvis-fpn-2x", "imagenet-train"]) == ["lvis-train", "lvis-val", "imagenet-train"]
-    assert data_check.chosen([]) == [name for name in DATA if not name.startswith("scenes")]
-    assert data_check.main(["coco-tain2017"]) == 1
+    assert check_data.chosen(["voc2007"]) == ["voc2007-trainval", "voc2007-test"]
+    assert check_data.chosen(["voc-c4"]) == ["voc2007-trainval", "voc2007-test", "voc2012-trainval"]
+    assert check_data.chosen(["lvis-fpn-2x", "imagenet-train"]) == ["lvis-train", "lvis-val", "imagenet-train"]
+    assert check_data.chosen([]) == [name for name in DATA if not name.startswith("scenes")]
+    assert check_data.main(["coco-tain2017"]) == 1
     assert "did you mean 'coco-train2017'" in capsys.readouterr().err
 
 

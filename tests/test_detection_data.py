@@ -12,10 +12,10 @@ import torch
 from pycocotools import mask as rle
 
 from soco_lib import BookError
-from soco_lib.transfer import class_subset, lvis_sample
+from soco_lib.transfer import make_subset, make_lvis
 from soco_lib.transfer.benchmarks import Transfer, read_coco
-from soco_lib.transfer.detection import detectron_config, open_both, open_data
-from soco_lib.transfer.evaluation import PREDICTIONS, evaluate
+from soco_lib.transfer.detectron import detectron_config, open_both, open_data
+from soco_lib.transfer.evaluate import PREDICTIONS, evaluate
 
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES, load_voc_instances  # isort: skip
 from detectron2.structures import Boxes, BoxMode, Instances  # isort: skip
@@ -77,7 +77,7 @@ def write_voc(root, counts, names=NAMES, **more):
 def write_lvis(root):
     """Specs of training and test part, made by the documented script."""
     train, test = write_coco(root, "train", 12), write_coco(root, "val", 4, seed=1)
-    assert lvis_sample.main([train, test, "--out", str(root / "lvis")]) == 0
+    assert make_lvis.main([train, test, "--out", str(root / "lvis")]) == 0
     return tuple(f"lvis:{root / 'lvis' / f'lvis_{split}.json'}@{root}" for split in ("train", "val"))
 
 
@@ -99,7 +99,7 @@ def settings(train, test, **changes):
 @pytest.mark.parametrize("both", ["coco", "lvis", "voc"], indirect=True)
 def test_some_classes_of_a_set_become_a_coco_file(both, tmp_path, capsys):
     out = tmp_path / "dogs.json"
-    assert class_subset.main([both[0], "--classes", "dog", "--out", str(out)]) == 0
+    assert make_subset.main([both[0], "--classes", "dog", "--out", str(out)]) == 0
     spec, said = capsys.readouterr().out.split("  ")
     whole, made = open_data(both[0]), open_data(spec)
     assert made.classes == ("dog",) and not made.mask_format and len(made.records) == len(whole.records)
@@ -121,7 +121,7 @@ def test_some_classes_of_a_set_become_a_coco_file(both, tmp_path, capsys):
 ])  # fmt: skip
 def test_classes_that_a_set_has_not_are_told(tmp_path, classes, message):
     with pytest.raises(BookError, match=message):
-        class_subset.make(write_coco(tmp_path, "train", 2), tuple(n.strip() for n in classes.split(",") if n.strip()), tmp_path / "x.json")
+        make_subset.make(write_coco(tmp_path, "train", 2), tuple(n.strip() for n in classes.split(",") if n.strip()), tmp_path / "x.json")
     assert not (tmp_path / "x.json").exists()
 
 
@@ -174,7 +174,7 @@ def test_lvis_layout_knows_what_is_absent_and_what_is_not_marked():
                "annotations": [item | {"category_id": 5, "segmentation": {"size": [8, 8], "counts": code["counts"].decode()}},
                                item | {"category_id": 6, "segmentation": square, "iscrowd": 1},
                                item | {"category_id": 7, "segmentation": []}]}  # fmt: skip
-    made, lost = lvis_sample.convert(content, "images", {5: 1, 6: 2, 7: 3, 9: 4})
+    made, lost = make_lvis.convert(content, "images", {5: 1, 6: 2, 7: 3, 9: 4})
     image, (annotation,) = made["images"][0], made["annotations"]
     assert (image["neg_category_ids"], image["not_exhaustive_category_ids"], image["coco_url"], lost) == ([4], [2, 3], "a/b.jpg", 1)
     assert annotation["category_id"] == 1
@@ -351,7 +351,7 @@ def test_nothing_found_scores_0(both, tmp_path):
 def test_truth_of_real_data_scores_100(spec, data_root, tmp_path):
     if spec == "lvis":
         parts = [f"coco:{data_root}/coco_masks/instances_{split}.json@{data_root}/coco_masks/images" for split in ("train", "val")]
-        lvis_sample.main([*parts, "--out", str(tmp_path)])
+        make_lvis.main([*parts, "--out", str(tmp_path)])
         spec = f"lvis:{tmp_path}/lvis_val.json@{data_root}/coco_masks"
     found, test = score((spec, spec), tmp_path)
     for values in found.values():

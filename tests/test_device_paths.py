@@ -9,7 +9,7 @@ from torch import nn
 from torchvision.transforms.v2 import functional as F
 
 from soco_lib import BookError
-from soco_lib.speed import bench_step, plain_step
+from tests.speed import bench_step, plain_step
 from soco_lib.dataset import MEAN, STD, normalize
 from soco_lib.encoder import send
 from soco_lib.train import Trainer

@@ -11,23 +11,23 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from soco_lib import BookError
-from soco_lib.runs import checkpoint, distributed, session
+from soco_lib.runs import checkpoint, processes, session
 from soco_lib.config import Pretrain, View, plan
 from soco_lib.dataset import ProposalViews, build_loader
 from soco_lib.data.proposals import ProposalConfig
-from soco_lib.runs.results import Run
+from soco_lib.runs.folder import Run
 from soco_lib.data.sources import open_source
 from soco_lib.data.store import build_store
 from soco_lib.train import Trainer
 from tests.conftest import TINY_DETECTOR
 
 
-def joined(rank: int, world: int, port: int) -> distributed.Process:
+def joined(rank: int, world: int, port: int) -> processes.Process:
     """This process as one of `world`."""
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(world)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return distributed.start()
+    return processes.start()
 
 
 def three_updates(rank: int, world: int, port: int, cfg: Pretrain, out: str) -> None:
@@ -38,10 +38,10 @@ def three_updates(rank: int, world: int, port: int, cfg: Pretrain, out: str) -> 
     trainer = Trainer(cfg, numbers, process)
     trainer.model.eval()
     batches = iter(build_loader(dataset, numbers, rank, 0, pin=False))
-    losses = [float(distributed.mean(trainer.update(step, batches)["loss"])) for step in range(3)]
+    losses = [float(processes.mean(trainer.update(step, batches)["loss"])) for step in range(3)]
     if process.main:
         torch.save({"model": trainer.model.state_dict(), "losses": losses}, out)
-    distributed.stop()
+    processes.stop()
 
 
 def free_port() -> int:
@@ -71,12 +71,12 @@ def test_the_global_batch_is_all_that_counts(pictures, tmp_path, how):
 def agree(rank: int, world: int, port: int, cfg: Pretrain, folder: Path) -> None:
     """What processes that see different things agree on."""
     process = joined(rank, world, port)
-    assert distributed.from_first(f"seen by {rank}") == "seen by 0"
-    assert distributed.anyone(rank == 1) and not distributed.anyone(False)
+    assert processes.from_first(f"seen by {rank}") == "seen by 0"
+    assert processes.anyone(rank == 1) and not processes.anyone(False)
     if process.main:
         for step in (2, 4):
             checkpoint.save(folder, step, {}, 2)
-    distributed.wait()
+    processes.wait()
     if not process.main:
         seen = checkpoint.paths
         checkpoint.paths = lambda folder: seen(folder)[:-1]  # a network file system has not told this process of the newest
@@ -88,7 +88,7 @@ def agree(rank: int, world: int, port: int, cfg: Pretrain, folder: Path) -> None
     means = [None] * world
     dist.all_gather_object(means, trainer.model.online.encoder.trunk.stem.conv1.norm.running_mean.tolist())
     assert means[0] != means[1], "the first process's statistics were imposed on the other"
-    distributed.stop()
+    processes.stop()
 
 
 def test_processes_agree_on_what_each_sees_for_itself(cfg, tmp_path):
@@ -98,7 +98,7 @@ def test_processes_agree_on_what_each_sees_for_itself(cfg, tmp_path):
 
 def test_a_chosen_checkpoint_that_never_comes_is_one_error(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "PATIENCE", 0.3)
-    monkeypatch.setattr(distributed, "from_first", lambda value: 4)
+    monkeypatch.setattr(processes, "from_first", lambda value: 4)
     with pytest.raises(BookError, match="no checkpoint .*step_00000004.pt"):
         checkpoint.chosen(tmp_path, first=False)
 
@@ -117,13 +117,13 @@ def test_nccl_gets_a_device_and_a_timeout_and_lone_work_a_group_of_its_own(four_
     calls = []
     monkeypatch.setattr(dist, "init_process_group", lambda backend, **how: calls.append((backend, how)))
     monkeypatch.setattr(dist, "new_group", lambda **how: calls.append(how))
-    monkeypatch.setattr(distributed, "_agreeing", None)  # put back afterwards, both
-    monkeypatch.setattr(distributed, "_waiting", None)
-    assert distributed.start().device == torch.device("cuda", 3)
+    monkeypatch.setattr(processes, "_agreeing", None)  # put back afterwards, both
+    monkeypatch.setattr(processes, "_waiting", None)
+    assert processes.start().device == torch.device("cuda", 3)
     device = torch.device("cuda", 3)
-    assert calls[0] == ("nccl", {"timeout": distributed.TIMEOUT, "device_id": device}) and distributed.TIMEOUT >= timedelta(minutes=30)
-    assert calls[1:] == [{"backend": "gloo", "timeout": limit} for limit in (distributed.TIMEOUT, distributed.LONE_WORK)]
-    assert distributed.LONE_WORK > timedelta(hours=12)
+    assert calls[0] == ("nccl", {"timeout": processes.TIMEOUT, "device_id": device}) and processes.TIMEOUT >= timedelta(minutes=30)
+    assert calls[1:] == [{"backend": "gloo", "timeout": limit} for limit in (processes.TIMEOUT, processes.LONE_WORK)]
+    assert processes.LONE_WORK > timedelta(hours=12)
 
 
 @pytest.mark.parametrize("rank", ["0", "7"])
@@ -141,8 +141,8 @@ def test_float32_on_a_gpu_is_float32(monkeypatch, request):
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.allow_tf32, cudnn.benchmark, matmul.allow_tf32
     request.addfinalizer(lambda: [setattr(*x) for x in zip((cudnn, cudnn, matmul), ("allow_tf32", "benchmark", "allow_tf32"), before)])
-    assert distributed.arithmetic(True) == {} and torch.backends.cudnn.allow_tf32
+    assert processes.arithmetic(True) == {} and torch.backends.cudnn.allow_tf32
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert distributed.arithmetic(True) == {"tf32": False, "cudnn_benchmark": True}
+    assert processes.arithmetic(True) == {"tf32": False, "cudnn_benchmark": True}
     assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32 and torch.backends.cudnn.benchmark
-    assert distributed.arithmetic(False) == {"tf32": False, "cudnn_benchmark": False} and not torch.backends.cudnn.benchmark
+    assert processes.arithmetic(False) == {"tf32": False, "cudnn_benchmark": False} and not torch.backends.cudnn.benchmark

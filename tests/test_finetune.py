@@ -17,14 +17,15 @@ import torch
 
 from soco_lib import BookError
 from soco_lib.runs import checkpoint, session
-from soco_lib.transfer import finetune, work as transfer
-from soco_lib.transfer.accumulation import Accumulator, Batches, Samples, reach
+from soco_lib.transfer import finetune, run as transfer
+from soco_lib.transfer.batches import Accumulator, Batches, Samples, reach
 from soco_lib.transfer.benchmarks import Transfer
-from soco_lib.config import Pretrain, View, to_dict
-from soco_lib.transfer.detection import detectron_config, open_both
+from soco_lib.config import Pretrain, View
+from soco_lib.fields import to_dict
+from soco_lib.transfer.detectron import detectron_config, open_both
 from soco_lib.runs.loader import Feed
-from soco_lib.runs.results import Run, read_json
-from soco_lib.soco import SoCo
+from soco_lib.runs.folder import Run, read_json
+from soco_lib.model import SoCo
 from tests.conftest import TINY_DETECTOR
 from tests.test_transfer import TINY, settings, start, write_coco
 

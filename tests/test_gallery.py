@@ -2,8 +2,9 @@
 
 from soco_lib import ROOT
 from soco_lib.book import gallery
-from soco_lib.config import Pretrain, load
-from soco_lib.runs.results import Run
+from soco_lib.config import Pretrain
+from soco_lib.fields import load
+from soco_lib.runs.folder import Run
 
 TOY = "notebooks/params/pretrain-toy.yaml"
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from soco_lib.gpu import check as check_gpu, checks as gpu_checks
-from soco_lib.runs import distributed
+from soco_lib.runs import processes
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 DEVICE = torch.device("cuda")
@@ -15,7 +15,7 @@ DEVICE = torch.device("cuda")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    distributed.arithmetic(fixed_sizes=True)
+    processes.arithmetic(fixed_sizes=True)
     return tmp_path_factory.mktemp("checks")
 
 

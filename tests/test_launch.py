@@ -17,9 +17,9 @@ import pytest
 from soco_lib import BookError, ROOT
 from soco_lib.runs import launch, session
 from soco_lib.studies import plans
-from soco_lib.config import identity
+from soco_lib.fields import identity
 from soco_lib.runs.launch import command, environment
-from soco_lib.runs.results import Run
+from soco_lib.runs.folder import Run
 from tests.test_train import final_weights, same, same_threads, with_
 
 

@@ -20,17 +20,17 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from soco_lib import BookError, train
-from soco_lib.runs import checkpoint, distributed, loader, session
-from soco_lib.transfer import work as transfer
-from soco_lib.transfer.accumulation import Samples, reach
+from soco_lib.runs import checkpoint, processes, loader, session
+from soco_lib.transfer import run as transfer
+from soco_lib.transfer.batches import Samples, reach
 from soco_lib.config import plan
 from soco_lib.dataset import ProposalViews, build_loader, shared_bytes
-from soco_lib.transfer.detection import detectron_config, open_both
-from soco_lib.transfer.evaluation import shared_bytes as shared_test_bytes
+from soco_lib.transfer.detectron import detectron_config, open_both
+from soco_lib.transfer.evaluate import shared_bytes as shared_test_bytes
 from soco_lib.runs.launch import command
 from soco_lib.runs.loader import PAGE, SPARE, Feed, Unfed, Waiting, batches_ahead
-from soco_lib.runs.results import Run
-from soco_lib.soco import SoCo
+from soco_lib.runs.folder import Run
+from soco_lib.model import SoCo
 from tests.test_finetune import child as transferring
 from tests.test_finetune import final_weights as tuned_weights
 from tests.test_launch import children, workers_of
@@ -344,7 +344,7 @@ def test_a_dead_worker_of_another_process_is_told_with_its_process(own, tmp_path
 def test_the_first_process_records_the_reason_of_another(own, tmp_path):
     """It keeps the record, and sees no more than a broken connection."""
     run, broken = Run.start("run", "pretrain", own, tmp_path), Unfed("the loader broke")
-    first, second = (distributed.Process(rank, rank, 2, 2, torch.device("cpu")) for rank in (0, 1))
+    first, second = (processes.Process(rank, rank, 2, 2, torch.device("cpu")) for rank in (0, 1))
     closed = RuntimeError("Connection closed by peer")
     assert session._reason_of_all(run, first, BookError("bad"), "bad") == "bad"
     told = session._reason_of_all(run, second, broken, str(broken))

@@ -11,9 +11,9 @@ import soco_lib
 from soco_lib import BookError
 from soco_lib.data import shards
 from soco_lib.runs import locks
-from soco_lib.studies import runner, study_data
+from soco_lib.studies import runner, prepare
 from soco_lib.data.proposals import ProposalConfig
-from soco_lib.runs.results import Run
+from soco_lib.runs.folder import Run
 from soco_lib.data.sources import open_source
 from soco_lib.data.store import build_store
 
@@ -32,7 +32,7 @@ def a_study(folder, pictures):
 
 
 def proposals_of_a_study(folder, pictures):
-    with study_data._alone(folder / "proposals"):
+    with prepare._alone(folder / "proposals"):
         pass
 
 

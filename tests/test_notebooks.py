@@ -8,7 +8,7 @@ from soco_lib import ROOT
 from soco_lib.scenes import write as scenes
 from soco_lib.tables import claims
 from soco_lib.book.execute import NotebookFailed, execute
-from soco_lib.runs.results import Run
+from soco_lib.runs.folder import Run
 from tests.conftest import TINY_DETECTOR
 
 DETECTOR = {"detector": "mask-rcnn-r50-fpn", "overrides": list(TINY_DETECTOR)}

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 
 from soco_lib import BookError
-from soco_lib.features import probes
+from soco_lib.features import probe_table
 from soco_lib.scenes import write as scenes
 from soco_lib.config import Pretrain, View
 from soco_lib.features.probe import class_mean, fresh, knn, linear, probe
-from soco_lib.runs.results import Run, write_json
+from soco_lib.runs.folder import Run, write_json
 from tests.conftest import TINY_DETECTOR
 
 
@@ -106,11 +106,11 @@ def probed(folder, name, seed, alignment, knn):
 def test_table_of_probes_pairs_seeds_and_keeps_its_records(tmp_path, capsys):
     runs = [probed(tmp_path, f"soco-{s}", s, "head", v) for s, v in ((1, 0.05), (2, 0.06), (3, 0.07))]
     runs += [probed(tmp_path, f"whole-{s}", s, "whole", v) for s, v in ((1, 0.04), (2, 0.04), (3, 0.04))]
-    assert probes.main([str(tmp_path / "table"), *map(str, runs)]) == 0
+    assert probe_table.main([str(tmp_path / "table"), *map(str, runs)]) == 0
     said = capsys.readouterr().out
     assert "6.0 ± 1.0" in said and "+4.0 [+1.5, +6.5]" in said  # mean of 3, 4, 5; t(2) 4.303 x 1 / sqrt(3)
     assert "k-NN, head against whole: +2.0 [-0.5, +4.5] points over 3 seeds" in said
-    assert probes.collect([tmp_path / "table" / run.name for run in runs])["knn"].tolist() == pytest.approx([5, 6, 7, 4, 4, 4])
+    assert probe_table.collect([tmp_path / "table" / run.name for run in runs])["knn"].tolist() == pytest.approx([5, 6, 7, 4, 4, 4])
     unfinished = Run.start("x", "pretrain", Pretrain("a", "b"), tmp_path).folder
-    assert probes.main([str(tmp_path / "table"), str(unfinished)]) == 1
+    assert probe_table.main([str(tmp_path / "table"), str(unfinished)]) == 1
     assert capsys.readouterr().err.count("\n") == 1

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from soco_lib import train, views
-from soco_lib.runs import distributed
+from soco_lib.runs import processes
 from soco_lib.config import Pretrain, View, plan
 from soco_lib.dataset import ProposalViews, build_loader, normalize
-from soco_lib.soco import SoCo
+from soco_lib.model import SoCo
 from soco_lib.views import FIRST, SECOND, make_views
 from tests.conftest import TINY_DETECTOR
 from tests.test_soco import batch, pairs
@@ -102,7 +102,7 @@ def test_three_updates_equal_updates_by_hand(cfg, monkeypatch):
     cfg = with_(cfg, size=96, views=(View(96), View(64, "V2")), batch=12, micro_batch=6, optimizer="lars", base_lr=0.16)
     cfg = with_(cfg, weight_decay=0.02, warmup_epochs=25, tau=0.9)
     dataset = ProposalViews(cfg)
-    trainer = train.Trainer(cfg, plan(cfg, len(dataset)), distributed.Process(0, 0, 1, 1, torch.device("cpu")))
+    trainer = train.Trainer(cfg, plan(cfg, len(dataset)), processes.Process(0, 0, 1, 1, torch.device("cpu")))
     trainer.model.double()
     model = copy.deepcopy(trainer.model)
     learned = [*model.online.parameters(), *model.predictor.parameters()]

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from soco_lib.studies import rerun, study as studies
-from soco_lib.runs.results import Run, one_kind, processor, provenance
+from soco_lib.runs.folder import Run, one_kind, processor, provenance
 
 NAN = float("nan")
 

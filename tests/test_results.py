@@ -2,10 +2,10 @@
 
 import pytest
 
-from soco_lib.runs import results
+from soco_lib.runs import folder
 from soco_lib.data.proposals import ProposalConfig
 from soco_lib.runs.records import state_of
-from soco_lib.runs.results import Run
+from soco_lib.runs.folder import Run
 
 
 @pytest.fixture
@@ -16,14 +16,14 @@ def run(tmp_path):
 
 
 def test_a_record_says_done_only_when_its_metrics_are_there(run, monkeypatch):
-    seen, write = [], results.write_json
+    seen, write = [], folder.write_json
 
     def watched(path, value):
         write(path, value)
         there = Run.read(run.folder)
         seen.append((path.name, there.record["status"], there.metrics))
 
-    monkeypatch.setattr(results, "write_json", watched)
+    monkeypatch.setattr(folder, "write_json", watched)
     run.end("done", {"steps": 3})
     assert seen == [("metrics.json", "running", {"steps": 3}), ("run.json", "done", {"steps": 3})]
 

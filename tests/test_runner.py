@@ -15,12 +15,12 @@ import pytest
 import yaml
 
 from soco_lib import BookError
-from soco_lib.runs import crew, session, slurm
+from soco_lib.runs import pool, session, slurm
 from soco_lib.scenes import write as scenes
 from soco_lib.studies import runner, study as studies
-from soco_lib.tables import study_tables
+from soco_lib.tables import study_table
 from soco_lib.book.execute import execute
-from soco_lib.runs.results import Run
+from soco_lib.runs.folder import Run
 from soco_lib.studies.study import ROOT
 from tests.conftest import TINY_DETECTOR
 from tests.test_slurm import cluster, slow  # noqa: F401 (fixture)
@@ -153,7 +153,7 @@ def test_tables_are_the_same_bytes_from_records_alone(study, tmp_path, stub):
     assert go(study, tmp_path / "r", "--seeds", "0,1") == 1
     clone = tmp_path / "clone"
     shutil.copytree(tmp_path / "r" / "studies", clone / "studies")
-    study_tables.build(studies.read(study), "toy", clone)
+    study_table.build(studies.read(study), "toy", clone)
     for path in (tmp_path / "r" / "tables").iterdir():
         assert path.read_bytes() == (clone / "tables" / path.name).read_bytes()
     kept = clone / "studies" / "tiny-toy" / "tiny-batch-512-toy-s0"
@@ -193,7 +193,7 @@ def test_a_finished_record_is_not_replaced_by_an_unfinished_run(study, tmp_path,
     before = page(tmp_path / "r")
     for path in (tmp_path / "r").glob("tiny-*/metrics.json"):
         path.unlink()
-    study_tables.build(studies.read(study), "toy", tmp_path / "r")
+    study_table.build(studies.read(study), "toy", tmp_path / "r")
     assert page(tmp_path / "r") == before
 
 
@@ -312,8 +312,8 @@ def test_two_at_a_time(study, tmp_path, stub):
 def test_losses_are_thinned_and_scores_are_not(tmp_path, monkeypatch):
     lines = ["step 1/3  loss 2.0", "step 2/3  loss 1.9", "step 2/3  bbox AP 0.50", "step 3/3  loss 1.8", "the end"]
     child, popen, said = [sys.executable, "-c", f"print({chr(10).join(lines)!r})"], subprocess.Popen, []
-    monkeypatch.setattr(crew.subprocess, "Popen", lambda words, **how: popen(child, **how))
-    assert crew.perform(SimpleNamespace(folder=tmp_path), crew.Crew({}, tmp_path, None), {}, said.append) == "the end"
+    monkeypatch.setattr(pool.subprocess, "Popen", lambda words, **how: popen(child, **how))
+    assert pool.perform(SimpleNamespace(folder=tmp_path), pool.Crew({}, tmp_path, None), {}, said.append) == "the end"
     assert said == [lines[0], lines[2], lines[4]]
 
 
@@ -332,9 +332,9 @@ def test_devices_are_split_among_jobs(monkeypatch, visible, jobs, gpus, expected
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     if isinstance(expected, str):
         with pytest.raises(BookError, match=expected):
-            crew.slots(jobs, gpus, "local")
+            pool.slots(jobs, gpus, "local")
     else:
-        slots = crew.slots(jobs, gpus, "local")
+        slots = pool.slots(jobs, gpus, "local")
         assert [slots.get()["CUDA_VISIBLE_DEVICES"] for _ in range(jobs)] == expected
 
 
@@ -380,7 +380,7 @@ def test_hours_come_from_earlier_runs(study, tmp_path, stub, monkeypatch, capsys
     assert go(study, tmp_path / "r", "--variants", "batch-2048") == 0
     capsys.readouterr()
     hardware = {"hardware": {"cpu": "CPU", "cores": 2, "gpus": []}}
-    monkeypatch.setattr("soco_lib.studies.measure.provenance", lambda: hardware)
+    monkeypatch.setattr("soco_lib.studies.estimate.provenance", lambda: hardware)
     assert go(study, tmp_path / "r", "--variants", "batch-2048", "--seeds", "7", "--plan") == 0
     said = capsys.readouterr().out  # 6 x 4 images at 10 a second, and a minute
     assert f"{(2.4 + 60) / 3600:.2f}" in said and "time of a pretraining: as tiny-batch-2048-toy-s0" in said
@@ -405,7 +405,7 @@ def test_a_measured_step(study, tmp_path, capsys):
     ],
 )
 def test_paired_differences(a, b, expected):
-    count, *numbers = study_tables.paired(a, b)
+    count, *numbers = study_table.paired(a, b)
     assert count == expected[0]
     for number, wanted in zip(numbers, expected[1:]):
         assert number != number if wanted is None else number == pytest.approx(wanted, abs=1e-3)

@@ -11,7 +11,7 @@ import pytest
 
 from soco_lib import BookError
 from soco_lib.runs import launch, slurm
-from soco_lib.runs.results import Run
+from soco_lib.runs.folder import Run
 from tests.test_launch import one_thread, undisturbed  # noqa: F401 (fixture)
 from tests.test_train import final_weights, same, with_
 

@@ -6,7 +6,7 @@ import torch
 from soco_lib.config import Pretrain, View
 from soco_lib.detector import detector_config
 from soco_lib.encoder import Encoder, pyramid
-from soco_lib.soco import SoCo
+from soco_lib.model import SoCo
 from tests.conftest import TINY_DETECTOR
 
 from detectron2.modeling import build_backbone  # isort: skip

@@ -7,11 +7,12 @@ import pytest
 from soco_lib import BookError
 from soco_lib.studies import runner, study as studies
 from soco_lib.transfer import benchmarks
-from soco_lib.config import OPERATIONAL, from_dict, identity, plan, to_dict
+from soco_lib.fields import OPERATIONAL, from_dict, identity, to_dict
+from soco_lib.config import plan
 from soco_lib.studies.paper import paper_table
 from soco_lib.data.sources import open_source
 from soco_lib.studies.study import ImageList
-from soco_lib.studies.study_data import write_list
+from soco_lib.studies.prepare import write_list
 
 IMAGENET = 1_281_167
 V2 = {"size": 224, "source": "crop", "scale": [0.5, 1.0], "ratio": [0.75, 4 / 3]}

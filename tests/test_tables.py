@@ -10,10 +10,11 @@ import pytest
 from soco_lib import BookError
 from soco_lib.runs import records
 from soco_lib.transfer import benchmarks
-from soco_lib.config import Pretrain, View, to_dict
+from soco_lib.config import Pretrain, View
+from soco_lib.fields import to_dict
 from soco_lib.studies.paper import paper_table
 from soco_lib.tables.report import against_paper
-from soco_lib.runs.results import Run
+from soco_lib.runs.folder import Run
 from soco_lib.tables.paper_tables import build, main, start_of, table_cells, table_parts, transfers
 
 TABLES = ["1", "2", "3", "6", "7", "8", "10"]

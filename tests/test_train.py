@@ -16,13 +16,13 @@ import pytest
 import torch
 
 from soco_lib import BookError, train
-from soco_lib.runs import checkpoint, distributed, health
+from soco_lib.runs import checkpoint, processes, health
 from soco_lib.config import Pretrain, plan
 from soco_lib.dataset import ProposalViews, Schedule, build_loader, choose
 from soco_lib.runs.launch import command, launch
 from soco_lib.runs.meter import Meter, line
 from soco_lib.optim import learning_rate
-from soco_lib.runs.results import Run
+from soco_lib.runs.folder import Run
 
 
 def with_(cfg, **changes):
@@ -136,15 +136,15 @@ def test_non_finite_loss_stops_and_keeps_the_last_good_checkpoint(cfg, tmp_path,
 
 def test_a_gpus_loss_is_read_late_and_not_lost(cfg, tmp_path, monkeypatch, capsys):
     """As above, where the host runs ahead of its device: told of the same step, and no checkpoint holds what came of it."""
-    monkeypatch.setattr(distributed.Process, "ahead", True)
-    real, seen = distributed.Later, []
+    monkeypatch.setattr(processes.Process, "ahead", True)
+    real, seen = processes.Later, []
 
     class Poisoned(real):
         def read(self):
             seen.append(self)
             return super().read() * (float("nan") if len(seen) == 5 else 1)
 
-    monkeypatch.setattr(distributed, "Later", Poisoned)
+    monkeypatch.setattr(processes, "Later", Poisoned)
     run, status = run_here(with_(cfg, log_every=4, save_every=4), tmp_path)
     assert status == 1 and "nan at step 5" in capsys.readouterr().err
     assert checkpoint.newest(run.folder)["step"] == 4
@@ -154,7 +154,7 @@ def test_an_update_whose_gradient_overflows_changes_nothing_but_the_schedules(cf
     """fp16's scaler skips it: weights, momentum and target stay, and the log says how many."""
     cfg = with_(cfg, precision="fp16", optimizer="lars", tau=0.5)
     dataset = ProposalViews(cfg)
-    trainer = train.Trainer(cfg, plan(cfg, len(dataset)), distributed.start())
+    trainer = train.Trainer(cfg, plan(cfg, len(dataset)), processes.start())
     trainer.scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
     batches, meter = iter(build_loader(dataset, trainer.plan, 0, 0, pin=False)), Meter(cfg, trainer.plan)
     assert not trainer.update(0, batches)["skipped"]
@@ -180,14 +180,14 @@ def test_a_resumed_run_lets_go_of_the_checkpoints_contents(cfg, tmp_path, monkey
 
     monkeypatch.setattr(checkpoint, "read", read)
     dataset = ProposalViews(cfg)
-    trainer = train.Trainer(cfg, plan(cfg, len(dataset)), distributed.start())
+    trainer = train.Trainer(cfg, plan(cfg, len(dataset)), processes.start())
     assert trainer.resume(run.folder) == 8
     assert held and not any(tensor() is not None for tensor in held)
 
 
 def test_compiling_for_several_processes_is_refused_until_it_has_run(cfg):
     with pytest.raises(BookError, match="compile=true has never run with several processes"):
-        train.build_model(with_(cfg, compile=True), distributed.Process(0, 0, 2, 2, torch.device("cpu")))
+        train.build_model(with_(cfg, compile=True), processes.Process(0, 0, 2, 2, torch.device("cpu")))
 
 
 def test_an_image_whose_boxes_are_too_small_to_see_is_replaced_and_counted(cfg, store):

@@ -14,16 +14,17 @@ from pycocotools import mask as rle
 
 from soco_lib import BookError
 from soco_lib.runs import checkpoint
-from soco_lib.transfer import work as transfer
-from soco_lib.transfer.accumulation import Samples, reach
+from soco_lib.transfer import run as transfer
+from soco_lib.transfer.batches import Samples, reach
 from soco_lib.transfer.benchmarks import Transfer
-from soco_lib.config import Pretrain, View, from_dict, to_dict
-from soco_lib.transfer.detection import detectron_config, draw_images, milestones, open_both, open_data
-from soco_lib.figures.drawing import decode_mask, draw_predictions
-from soco_lib.transfer.evaluation import evaluate
+from soco_lib.config import Pretrain, View
+from soco_lib.fields import from_dict, to_dict
+from soco_lib.transfer.detectron import detectron_config, draw_images, milestones, open_both, open_data
+from soco_lib.figures.detections import decode_mask, draw_predictions
+from soco_lib.transfer.evaluate import evaluate
 from soco_lib.transfer.finetune import FineTuner
-from soco_lib.runs.results import Run, read_json
-from soco_lib.soco import SoCo
+from soco_lib.runs.folder import Run, read_json
+from soco_lib.model import SoCo
 from tests.conftest import TINY_DETECTOR
 
 from detectron2.structures import Boxes, Instances  # isort: skip

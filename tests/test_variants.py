@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from soco_lib import train
-from soco_lib.runs import distributed
+from soco_lib.runs import processes
 from soco_lib.config import View
 from soco_lib.data.proposals import ProposalConfig
-from soco_lib.runs.results import Run
+from soco_lib.runs.folder import Run
 from soco_lib.data.sources import open_source
 from soco_lib.data.store import build_store
 from tests.conftest import TINY_DETECTOR
@@ -103,7 +103,7 @@ def test_variant_trains(cfg, random_store, tmp_path, name, capsys):
     assert metrics["images_seen"] == STEPS * cfg.batch and metrics["unreadable"] == 0 and metrics["loss"] == rows[-1]["loss"]
     assert f"{cfg.optimizer}, {cfg.precision}" in capsys.readouterr().out
 
-    before, after = train.build_model(cfg, distributed.start()).cpu(), final_weights(run)
+    before, after = train.build_model(cfg, processes.start()).cpu(), final_weights(run)
     learned = {k: p for k, p in before.named_parameters() if not k.startswith("target.") and not k.endswith(TAKEN_AWAY)}
     still = {k for k, p in learned.items() if torch.equal(p, after[k])}
     assert {k.split(".")[3] for k in still} == STILL.get(name, set())

@@ -11,7 +11,7 @@ from torchvision.transforms.v2 import functional as F
 from soco_lib import views
 from soco_lib.config import Pretrain, View
 from soco_lib.data.decoding import decode, decode_near
-from soco_lib.speed.plain_views import colours
+from tests.speed.plain_views import colours
 from soco_lib.views import FIRST, SECOND, make_views
 
 CFG = Pretrain("a", "b", jitter_p=0.0)

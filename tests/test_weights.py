@@ -8,11 +8,12 @@ import torchvision
 
 from soco_lib import BookError
 from soco_lib.runs import checkpoint
-from soco_lib.config import Pretrain, View, to_dict
+from soco_lib.config import Pretrain, View
+from soco_lib.fields import to_dict
 from soco_lib.detector import detector_config
 from soco_lib.encoder import Encoder
-from soco_lib.runs.results import write_json
-from soco_lib.soco import SoCo
+from soco_lib.runs.folder import write_json
+from soco_lib.model import SoCo
 from soco_lib.weights.load import KeyReport, Weights, compare, encoder_weights, export, load_into, main, read_weights
 from tests.conftest import TINY_DETECTOR
 

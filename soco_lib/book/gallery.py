@@ -15,8 +15,9 @@ import sys
 from pathlib import Path
 
 from soco_lib import BookError, ROOT
-from soco_lib.config import SUBJECT, Pretrain, essence, require, to_dict
-from soco_lib.runs.results import Run
+from soco_lib.fields import SUBJECT, essence, require, to_dict
+from soco_lib.config import Pretrain
+from soco_lib.runs.folder import Run
 
 #: Name of a place in the README, between two comments -> the file that fills it.
 PLACES = {"headline": "headline.md", "quickstart table": "table.md", "probe table": "voc-probe/table.md", "speed table": "speed.md"}

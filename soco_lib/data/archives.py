@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from soco_lib import BookError, locate
-from soco_lib.config import require
+from soco_lib.fields import require
 from soco_lib.data.listings import Made, in_order, is_image, kept
 
 #: How a member lies in its file: its bytes alone, or behind a zip's local header, as they are or deflated.

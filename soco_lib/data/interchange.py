@@ -10,7 +10,7 @@ import numpy as np
 
 from soco_lib import BookError, locate
 from soco_lib.boxes import as_boxes
-from soco_lib.config import require
+from soco_lib.fields import require
 from soco_lib.data.shards import Row, given_row, shard_range, write_shard
 from soco_lib.data.sources import ImageSource
 from soco_lib.data.store import ProposalStore, assemble

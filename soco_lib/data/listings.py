@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from soco_lib import BookError
-from soco_lib.config import require
+from soco_lib.fields import require
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")  # in any case
 #: Images from which on a listing is kept: a shorter one is made as fast as it would be checked and read.

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from soco_lib.boxes import aspect_fits, side_fits
-from soco_lib.config import one_of, require
+from soco_lib.fields import one_of, require
 
 GENERATORS = ("selective_search", "random", "whole")
 MODES = ("fast", "quality", "single")

@@ -26,7 +26,7 @@ import PIL.Image
 from soco_lib import BookError
 from soco_lib.runs import locks
 from soco_lib.boxes import clip, valid
-from soco_lib.config import require
+from soco_lib.fields import require
 from soco_lib.data.proposals import STATUSES, ProposalConfig, fulfilled, propose, whole_image
 from soco_lib.data.sources import ImageSource
 

@@ -21,7 +21,7 @@ import numpy as np
 from soco_lib import BookError, locate
 from soco_lib.data.archives import Archive, mapped_zip_images, tar_images, zip_images
 from soco_lib.boxes import as_boxes
-from soco_lib.config import require
+from soco_lib.fields import require
 from soco_lib.data.decoding import decode, decode_near
 from soco_lib.data.listings import fingerprint, folder_keys, in_order
 

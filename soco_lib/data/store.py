@@ -29,7 +29,7 @@ import numpy as np
 
 from soco_lib import BookError, locate, one_line_errors
 from soco_lib.runs import machine
-from soco_lib.config import require
+from soco_lib.fields import require
 from soco_lib.data.proposals import STATUSES, ProposalConfig
 from soco_lib.data.shards import make_shards, shard_paths, share, to_merge
 from soco_lib.data.sources import ImageSource, open_source

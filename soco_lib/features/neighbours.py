@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from soco_lib.config import Pretrain, require
+from soco_lib.config import Pretrain
+from soco_lib.fields import require
 from soco_lib.dataset import MEAN, STD
 from soco_lib.encoder import Encoder
 from soco_lib.features.probe import batches, measured, pooled

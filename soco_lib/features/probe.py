@@ -22,11 +22,12 @@ from torch import Tensor, nn
 
 from soco_lib import boxes as box_math
 from soco_lib import one_line_errors
-from soco_lib.runs import checkpoint, distributed
-from soco_lib.config import Pretrain, from_dict, require
+from soco_lib.runs import checkpoint, processes
+from soco_lib.config import Pretrain
+from soco_lib.fields import from_dict, require
 from soco_lib.dataset import normalize
 from soco_lib.encoder import Encoder
-from soco_lib.runs.results import Run, write_json
+from soco_lib.runs.folder import Run, write_json
 from soco_lib.data.sources import ImageSource, UnreadableImage, open_source
 from soco_lib.views import resize
 
@@ -228,7 +229,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", required=True, help="labelled images: coco:JSON or voc:ROOT@SPLIT")
     parser.add_argument("--fit", default="", help="labelled images to learn the classes from (default: half of --data)")
     parser.add_argument("--images", type=int, default=0, help="at most so many (default: all)")
-    parser.add_argument("--device", default=distributed.own_device(), type=torch.device, help="cpu, cuda, ... (default: the GPU if any)")
+    parser.add_argument("--device", default=processes.own_device(), type=torch.device, help="cpu, cuda, ... (default: the GPU if any)")
     given = parser.parse_args(arguments)
     run = Run.read(given.folder)
     cfg, trained, step = trained_encoder(run, given.device)

@@ -1,9 +1,10 @@
 """Everything that is drawn.
 
-    claims_plots     Figures of notebook 10
+    claims           Figures of notebook 10
     detection_plots  Bars of a detector's evaluation: classes and error kinds
-    drawing          A transfer's predictions beside the ground truth
-    plots            Figures of the book. Everything that is drawn comes from images, boxes and run records
+    detections       A transfer's predictions beside the ground truth
+    speed            Benchmarks' records: where the time goes, what is gained, what growth costs
+    studies          A study's figure
     study_plots      What notebook 8 shows of a study beside its table and figure
-    study_figure      A study's figure
+    training         Figures of the book. Everything that is drawn comes from images, boxes and run records
 """

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from soco_lib.transfer.errors import KINDS, ErrorKinds
-from soco_lib.figures.plots import COLOURS
+from soco_lib.figures.training import COLOURS
 
 BOX, MASK = COLOURS[1], COLOURS[4]
 

@@ -11,8 +11,8 @@ from pandas.io.formats.style import Styler
 from soco_lib.studies import plans
 from soco_lib.encoder import Encoder
 from soco_lib.studies.study import Study
-from soco_lib.figures.study_figure import LINES
-from soco_lib.tables.study_records import Row
+from soco_lib.figures.studies import LINES
+from soco_lib.tables.study_rows import Row
 
 #: Parameter prefixes and what they are called.
 PARTS = {"backbone.bottom_up.": "ResNet", "backbone.fpn_": "FPN", "roi_heads.box_head.": "box head", "roi_heads.res5.": "res5"}

@@ -21,13 +21,13 @@ import torch
 
 from soco_lib import BookError, ROOT, one_line_errors
 from soco_lib.gpu import checks as gpu_checks, group as gpu_group, speed as gpu_speed
-from soco_lib.runs import distributed
+from soco_lib.runs import processes
 from soco_lib.scenes import write as scenes
-from soco_lib.config import one_of
+from soco_lib.fields import one_of
 from soco_lib.gpu.checks import Found
 from soco_lib.runs.machine import cores
 from soco_lib.data.proposals import ProposalConfig
-from soco_lib.runs.results import provenance, write_json
+from soco_lib.runs.folder import provenance, write_json
 from soco_lib.data.sources import open_source
 from soco_lib.data.store import build_store
 
@@ -140,8 +140,8 @@ def main(arguments: list[str] | None = None) -> int:
     everything = [*gpu_checks.CHECKS, *GROUP]
     for name in given.names:
         one_of("check", name, everything)
-    device, start = distributed.own_device(), time.perf_counter()
-    distributed.arithmetic(fixed_sizes=False)  # trials of algorithms would take longer than what is checked
+    device, start = processes.own_device(), time.perf_counter()
+    processes.arithmetic(fixed_sizes=False)  # trials of algorithms would take longer than what is checked
     cuda = device.type == "cuda"
     if not cuda and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # small networks gain little from more, and lose much to a busy machine

@@ -21,11 +21,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from soco_lib.runs import checkpoint
-from soco_lib.config import Pretrain, View, plan, to_dict
+from soco_lib.config import Pretrain, View, plan
+from soco_lib.fields import to_dict
 from soco_lib.dataset import Batch, ProposalViews, build_loader, normalize
-from soco_lib.runs.distributed import Process
+from soco_lib.runs.processes import Process
 from soco_lib.encoder import Encoder, send
-from soco_lib.soco import SoCo
+from soco_lib.model import SoCo
 from soco_lib.train import Trainer
 
 #: float32 against the judge, of a smooth network whose batch norm has given statistics: loss, absolute; gradients, relative to their norm.

@@ -20,14 +20,15 @@ import torch
 import torch.distributed as dist
 
 from soco_lib import BookError, train
-from soco_lib.runs import checkpoint, distributed
-from soco_lib.config import Pretrain, from_dict, plan, to_dict
+from soco_lib.runs import checkpoint, processes
+from soco_lib.config import Pretrain, plan
+from soco_lib.fields import from_dict, to_dict
 from soco_lib.dataset import Batch
-from soco_lib.runs.distributed import Process
+from soco_lib.runs.processes import Process
 from soco_lib.gpu.checks import GRADIENT, LOSS, SMALL, TRAINING, Found, a_batch, a_trainer, cosine, difference, fitted, learned
 from soco_lib.gpu.checks import one_pass, pinned, settings, smooth
 from soco_lib.runs.launch import command, environment
-from soco_lib.runs.results import Run, write_json
+from soco_lib.runs.folder import Run, write_json
 
 #: What torchrun starts: this module.
 MODULE = "soco_lib.gpu.group"
@@ -151,7 +152,7 @@ def compute(folder: Path, process: Process) -> None:
         trainer.model.train(mode != modes[0])
         trainer.optimizer.zero_grad()
         with smooth():
-            loss = float(distributed.mean(trainer.backward(pinned(batch, trainer.model, process.device), last=True)["loss"]))
+            loss = float(processes.mean(trainer.backward(pinned(batch, trainer.model, process.device), last=True)["loss"]))
         if process.main:
             torch.save((loss, [p.grad.float().cpu() for p in learned(trainer.model)]), folder / f"{mode}.pt")
     if not process.main:
@@ -174,19 +175,19 @@ def mortal(update, step: int, *args):
 def main(arguments: list[str]) -> int:
     """Command line of one process; returns the exit status."""
     folder = Path(arguments[0])
-    distributed.start = functools.partial(distributed.start, share_gpus=torch.cuda.device_count() == 1)
+    processes.start = functools.partial(processes.start, share_gpus=torch.cuda.device_count() == 1)
     if (folder / "run.json").exists():
         if os.environ["RANK"] != "0":
             build = train.Trainer.update
             train.Trainer.update = lambda self, *args: mortal(functools.partial(build, self), *args)
         return train.main([str(folder)])
-    distributed.arithmetic(fixed_sizes=False)
+    processes.arithmetic(fixed_sizes=False)
     try:
-        compute(folder, distributed.start())
+        compute(folder, processes.start())
     except BookError as error:
         print(f"error: {error}", flush=True)
         return 1
-    distributed.stop()
+    processes.stop()
     return 0
 
 

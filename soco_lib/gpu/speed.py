@@ -15,7 +15,7 @@ import cv2
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from soco_lib.runs import distributed
+from soco_lib.runs import processes
 from soco_lib.transfer.benchmarks import Transfer
 from soco_lib.config import Pretrain, plan
 from soco_lib.dataset import AHEAD, ProposalViews, build_loader, shared_bytes
@@ -119,7 +119,7 @@ def forget(device: torch.device) -> None:
 def sweep(device: torch.device, quick: bool) -> list[dict]:
     """A row a point; a point that does not fit says so. share: of what a matrix product reaches in the same type."""
     points = CPU_SWEEP if device.type != "cuda" else QUICK_SWEEP if quick else SWEEP
-    distributed.arithmetic(fixed_sizes=True)  # as in a pretraining
+    processes.arithmetic(fixed_sizes=True)  # as in a pretraining
     each, rows = operations(settings(device), device), []
     kinds = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
     most = {precision: product(device, kinds[precision]) for precision in {p for p, _, _ in points}}
@@ -195,7 +195,7 @@ def detector_step(cfg: Transfer, count: int, device: torch.device) -> Callable[[
 def transfers(device: torch.device, quick: bool) -> list[dict]:
     """Mask R-CNN R50-FPN at 800 pixels, two images (16 over 8 GPUs) and 16; a narrow one at 64 without a GPU."""
     cuda, rows = device.type == "cuda", []
-    distributed.arithmetic(fixed_sizes=False)  # as in a transfer
+    processes.arithmetic(fixed_sizes=False)  # as in a transfer
     base = Transfer("", "", min_sizes=(800,)) if cuda else Transfer("", "", detector="toy-mask-rcnn-slim-r50-fpn", min_sizes=(64,))
     for count, precision in TRANSFERS[: 2 if quick else 4] if cuda else TRANSFERS[:1]:
         forget(device)

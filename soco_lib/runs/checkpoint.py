@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from soco_lib import BookError
-from soco_lib.runs import distributed
+from soco_lib.runs import processes
 
 #: Seconds in which a file that the first process reads must have reached the others' view of the file system.
 PATIENCE = 60.0
@@ -71,7 +71,7 @@ def chosen(folder: Path, first: bool, say=print) -> dict | None:
     Raises BookError where the chosen file does not appear in time, or is another.
     """
     found = newest(folder, say) if first else None
-    step = distributed.from_first(found and found["step"])
+    step = processes.from_first(found and found["step"])
     if first or step is None:
         return found
     path, until = of_step(folder, step), time.monotonic() + PATIENCE

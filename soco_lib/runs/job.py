@@ -16,7 +16,7 @@ from pathlib import Path
 from soco_lib import BookError
 from soco_lib.runs import session
 from soco_lib.runs.launch import LAUNCHERS, launch
-from soco_lib.runs.results import Run
+from soco_lib.runs.folder import Run
 
 
 def _end_with_parent() -> None:

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from soco_lib import BookError, ROOT, one_line_errors
 from soco_lib.runs import machine, slurm
-from soco_lib.config import one_of, require
-from soco_lib.runs.results import Run
+from soco_lib.fields import one_of, require
+from soco_lib.runs.folder import Run
 
 LAUNCHERS = ("local", "slurm")
 #: Seconds until what a SLURM job wrote last must be seen here: a file system may be slow.

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from soco_lib import BookError
-from soco_lib.config import require
+from soco_lib.fields import require
 from soco_lib.runs.machine import end_with_parent
 
 SHM = Path("/dev/shm")  # Linux's; elsewhere nothing is reckoned

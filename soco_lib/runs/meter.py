@@ -7,12 +7,12 @@ import time
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from soco_lib.runs import distributed, health
+from soco_lib.runs import processes, health
 from soco_lib.config import Plan, Pretrain
 from soco_lib.runs.machine import peak_memory
 from soco_lib.optim import target_momentum
 from soco_lib.features.probe import fresh, probe
-from soco_lib.runs.results import Run
+from soco_lib.runs.folder import Run
 
 
 class Meter:
@@ -35,7 +35,7 @@ class Meter:
     def row(self, done: int, out: dict, trainer) -> dict:
         """`done` updates are made. Losses are means since the last row; the rest describes the last update. Collective."""
         seconds = time.perf_counter() - self.since
-        z, pairs = out["embeddings"], distributed.mean(torch.stack(self.pairs).mean(0)).tolist()
+        z, pairs = out["embeddings"], processes.mean(torch.stack(self.pairs).mean(0)).tolist()
         cuda = trainer.process.device.type == "cuda"
         memory = torch.cuda.max_memory_allocated() if cuda else peak_memory()
         row = {

@@ -21,8 +21,8 @@ from pathlib import Path
 import pandas as pd
 
 from soco_lib import BookError
-from soco_lib.config import require
-from soco_lib.runs.results import Run
+from soco_lib.fields import require
+from soco_lib.runs.folder import Run
 
 #: How training says that its loss left the finite numbers (train.py, finetune.py); this is a result, not a failure.
 _DIVERGED = re.compile(r"the loss is (?:nan|-?inf|not finite) at step (\d+)")

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 from soco_lib import BookError
-from soco_lib.runs import distributed, loader
-from soco_lib.runs.results import Run, write_text
+from soco_lib.runs import processes, loader
+from soco_lib.runs.folder import Run, write_text
 
 #: Exit status of a run that was told to stop and saved a checkpoint: the shell's number for SIGTERM.
 STOPPED = 128 + signal.SIGTERM
@@ -53,7 +53,7 @@ def deaf_children() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _reason_of_all(run: Run, process: distributed.Process, error: BaseException, message: str) -> str:
+def _reason_of_all(run: Run, process: processes.Process, error: BaseException, message: str) -> str:
     """What a process says of its error: the first one only sees the connection break when another process's loader did."""
     path = run.folder / UNFED
     if not process.main and isinstance(error, loader.Unfed):
@@ -67,7 +67,7 @@ def _reason_of_all(run: Run, process: distributed.Process, error: BaseException,
     return message
 
 
-def main(description: str, work: Callable[[Run, distributed.Process], dict], arguments: list[str] | None = None, *,
+def main(description: str, work: Callable[[Run, processes.Process], dict], arguments: list[str] | None = None, *,
          fixed_sizes: bool) -> int:  # fmt: skip
     """Command line of a module that works on a run folder; returns the exit status: 0, 1 or STOPPED.
 
@@ -81,13 +81,13 @@ def main(description: str, work: Callable[[Run, distributed.Process], dict], arg
         print(f"{run.name} is done; nothing to do")
         return 0
     try:
-        process, ours = distributed.start(), False
+        process, ours = processes.start(), False
     except BookError as error:
         if os.environ.get("RANK", "0") == "0":  # the same for all
             print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
     try:
-        computes = distributed.arithmetic(fixed_sizes)
+        computes = processes.arithmetic(fixed_sizes)
         if process.main:
             run.lock()
             (run.folder / UNFED).unlink(missing_ok=True)
@@ -112,5 +112,5 @@ def main(description: str, work: Callable[[Run, distributed.Process], dict], arg
         if process.main or isinstance(error, loader.Unfed):  # every process has the same bad input, but its own loader
             print(f"error: {message}", file=sys.stderr, flush=True)
         return STOPPED if isinstance(error, Stopped) else 1
-    distributed.stop()  # not after an error: the others may be waiting in a collective, and torchrun ends them
+    processes.stop()  # not after an error: the others may be waiting in a collective, and torchrun ends them
     return 0

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from soco_lib import BookError, ROOT
-from soco_lib.config import one_of, require
+from soco_lib.fields import one_of, require
 
 #: Stands for host:port in a command; only the running job knows its first host.
 RENDEZVOUS = "{first host of the job}"

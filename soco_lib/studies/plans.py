@@ -14,9 +14,10 @@ from soco_lib import BookError, ROOT, locate
 from soco_lib.runs import records
 from soco_lib.transfer import benchmarks
 from soco_lib.transfer.benchmarks import Transfer
-from soco_lib.config import OPERATIONAL, Plan, Pretrain, differences, from_dict, identity, one_of, plan, require, to_dict
+from soco_lib.fields import OPERATIONAL, differences, from_dict, identity, one_of, require, to_dict
+from soco_lib.config import Plan, Pretrain, plan
 from soco_lib.runs.records import State, state_of
-from soco_lib.runs.results import Run, read_json
+from soco_lib.runs.folder import Run, read_json
 from soco_lib.data.sources import open_source
 from soco_lib.data.store import ProposalStore
 from soco_lib.studies.study import ImageList, Study, Variant

@@ -16,10 +16,10 @@ from pathlib import Path
 
 from soco_lib import ROOT, one_line_errors
 from soco_lib.runs import records
-from soco_lib.config import from_dict, require
+from soco_lib.fields import from_dict, require
 from soco_lib.runs.launch import launch
 from soco_lib.studies.plans import KINDS, inside
-from soco_lib.runs.results import Run
+from soco_lib.runs.folder import Run
 
 #: Metrics that say how fast a machine was or where files lie, not what came out.
 OPERATIONAL = {"seconds", "images_per_s", "memory_gb", "init"}

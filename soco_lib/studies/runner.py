@@ -19,15 +19,15 @@ from pathlib import Path
 
 from soco_lib import BookError, ROOT, one_line_errors
 from soco_lib.runs import locks, session
-from soco_lib.studies import measure, plans, study as studies, study_data
-from soco_lib.tables import study_tables
+from soco_lib.studies import estimate, plans, study as studies, prepare
+from soco_lib.tables import study_table
 from soco_lib.transfer import benchmarks  # fmt: skip
-from soco_lib.config import one_of, require
-from soco_lib.runs.crew import Crew, perform, slots
+from soco_lib.fields import one_of, require
+from soco_lib.runs.pool import Crew, perform, slots
 from soco_lib.runs.launch import LAUNCHERS
 from soco_lib.studies.plans import Cell, Planned, Shelf
 from soco_lib.runs.records import State, state_of
-from soco_lib.runs.results import Run
+from soco_lib.runs.folder import Run
 
 #: Seconds between two looks at a run that another process writes.
 POLL = 2.0
@@ -125,7 +125,7 @@ def prepare(study: studies.Study, todo: list[Cell], say) -> None:
     for cell in todo:
         for run in cell.transfers.values():
             benchmarks.require_data(run.cfg)
-    study_data.prepare(study, [cell.pretrain.cfg for cell in todo if cell.pretrain and not cell.pretrain.state.final], say)
+    prepare.prepare(study, [cell.pretrain.cfg for cell in todo if cell.pretrain and not cell.pretrain.state.final], say)
 
 
 def run_cells(todo: list[Cell], crew: Crew, jobs: int) -> dict[str, str]:
@@ -171,7 +171,7 @@ def main(arguments: list[str] | None = None) -> int:
     world = given.gpus * given.nodes
     cells = plans.make(study, given.profile, seeds, results, world, words(given.benchmarks), words(given.variants), given.recorded)
     local = given.launcher == "local"
-    print(measure.describe(study, cells, results, given.gpus, given.nodes, given.jobs, given.measure, local), flush=True)
+    print(estimate.describe(study, cells, results, given.gpus, given.nodes, given.jobs, given.measure, local), flush=True)
     if given.plan:
         return 0
     how = {name: getattr(given, name) for name in ("gpus", "nodes", "restarts", "launcher", "partition", "minutes", "cpus")}
@@ -180,7 +180,7 @@ def main(arguments: list[str] | None = None) -> int:
         todo = [cell for cell in cells if cell.todo]
         prepare(study, todo, crew.say)
         wrong = run_cells(todo, crew, given.jobs)
-        print(study_tables.build(study, given.profile, results).page, end="", flush=True)
+        print(study_table.build(study, given.profile, results).page, end="", flush=True)
     for name, said in wrong.items():
         print(f"{'' if said.startswith('stopped') else 'failed: '}{name}: {said}", file=sys.stderr)
     if crew.stopping.is_set():

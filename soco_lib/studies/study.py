@@ -12,10 +12,11 @@ from pathlib import Path
 
 import yaml
 
-from soco_lib import BookError, ROOT, locate, config
+from soco_lib import BookError, ROOT, locate, fields
 from soco_lib.transfer import benchmarks
 from soco_lib.transfer.benchmarks import PROFILES, Transfer
-from soco_lib.config import Pretrain, from_dict, identity, one_of, require
+from soco_lib.config import Pretrain
+from soco_lib.fields import from_dict, identity, one_of, require
 from soco_lib.studies.paper import paper_value
 from soco_lib.runs.parameters import Loader
 from soco_lib.data.proposals import ProposalConfig
@@ -83,7 +84,7 @@ class Study:
             return None
         changes = {**getattr(self, profile), **getattr(variant, profile), "seed": seed}
         ordered = {f.name: changes[f.name] for f in dataclasses.fields(Pretrain) if f.name in changes}
-        return config.load(Pretrain, f"notebooks/params/pretrain-{profile}.yaml", **ordered)
+        return fields.load(Pretrain, f"notebooks/params/pretrain-{profile}.yaml", **ordered)
 
     def reference(self, profile: str) -> Pretrain:
         """The pretraining that the variants' are described against: the base's, or the first one's where that is scratch."""

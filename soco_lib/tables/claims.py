@@ -20,17 +20,18 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from soco_lib import ROOT, one_line_errors, config
+from soco_lib import ROOT, one_line_errors, fields
 from soco_lib.runs import records
 from soco_lib.studies import study as studies
 from soco_lib.tables import pages
 from soco_lib.transfer import benchmarks
-from soco_lib.config import Pretrain, from_dict, one_of
+from soco_lib.config import Pretrain
+from soco_lib.fields import from_dict, one_of
 from soco_lib.studies.paper import paper_value
-from soco_lib.runs.results import one_kind
+from soco_lib.runs.folder import one_kind
 from soco_lib.studies.study import Study
-from soco_lib.tables.study_records import Row, folder_of, rows_of
-from soco_lib.tables.study_tables import paired
+from soco_lib.tables.study_rows import Row, folder_of, rows_of
+from soco_lib.tables.study_table import paired
 
 FILE = Path(__file__).with_name("claims.yaml")
 #: Fewest seeds of which a verdict is given, and resamples of the bootstrap.
@@ -242,7 +243,7 @@ FIRST = {
 
 def headline(frame: pd.DataFrame) -> str:
     """What the book found, with its scale, as a sentence and a table: the README's first."""
-    pretrain, transfer = config.load(Pretrain, "notebooks/params/pretrain-toy.yaml"), benchmarks.settings("minicoco-10", "toy")
+    pretrain, transfer = fields.load(Pretrain, "notebooks/params/pretrain-toy.yaml"), benchmarks.settings("minicoco-10", "toy")
     scale = (
         f"**Toy scale, two CPU cores** (a quarter-width ResNet-50, {pretrain.steps} updates of {pretrain.batch} images in pretraining, "
         f"{transfer.iterations} iterations at {transfer.test_size} pixels in fine-tuning)"

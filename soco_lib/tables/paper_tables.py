@@ -22,10 +22,10 @@ from soco_lib import ROOT, one_line_errors
 from soco_lib.runs import records
 from soco_lib.tables import pages
 from soco_lib.transfer import benchmarks
-from soco_lib.config import essence, one_of
+from soco_lib.fields import essence, one_of
 from soco_lib.studies.paper import paper_table
 from soco_lib.runs.records import state_of
-from soco_lib.runs.results import Run
+from soco_lib.runs.folder import Run
 from soco_lib.tables.starts import scale_of, source_of, start_of
 
 #: Column -> (task, key) in a transfer run's metrics; the paper's names of the same numbers.

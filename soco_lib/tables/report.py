@@ -9,7 +9,7 @@ import pandas as pd
 
 from soco_lib.transfer.benchmarks import Benchmark
 from soco_lib.studies.paper import paper_table
-from soco_lib.runs.results import Run
+from soco_lib.runs.folder import Run
 from soco_lib.tables.paper_tables import METRICS, scale_of, start_of
 
 #: Rows of the paper that one run is put beside.

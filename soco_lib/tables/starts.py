@@ -8,7 +8,7 @@ from pathlib import Path
 from soco_lib import BookError, locate
 from soco_lib.runs import records
 from soco_lib.transfer import benchmarks
-from soco_lib.runs.results import Run
+from soco_lib.runs.folder import Run
 
 
 @dataclass(frozen=True)

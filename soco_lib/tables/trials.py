@@ -15,14 +15,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from soco_lib import ROOT, one_line_errors, config
+from soco_lib import ROOT, one_line_errors, fields
 from soco_lib.runs import records
 from soco_lib.tables import pages
 from soco_lib.transfer import benchmarks
 from soco_lib.transfer.benchmarks import Transfer
-from soco_lib.config import Pretrain, from_dict
+from soco_lib.config import Pretrain
+from soco_lib.fields import from_dict
 from soco_lib.studies.plans import fields
-from soco_lib.runs.results import Run, read_json
+from soco_lib.runs.folder import Run, read_json
 
 #: The frozen setting that trials are described against.
 PRETRAIN, BENCHMARK = "notebooks/params/pretrain-toy.yaml", "minicoco-10"
@@ -45,7 +46,7 @@ def _probe(run: Run) -> dict:
 
 def pretrainings(runs: list[Run]) -> pd.DataFrame:
     """A row a pretraining: what differs from the frozen setting, its last loss, rank and probe, minutes."""
-    frozen, lines = config.load(Pretrain, PRETRAIN), []
+    frozen, lines = fields.load(Pretrain, PRETRAIN), []
     for run in runs:
         cfg = from_dict(Pretrain, run.record["config"])
         rows, probed = run.rows(), _probe(run)

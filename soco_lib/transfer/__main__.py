@@ -2,7 +2,7 @@
 
 import sys
 
-from soco_lib.transfer.work import main
+from soco_lib.transfer.run import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -11,7 +11,8 @@ from pathlib import Path
 import yaml
 
 from soco_lib import BookError, locate
-from soco_lib.config import PRECISIONS, changed, from_dict, one_of, require
+from soco_lib.config import PRECISIONS
+from soco_lib.fields import changed, from_dict, one_of, require
 from soco_lib.data.sources import coco_root, split_spec
 
 SOLVERS = ("sgd", "adamw")
@@ -199,7 +200,7 @@ def find(name: str) -> Benchmark:
 
 
 def settings(name: str, profile: str = "paper", **changes) -> Transfer:
-    """The benchmark's settings at `profile` (paper or toy) with `changes` on top (None: unchanged; see config.changed)."""
+    """The benchmark's settings at `profile` (paper or toy) with `changes` on top (None: unchanged; see fields.changed)."""
     one_of("profile", profile, PROFILES)
     benchmark = find(name)
     return changed(Transfer, benchmark.settings if profile == "paper" else benchmark.toy, changes, f"benchmark {name}")

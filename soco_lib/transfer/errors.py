@@ -28,7 +28,7 @@ from pycocotools import mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from soco_lib.config import require
+from soco_lib.fields import require
 
 KINDS = ("localisation", "classification", "duplicate", "background", "both", "missed")
 MATCH, BACKGROUND = 0.5, 0.1  # IoU

@@ -13,15 +13,15 @@ import torch
 from torch.utils.data import DataLoader
 
 from soco_lib import BookError
-from soco_lib.runs import checkpoint, distributed, loader, session
-from soco_lib.transfer.accumulation import AHEAD, Accumulator, Reach, Samples
-from soco_lib.config import to_dict
-from soco_lib.transfer.detection import DetectionData
-from soco_lib.transfer.evaluation import evaluate, shared_bytes
+from soco_lib.runs import checkpoint, processes, loader, session
+from soco_lib.transfer.batches import AHEAD, Accumulator, Reach, Samples
+from soco_lib.fields import to_dict
+from soco_lib.transfer.detectron import DetectionData
+from soco_lib.transfer.evaluate import evaluate, shared_bytes
 from soco_lib.runs.machine import peak_memory
-from soco_lib.runs.results import Run
+from soco_lib.runs.folder import Run
 
-from detectron2.config import CfgNode  # noqa: E402  (soco_lib.transfer.detection silences its imports)
+from detectron2.config import CfgNode  # noqa: E402  (soco_lib.transfer.detectron silences its imports)
 from detectron2.engine import hooks
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.solver import build_lr_scheduler, build_optimizer, get_default_optimizer_params
@@ -104,7 +104,7 @@ class Evaluation(hooks.HookBase):
         trainer, done = self.trainer, self.trainer.start_iter
         scored = any(row["step"] == done and "bbox_AP" in row for row in trainer.run.rows())
         due = done == trainer.cfg.iterations or (done > 0 and self._due(done) and not scored)
-        if distributed.from_first(due):  # each process reads the log for itself; all have to do the same
+        if processes.from_first(due):  # each process reads the log for itself; all have to do the same
             self.evaluate(done)
 
     def after_step(self):
@@ -118,7 +118,7 @@ class Evaluation(hooks.HookBase):
             trainer.results = evaluate(trainer.model, trainer.d2, trainer.test, trainer.told)
         except loader.Waiting as waiting:
             trainer.stop_waiting(waiting, done)
-        distributed.wait()  # the first process scores alone: minutes for COCO, tens of minutes for LVIS
+        processes.wait()  # the first process scores alone: minutes for COCO, tens of minutes for LVIS
         if not comm.is_main_process():
             return
         plain = {task: {k: v for k, v in scores.items() if k != "per_class"} for task, scores in trainer.results.items()}
@@ -150,7 +150,7 @@ class FineTuner(Accumulator):
             AHEAD, samples.shared_bytes(reached.micro_batch), cfg.workers, comm.get_local_size(), shared_bytes(d2),
             say=print if comm.is_main_process() else lambda *_, **__: None,
         )  # fmt: skip
-        parallel = create_ddp_model(model, **distributed.own_buffers(), **({} if cuda else {"device_ids": None}))
+        parallel = create_ddp_model(model, **processes.own_buffers(), **({} if cuda else {"device_ids": None}))
         batches = samples.loader(reached, cfg.workers, start, ahead)
         super().__init__(parallel, batches, optimizer, reached.accumulate, cfg.precision, cfg.seed)
         self.scheduler = build_lr_scheduler(d2, optimizer)
@@ -220,7 +220,7 @@ class FineTuner(Accumulator):
     def _write_metrics(self, losses: dict[str, torch.Tensor], data_time: float) -> None:
         """Mean losses over all processes to the storage; and all processes learn whether one was told to stop."""
         asked = torch.tensor(float(bool(self.told)), device=self.d2.MODEL.DEVICE)
-        *means, stop = distributed.mean(torch.stack([*losses.values(), asked])).tolist()
+        *means, stop = processes.mean(torch.stack([*losses.values(), asked])).tolist()
         if not math.isfinite(sum(means)):
             raise FloatingPointError
         self.stop = stop > 0

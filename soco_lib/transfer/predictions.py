@@ -11,9 +11,9 @@ import numpy as np
 
 from soco_lib import BookError
 from soco_lib.transfer.benchmarks import read_coco, split_sets
-from soco_lib.config import require
+from soco_lib.fields import require
 from soco_lib.transfer.errors import from_records
-from soco_lib.runs.results import Run, read_json
+from soco_lib.runs.folder import Run, read_json
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def read(folder: str | Path) -> Predictions:
     path = folder / "detectron2" / f"{kind}_instances_results.json"  # see evaluation.PREDICTIONS
     require(path.is_file(), f"{path} is gone: the run's detections are needed; delete {folder} and run that transfer again")
     if kind == "voc":
-        from soco_lib.transfer.layouts import read_layout  # here, because the others need no Detectron2
+        from soco_lib.transfer.datasets import read_layout  # here, because the others need no Detectron2
 
         layout = read_layout(kind, rest)
         root, truth = layout.root, from_records(layout.load(""), layout.classes)

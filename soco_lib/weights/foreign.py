@@ -14,7 +14,7 @@ from pathlib import Path
 from torch import Tensor
 
 from soco_lib import BookError
-from soco_lib.config import one_of, require
+from soco_lib.fields import one_of, require
 from soco_lib.weights.formats import state_dicts
 
 # --- renames of modules: theirs -> ours, below a prefix; "#" is the number of a residual block -----------------------

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from soco_lib import BookError, locate, one_line_errors
-from soco_lib.config import require
+from soco_lib.fields import require
 
 _array, _scalar = np.empty(0).__reduce__()[0], np.float32(0).__reduce__()[0]
 _buffer = np.empty(1).__reduce_ex__(5)[0]

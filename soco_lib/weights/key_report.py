@@ -8,8 +8,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from soco_lib.config import require
-from soco_lib.runs.results import read_json
+from soco_lib.fields import require
+from soco_lib.runs.folder import read_json
 
 #: Parts that a pretraining may have trained. If it reached them, all their keys must come from it.
 PRETRAINED = {"neck": r"backbone\.fpn_(lateral|output)\d\.", "head": r"roi_heads\.(box_head|res5)\."}

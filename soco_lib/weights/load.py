@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from soco_lib import locate, one_line_errors
 from soco_lib.runs import checkpoint
-from soco_lib.weights import exports, formats
-from soco_lib.config import one_of, require
+from soco_lib.weights import export, formats
+from soco_lib.fields import one_of, require
 from soco_lib.weights.foreign import translate
 from soco_lib.weights.key_report import KeyReport, why_left, why_new
 
@@ -179,9 +179,9 @@ def export(path: str | Path, out: str | Path, network: str = "online", layout: s
     file = checkpoint_file(path)
     state = checkpoint.read(file)
     if layout == "soco":
-        content = exports.soco(state["model"])
+        content = export.soco(state["model"])
     else:
-        content = getattr(exports, layout)(_own(state, file, network).tensors)
+        content = getattr(export, layout)(_own(state, file, network).tensors)
     out.parent.mkdir(parents=True, exist_ok=True)
     torch.save(content, out)
     return out

@@ -1,0 +1,116 @@
+"""Dataclasses from YAML: values checked and converted, the nearest name for a misspelt one, an identity of what matters to a result."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import types
+import typing
+from pathlib import Path
+
+import yaml
+
+from soco_lib import BookError, locate
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise `BookError(message)` unless `condition` holds."""
+    if not condition:
+        raise BookError(message)
+
+
+def one_of(name: str, value: str, known: typing.Iterable[str]) -> None:
+    """Raise `BookError` naming the nearest known value when `value` is none of `known`."""
+    known = tuple(known)
+    if value not in known:
+        near = difflib.get_close_matches(str(value), known, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise BookError(f"{name}={value!r} is unknown{hint} (known: {', '.join(known)})")
+
+
+def _convert(name: str, value, hint):
+    """`value` as the annotated type; YAML's and the shell's strings become numbers where a number is asked for."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType:
+        return None if value is None else _convert(name, value, args[0])
+    if dataclasses.is_dataclass(hint):
+        return value if isinstance(value, hint) else from_dict(hint, value, name)
+    if origin is tuple:
+        require(isinstance(value, (list, tuple)), f"{name}={value!r} must be a list")
+        inner = [args[0]] * len(value) if args[-1] is Ellipsis else args
+        require(len(inner) == len(value), f"{name}={value!r} must have {len(inner)} entries")
+        return tuple(_convert(f"{name}[{i}]", v, h) for i, (v, h) in enumerate(zip(value, inner)))
+    try:
+        if hint is bool and isinstance(value, str):
+            return {"true": True, "false": False}[value.lower()]
+        if hint is int and isinstance(value, float) and value != int(value):
+            raise ValueError
+        if hint in (int, float) and isinstance(value, bool):
+            raise ValueError
+        return hint(value)
+    except (ValueError, TypeError, KeyError):
+        raise BookError(f"{name}={value!r} must be {'a number' if hint is float else f'of type {hint.__name__}'}") from None
+
+
+def from_dict(cls, values: dict, where: str = ""):
+    """Build the dataclass `cls` from plain values. Raises BookError for an unknown field (with the nearest) or a bad value."""
+    require(isinstance(values, dict), f"{where or cls.__name__}: expected fields, got {values!r}")
+    hints = typing.get_type_hints(cls)
+    fields = [f.name for f in dataclasses.fields(cls)]
+    for name in values:
+        one_of(f"{where or cls.__name__} field", name, fields)
+    missing = [
+        f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING and f.name not in values
+    ]
+    require(not missing, f"{where or cls.__name__} needs a value for {', '.join(missing)}")
+    return cls(**{name: _convert(name, value, hints[name]) for name, value in values.items()})
+
+
+#: Fields that say how a run is watched and fed, not what it computes: they may change when a run goes on.
+OPERATIONAL = frozenset({"workers", "log_every", "save_every", "keep", "probe", "probe_every", "probe_images", "recompute"})
+#: Fields that say on what a parameter file's experiment is run, not at which scale.
+SUBJECT = frozenset({"images", "proposals", "train", "test", "init", "seed", "profile"})
+
+
+def load(cls, path: str | Path, **changes):
+    """Read a YAML parameter file into `cls`, with `changes` on top (see `changed`)."""
+    path = locate(path)
+    require(path.is_file(), f"no parameter file {path}: known are {', '.join(sorted(p.name for p in path.parent.glob('*.yaml')))}")
+    return changed(cls, yaml.safe_load(path.read_text()) or {}, changes, path.name)
+
+
+def changed(cls, values: dict, changes: dict, where: str = ""):
+    """Build `cls` from plain values with `changes` on top (None: keep the value).
+
+    The profile, which labels every table and figure, then names what was changed: the values' scale is no longer the run's.
+    """
+    hints, defaults = typing.get_type_hints(cls), {f.name: f.default for f in dataclasses.fields(cls)}
+    one_by_one = lambda name, value: _convert(name, value, hints[name]) if name in hints else value  # noqa: E731
+    before = {name: one_by_one(name, value) for name, value in {**defaults, **values}.items() if value is not dataclasses.MISSING}
+    changes = {k: v for k, v in changes.items() if v is not None and (k not in before or one_by_one(k, v) != before[k])}
+    said = [f"{k}={v}" if isinstance(v, (int, float, str)) else k for k, v in changes.items() if k not in SUBJECT | OPERATIONAL]
+    if said and "profile" not in changes:
+        changes["profile"] = f"{values.get('profile', '')}, {', '.join(said)}"
+    return from_dict(cls, {**values, **changes}, where)
+
+
+def to_dict(cfg) -> dict:
+    """Plain, JSON-ready values of a config."""
+    return json.loads(json.dumps(dataclasses.asdict(cfg)))
+
+
+def essence(values: dict) -> dict:
+    """A plain config without its operational fields."""
+    return {k: v for k, v in values.items() if k not in OPERATIONAL}
+
+
+def identity(cfg) -> str:
+    """Twelve hex digits that two configs share exactly when all fields that matter to the result agree."""
+    return hashlib.sha256(json.dumps(essence(to_dict(cfg)), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def differences(a: dict, b: dict) -> dict[str, tuple]:
+    """Fields in which two plain configs differ: name -> (value in a, value in b)."""
+    return {k: (a.get(k), b.get(k)) for k in sorted({*a, *b}) if a.get(k) != b.get(k)}

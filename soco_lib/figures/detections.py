@@ -1,0 +1,89 @@
+"""A transfer's predictions beside the ground truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from pycocotools import mask as rle
+
+from soco_lib.fields import require
+from soco_lib.figures.training import COLOURS, draw_boxes
+from soco_lib.transfer.predictions import Predictions, read
+
+
+def decode_mask(segmentation, height: int, width: int) -> np.ndarray | None:
+    """Polygons or run-length code of COCO as (H, W) bool; None for no mask."""
+    if not segmentation:
+        return None
+    if isinstance(segmentation, list):
+        segmentation = rle.merge(rle.frPyObjects(segmentation, height, width))
+    elif isinstance(segmentation["counts"], list):
+        segmentation = rle.frPyObjects(segmentation, height, width)
+    return rle.decode(segmentation).astype(bool)
+
+
+def _overlay(image: np.ndarray, masks: list, colours: list[str], alpha: float = 0.45) -> np.ndarray:
+    """`image` (H, W, 3) uint8 with each mask tinted in its colour."""
+    blended = image.astype(np.float32)
+    for mask, colour in zip(masks, colours):
+        if mask is not None:
+            tint = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)], np.float32)
+            blended[mask] = (1 - alpha) * blended[mask] + alpha * tint
+    return blended.round().astype(np.uint8)
+
+
+def _panel(ax, image: np.ndarray, objects: list[dict], classes: dict[int, str], title: str) -> None:
+    """Objects on their image; a class has one colour in every panel."""
+    order = {identity: i for i, identity in enumerate(sorted(classes))}
+    colours = [COLOURS[order[o["category_id"]] % len(COLOURS)] for o in objects]
+    masks = [decode_mask(o.get("segmentation"), *image.shape[:2]) for o in objects]
+    boxes = np.array([o["bbox"] for o in objects], np.float32).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    labels = [classes[o["category_id"]] + (f" {o['score']:.2f}" if "score" in o else "") for o in objects]
+    draw_boxes(ax, _overlay(image, masks, colours), boxes, colours, labels, width=1.2)
+    ax.set_title(title, fontsize=9)
+
+
+def draw_predictions(folder: str | Path, n: int = 4, seed: int = 0, score: float = 0.3, most: int = 10) -> Figure:
+    """n test images drawn by `seed`, ground truth left of the (at most `most`) predictions scored `score` or more.
+
+    Where an image has none so sure, its best one is shown. Raises BookError when the run has no saved predictions or its
+    test data is gone.
+    """
+    seen = read(folder)
+    truth, classes = seen.objects(), seen.classes
+    labelled = [image for image in seen.truth["images"] if truth[image["id"]]] or seen.truth["images"]
+    n = min(n, len(labelled))
+    require(n >= 1, "show at least one image")
+    chosen = [labelled[i] for i in sorted(np.random.default_rng(seed).choice(len(labelled), n, replace=False))]
+    columns = min(2, n)  # pairs a row
+    rows = -(-n // columns)
+    figure, axes = plt.subplots(rows, 2 * columns, figsize=(6.4 * columns, 2.6 * rows), squeeze=False, layout="constrained")
+    for ax in axes.flat:
+        ax.axis("off")
+    for image, (left, right) in zip(chosen, axes.reshape(-1, 2)):
+        pixels, kept = seen.pixels(image), seen.of_image(image["id"], score, most)
+        _panel(left, pixels, truth[image["id"]], classes, "ground truth")
+        _panel(right, pixels, kept, classes, f"{len(kept)} prediction{'s' * (len(kept) != 1)}")
+    figure.suptitle(seen.label, fontsize=10)
+    return figure
+
+
+def draw_both(a: Predictions, b: Predictions, scores: dict[int, tuple]) -> Figure:
+    """One image a row: ground truth, predictions of `a`, of `b`, each at its own best threshold.
+
+    scores: see comparison.most_different; rows are in its order. Raises BookError when an image is gone.
+    """
+    require(len(scores) >= 1, "show at least one image")
+    truth, classes = a.objects(), a.classes
+    images = {image["id"]: image for image in a.truth["images"]}
+    figure, axes = plt.subplots(len(scores), 3, figsize=(9.6, 2.6 * len(scores)), squeeze=False, layout="constrained")
+    for (image, both), row in zip(scores.items(), axes):
+        pixels = a.pixels(images[image])
+        _panel(row[0], pixels, truth[image], classes, f"ground truth: {len(truth[image])} objects")
+        for ax, seen, name, (f1, threshold) in zip(row[1:], (a, b), "AB", both):
+            _panel(ax, pixels, seen.of_image(image, threshold, most=30), classes, f"{name}: {seen.run.name}, F1 {f1:.2f}")
+    return figure

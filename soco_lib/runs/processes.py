@@ -1,0 +1,165 @@
+"""This process among the others: rank, device, and collectives that are no-ops when it is alone.
+
+Torch's own group, NCCL where there are GPUs, is for what the devices compute; gloo groups on the CPU are for what the processes agree
+on and wait for, so that nobody's GPU is asked and NCCL's watchdog sees no collective that waits for work of one process alone.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from soco_lib.fields import require
+
+#: After so long in one collective a run counts as hung and is ended. NCCL's own 10 minutes are short for a slow file system's checkpoint.
+TIMEOUT = timedelta(hours=1)
+#: The first process may work alone for so long (LVIS's evaluation, a probe) while the others wait in `wait`.
+LONE_WORK = timedelta(days=1)
+#: On the CPU, once several processes have started: for what they agree on (None: torch's own group), and to wait in.
+_agreeing: dist.ProcessGroup | None = None
+_waiting: dist.ProcessGroup | None = None
+
+
+@dataclass(frozen=True)
+class Process:
+    """Where this process stands; `describe()` says it in words."""
+
+    rank: int
+    local_rank: int
+    local_world: int
+    world: int
+    device: torch.device
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def synchronised(self) -> bool:
+        """Whether batch norm sees all processes' shares: on several GPUs. torch's SyncBatchNorm takes no CPU tensors."""
+        return self.world > 1 and self.device.type == "cuda"
+
+    @property
+    def ahead(self) -> bool:
+        """Whether the host may run ahead of its device, whose answers then come late."""
+        return self.device.type == "cuda"
+
+    def describe(self) -> str:
+        """E.g. '2 gloo processes on the CPU' or '1 process on NVIDIA H100'."""
+        where = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "the CPU"
+        kind = f"{dist.get_backend()} processes" if self.world > 1 else "process"
+        return f"{self.world} {kind} on {where}, {torch.get_num_threads()} CPU threads each"
+
+
+def own_device() -> torch.device:
+    """The GPU of a process that is alone, or the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def start(share_gpus: bool = False) -> Process:
+    """Join the group that torchrun describes in the environment (NCCL with CUDA devices, gloo without), or stand alone.
+
+    share_gpus: more processes than GPUs are meant (a check on a machine with one), and speak through gloo.
+    Raises BookError, in every process, when this node has fewer GPUs than processes.
+    """
+    global _agreeing, _waiting
+    world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    local, local_world = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    gpus, device = torch.cuda.device_count(), torch.device("cpu")
+    require(
+        not gpus or share_gpus or local_world <= gpus,
+        f"{local_world} processes were started on this node and {gpus} GPU{'s are' if gpus > 1 else ' is'} visible: GPUS={gpus}",
+    )
+    if gpus:
+        device = torch.device("cuda", local % gpus)
+        torch.cuda.set_device(device)
+    if world > 1:
+        nccl = device.type == "cuda" and not share_gpus
+        dist.init_process_group("nccl" if nccl else "gloo", timeout=TIMEOUT, device_id=device if nccl else None)
+        _agreeing = dist.new_group(backend="gloo", timeout=TIMEOUT) if nccl else None
+        _waiting = dist.new_group(backend="gloo", timeout=LONE_WORK)
+    return Process(rank, local, local_world, world, device)
+
+
+def arithmetic(fixed_sizes: bool) -> dict:
+    """Set how this process's GPU computes, and return it for the run's record; {} without a GPU.
+
+    float32 is float32: cuDNN's convolutions would silently use TF32, 10 bits of mantissa in place of 23. fixed_sizes: images keep
+    their sizes, so that cuDNN's trials of algorithms pay (pretraining: only the box head's count varies, by some dozens, and each is tried
+    once; a detector's images vary).
+    """
+    if not torch.cuda.is_available():
+        return {}
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = fixed_sizes
+    return {"tf32": False, "cudnn_benchmark": fixed_sizes}
+
+
+def own_buffers() -> dict[str, bool]:
+    """What tells DistributedDataParallel to leave buffers alone, by the name that this torch has for it: norms are synchronised, or
+    (gloo) each process's own, and nobody needs the first one's statistics.
+    """
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    return {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
+
+
+def mean(value: torch.Tensor) -> torch.Tensor:
+    """Mean of a detached tensor over all processes, on each of them."""
+    if not dist.is_initialized():
+        return value
+    total = value.clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()
+
+
+def anyone(flag: bool) -> bool:
+    """Whether the flag is set in any process; asks no GPU."""
+    if not dist.is_initialized():
+        return flag
+    flags = torch.tensor(flag, dtype=torch.uint8)
+    dist.all_reduce(flags, dist.ReduceOp.MAX, group=_agreeing)
+    return bool(flags)
+
+
+def from_first(value: Any) -> Any:
+    """The first process's value, in every process: for what each would read from a file system that may answer them differently."""
+    if not dist.is_initialized():
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0, group=_agreeing)
+    return values[0]
+
+
+def wait() -> None:
+    """Until all processes are here; up to LONE_WORK, because the first may have worked alone."""
+    if dist.is_initialized():
+        dist.all_reduce(torch.zeros(1), group=_waiting)  # a barrier would ask the GPU that the group is bound to
+
+
+class Later:
+    """Numbers that a device computes, for the host to read when they have come over: reading a tensor waits for all that is queued."""
+
+    def __init__(self, values: torch.Tensor):
+        self._values, self._event = values.to("cpu", non_blocking=True), None  # to pinned memory, where the copy needs no host
+        if values.is_cuda:
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def read(self) -> torch.Tensor:
+        """The values on the CPU; waits for the device to have computed them, and for nothing that was queued since."""
+        if self._event:
+            self._event.synchronize()
+        return self._values
+
+
+def stop() -> None:
+    """Leave the group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

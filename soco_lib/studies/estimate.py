@@ -1,0 +1,158 @@
+"""How long runs will take: from runs or tracked records of the same sizes on the same hardware, else from a step timed here."""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from soco_lib.fields import differences, from_dict, to_dict
+from soco_lib.studies.plans import KINDS, Cell, Planned, Shelf, fields, frame
+from soco_lib.runs.records import numbers, state_of
+from soco_lib.runs.folder import Run, provenance
+from soco_lib.studies.study import Study
+
+#: Fields that decide how long an image takes.
+SIZES = {
+    "pretrain": ("detector", "overrides", "size", "views", "k", "alignment", "assignment", "hidden", "embedding", "precision",
+                 "channels_last", "compile", "recompute", "batch", "micro_batch"),
+    "transfer": ("detector", "overrides", "min_sizes", "max_size", "test_size", "test", "precise_bn", "eval_every", "precision",
+                 "iterations", "batch", "micro_batch"),
+}  # fmt: skip
+#: Images that a timed step holds at once, and such steps, without and with a GPU.
+IMAGES, STEPS = {False: 4, True: 64}, {False: 2, True: 10}
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds of a whole run, and where the number comes from; None: nobody knows."""
+
+    seconds: float | None
+    said: str
+
+
+def hardware(session: dict) -> tuple | None:
+    """What two sessions must share for their speeds to be the same; None where the record does not say.
+
+    GPUs by kind: a run is shown only its own share of a machine's, and `processes` says how many it used.
+    """
+    where = session.get("hardware", {})
+    if not {"cpu", "cores", "gpus"} <= {*where}:
+        return None
+    return where["cpu"], where["cores"], frozenset(where["gpus"]), session.get("processes", 1)
+
+
+def earlier(run: Planned, shelves: tuple[Shelf, ...], here: tuple) -> list[Run]:
+    """Finished runs and records of the same sizes on the same hardware, one of a name."""
+    wanted, cls = to_dict(run.cfg), KINDS[run.kind]
+    found = {}
+    for other in (other for shelf in shelves for other in shelf.runs(run.kind)):
+        if state_of(other).word == "done" and {hardware(session) for session in other.record["sessions"]} == {here}:
+            changed = differences(wanted, to_dict(from_dict(cls, other.record["config"])))
+            if not {*changed} & {*SIZES[run.kind]} and "seconds" in numbers(other):
+                found.setdefault(other.name, other)
+    return list(found.values())
+
+
+def from_runs(run: Planned, shelves: tuple[Shelf, ...], here: tuple, images: int) -> Speed | None:
+    """images: that a pretraining sees; a transfer's time is that of the whole run, evaluation included."""
+    runs = earlier(run, shelves, here)
+    if run.kind == "transfer":
+        times = [numbers(other)["seconds"] for other in runs]
+    else:
+        times = [images / row["images_per_s"] for other in runs for row in other.rows() if row.get("images_per_s")]
+    more = f" and {len(runs) - 1} more" * (len(runs) > 1)
+    return Speed(median(times), f"as {runs[0].name}{more}") if times else None
+
+
+def pretrain_step(cfg) -> float:
+    """Seconds an image of an update on random images and boxes, on this machine's first device."""
+    from soco_lib.gpu import checks as gpu_checks, speed as gpu_speed
+    from soco_lib.runs import processes
+
+    device = processes.own_device()
+    cuda = device.type == "cuda"
+    processes.arithmetic(fixed_sizes=True)
+    n = min(cfg.micro_batch or cfg.batch, IMAGES[cuda])
+    trainer = gpu_checks.a_trainer(dataclasses.replace(cfg, batch=n, micro_batch=0), device)
+    batches = itertools.repeat(gpu_checks.pinned(gpu_checks.a_batch(cfg, n), trainer.model, device))
+    return gpu_speed.seconds(lambda: trainer.update(0, batches), device, STEPS[cuda], before=1) / n
+
+
+def transfer_step(cfg) -> float:
+    """Seconds an image of an update of the detector on random images with ten objects each."""
+    from soco_lib.gpu import speed as gpu_speed
+    from soco_lib.runs import processes
+
+    device, n = processes.own_device(), 2
+    processes.arithmetic(fixed_sizes=False)
+    return gpu_speed.seconds(gpu_speed.detector_step(cfg, n, device), device, STEPS[device.type == "cuda"], before=1) / n
+
+
+def speeds(cells: list[Cell], results: Path, world: int, measure: bool) -> dict[int, Speed]:
+    """Time of every run that is to do, by its id(). world: processes a run; measure: time a step where no earlier run tells."""
+    shelves = Shelf(results), Shelf(results, "studies/*/*/run.json")
+    here = hardware({"hardware": provenance()["hardware"], "processes": world})
+    steps: dict[tuple, float] = {}
+    found, unknown = {}, Speed(None, "unknown: no earlier run of these sizes on this hardware (MEASURE=1 times a step)")
+    for cell in cells:
+        for run in cell.todo:
+            cfg = run.cfg
+            images = (cell.numbers.steps if run.kind == "pretrain" else cfg.iterations) * cfg.batch
+            speed = from_runs(run, shelves, here, images)
+            if speed is None and measure:
+                key = run.kind, *(str(getattr(cfg, name)) for name in SIZES[run.kind] if name != "test")
+                steps[key] = steps.get(key) or (pretrain_step if run.kind == "pretrain" else transfer_step)(cfg)
+                what = "without data loading" if run.kind == "pretrain" else "without data loading and evaluation"
+                speed = Speed(steps[key] * images / world, f"a step timed here, {what}")
+            found[id(run)] = speed or unknown
+    return found
+
+
+def elapsed(hours: list[float | None], jobs: int, shared: bool) -> str:
+    """How long cells of these hours take, `jobs` of them at a time in this order; None: nobody knows.
+
+    shared: jobs share the cores, so that several at a time are counted as no faster than one after the other.
+    """
+    known = [taken for taken in hours if taken is not None]
+    ends = [0.0] * (1 if shared else jobs)
+    for taken in known:  # the next one begins where the first one ends
+        heapq.heappush(ends, heapq.heappop(ends) + taken)
+    total = f"about {max(ends):.1f} hours" if max(ends) >= 1 else f"about {max(ends) * 60:.0f} minutes"
+    if not known:
+        return "for an unknown time"
+    unknown = len(hours) - len(known)
+    return total + f", and {unknown} cell{'s' * (unknown > 1)} of unknown time" * (unknown > 0)
+
+
+def describe(study: Study, cells: list[Cell], results: Path, gpus: int, nodes: int, jobs: int, measure: bool,
+             local: bool = True) -> str:  # fmt: skip
+    """A plan: the base's configuration, a row for every variant and seed, what is to run, and how long that takes here."""
+    speed = speeds(cells, results, gpus * nodes, measure)
+    profile = cells[0].profile
+    scale = "the paper's setting" if profile == "paper" else "small runs on small data, not comparable with the paper's numbers"
+    lines = [f"study {study.name} (Table {study.tables}), PROFILE={profile}: {scale}", study.question]
+    lines += [f"base, pretraining: {fields(study.reference(profile))}"]
+    lines += [f"base, {name}: {fields(run.cfg)}" for name, run in cells[0].transfers.items()]
+    hours = []
+    for cell in cells:
+        seconds = [speed[id(run)].seconds for run in cell.todo]
+        hours.append(None if None in seconds else sum(seconds) / 3600)
+    lines.append(frame(cells, study, hours).to_string(index=False))
+    todo = [run for cell in cells for run in cell.todo]
+    if not todo:
+        return "\n".join([*lines, "nothing to run: all is there"])
+    words = {"pretrain": "pretraining", "transfer": "transfer"}
+    of_kind = {word: [run for run in todo if run.kind == kind] for kind, word in words.items()}
+    counts = ", ".join(f"{len(runs)} {word}{'s' * (len(runs) > 1)}" for word, runs in of_kind.items() if runs)
+    shared = local and jobs > 1 and not provenance()["hardware"]["gpus"]
+    total = elapsed([taken for cell, taken in zip(cells, hours) if cell.todo], jobs, shared)
+    each = f"{gpus} process{'es' * (gpus > 1)}" + f" on each of {nodes} nodes" * (nodes > 1)
+    lines.append(f"to run: {counts}, {total}, {jobs} at a time, each with {each}")
+    lines += ["jobs share the cores of this machine: counted as no faster than one after the other"] * shared
+    for word, runs in of_kind.items():
+        lines += [f"time of a {word}: {said}" for said in sorted({speed[id(run)].said for run in runs})]
+    return "\n".join(lines)

@@ -1,0 +1,220 @@
+"""A transfer's batch: how many images an update has and a process holds at once, which they are, and the update itself."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from soco_lib.runs import loader
+from soco_lib.transfer.benchmarks import Transfer
+from soco_lib.fields import one_of, require
+from soco_lib.detector import CfgNode
+
+from detectron2.data import DatasetFromList, DatasetMapper, get_detection_dataset_dicts  # noqa: E402  (as in detection.py)
+from detectron2.data.build import trivial_batch_collator
+from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
+from detectron2.engine import SimpleTrainer
+from detectron2.utils import comm
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
+#: Micro-batches that each worker keeps ready, where there is room for them.
+AHEAD = 2
+#: What a random draw is for: keeps the draws of samples and of updates apart.
+SAMPLE, UPDATE = 1, 2
+
+
+def seed_with(*key: int, devices: bool = True) -> None:
+    """Seed the generators of Python, numpy and torch with a function of `key` (non-negative); devices: those of GPUs too, which
+    costs a millisecond even where there is none (torch notes down who asked)."""
+    seed = int(np.random.SeedSequence(key).generate_state(1)[0])
+    random.seed(seed)
+    np.random.seed(seed)
+    (torch if devices else torch.default_generator).manual_seed(seed)
+
+
+# --- how many images --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How an update's batch is made up: cfg.batch = world x accumulate x micro_batch images."""
+
+    cfg: Transfer  # as it is run: with reach="scale", its batch, rate and schedule are those of the images held at once
+    world: int  # processes
+    micro_batch: int  # images a process holds at once
+    accumulate: int  # micro-batches a process runs for one update
+    asked: int  # images an update was to have
+
+    def describe(self) -> str:
+        """The arithmetic in words, e.g. 'batch 16 = 1 process x 8 accumulation x 2 images'."""
+        processes = f"{self.world} process{'es' * (self.world > 1)}"
+        scaled = f" in place of {self.asked}, rate and schedule by the linear rule" if self.cfg.batch != self.asked else ""
+        return f"batch {self.cfg.batch} = {processes} x {self.accumulate} accumulation x {self.micro_batch} images{scaled}"
+
+
+def _scaled(cfg: Transfer, batch: int) -> Transfer:
+    """The linear scaling rule (Goyal et al. 2017, Sec. 2.1) by the arithmetic of Detectron2's DefaultTrainer.auto_scale_workers.
+
+    The rate is in proportion to the batch, all counts of iterations in inverse proportion (and never rounded to none).
+    """
+    scale = batch / cfg.batch
+    names = ("iterations", "warmup", "eval_every", "save_every", "precise_bn")
+    counts = {name: max(1, round(getattr(cfg, name) / scale)) for name in names if getattr(cfg, name)}
+    return replace(cfg, batch=batch, lr=cfg.lr * scale, **counts)
+
+
+def reach(cfg: Transfer, world: int = 1) -> Reach:
+    """How `world` processes reach cfg.batch (or, with reach="scale", what schedule follows from what they hold).
+
+    Raises BookError for a batch that equal shares or micro-batches do not make up.
+    """
+    require(cfg.micro_batch >= 0, f"micro_batch={cfg.micro_batch} may not be negative: 0 is a process's whole share")
+    require(
+        cfg.micro_batch > 0 or cfg.batch % world == 0,
+        f"batch={cfg.batch} cannot be split evenly over {world} processes: choose a multiple of {world} or other GPUS/NODES",
+    )
+    micro = cfg.micro_batch or cfg.batch // world
+    if cfg.reach == "scale":
+        return Reach(_scaled(cfg, world * micro), world, micro, 1, cfg.batch)
+    require(
+        cfg.batch % (world * micro) == 0,
+        f"no accumulation reaches batch={cfg.batch}: {world} x micro_batch={micro} images at once do not divide it: "
+        "choose another micro_batch, or reach=scale",
+    )
+    return Reach(cfg, world, micro, cfg.batch // (world * micro), cfg.batch)
+
+
+# --- which images -----------------------------------------------------------------------------------------------------
+
+
+class Samples(Dataset):
+    """Item (number, index) -> training record `index` as Detectron2's mapper gives it, augmented by (seed, number) alone."""
+
+    def __init__(self, d2: CfgNode):
+        records = get_detection_dataset_dicts(d2.DATASETS.TRAIN, filter_empty=d2.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+        self.seed, self.records, self.mapper = d2.SEED, DatasetFromList(records, copy=False), DatasetMapper(d2, True)
+        self.area = max(d2.INPUT.MIN_SIZE_TRAIN) * d2.INPUT.MAX_SIZE_TRAIN
+        masks = d2.MODEL.MASK_ON and d2.INPUT.MASK_FORMAT == "bitmask"  # polygons are a few numbers
+        self.planes = 3 + (-(-sum(len(record["annotations"]) for record in records) // len(records)) if masks else 0)
+        grouped = d2.DATALOADER.ASPECT_RATIO_GROUPING
+        self.wide = [grouped and record["width"] > record["height"] for record in records]
+        one_of("DATALOADER.SAMPLER_TRAIN", d2.DATALOADER.SAMPLER_TRAIN, SAMPLERS)
+        if d2.DATALOADER.SAMPLER_TRAIN == "TrainingSampler":
+            self.order = TrainingSampler(len(records), seed=d2.SEED)
+        else:  # LVIS
+            threshold, sqrt = d2.DATALOADER.REPEAT_THRESHOLD, d2.DATALOADER.REPEAT_SQRT
+            factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(records, threshold, sqrt)
+            self.order = RepeatFactorTrainingSampler(factors, seed=d2.SEED)
+
+    def __getitem__(self, item: tuple[int, int]) -> dict:
+        number, index = item
+        seed_with(SAMPLE, self.seed, number, devices=False)  # the mapper draws with numpy, on the CPU
+        return self.mapper(self.records[index])
+
+    def shared_bytes(self, images: int) -> int:
+        """Shared memory that a micro-batch on its way from a worker takes at most: every image as large as they become.
+
+        Masks that are no polygons come on top, as many as an image has objects in the mean.
+        """
+        return images * loader.pages(self.area * self.planes, loader.PAGE, loader.PAGE)  # the others: boxes and classes
+
+    def loader(self, reached: Reach, workers: int, start: int = 0, ahead: int = AHEAD) -> DataLoader:
+        """Endless micro-batches of this process from update `start` on, for a loader.Feed; the same however many workers load them.
+
+        ahead: micro-batches that each worker keeps ready.
+        """
+        batches = Batches(self, reached.accumulate, reached.micro_batch, start)
+        return DataLoader(
+            self,
+            batch_sampler=batches,
+            num_workers=workers,
+            collate_fn=trivial_batch_collator,
+            worker_init_fn=loader.start_worker,
+            prefetch_factor=ahead if workers else None,
+            timeout=loader.POLL if workers else 0,
+        )
+
+
+class Batches(Sampler):
+    """Items of this process's micro-batches from update `start` on, endlessly; `accumulate` of them make its share of one update.
+
+    Wide and tall images do not meet in one update's share (Detectron2's aspect-ratio grouping). Its AspectRatioGroupedDataset
+    groups what was loaded, in an order that the number of workers changes, and forgets what it holds back when a run is
+    interrupted. Grouping the records before they are loaded gives the batches that it gives without workers.
+    """
+
+    def __init__(self, samples: Samples, accumulate: int, micro_batch: int, start: int = 0):
+        self.samples, self.accumulate, self.micro_batch, self.start = samples, accumulate, micro_batch, start
+
+    def _shares(self) -> Iterator[list[tuple[int, int]]]:
+        rank, world, groups = comm.get_rank(), comm.get_world_size(), ([], [])
+        for i, index in enumerate(self.samples.order):
+            group = groups[self.samples.wide[index]]
+            group.append((i * world + rank, index))
+            if len(group) == self.accumulate * self.micro_batch:
+                yield group[:]
+                group.clear()
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for share in itertools.islice(self._shares(), self.start, None):
+            for i in range(0, len(share), self.micro_batch):
+                yield share[i : i + self.micro_batch]
+
+
+# --- the update -------------------------------------------------------------------------------------------------------
+
+
+class Accumulator(SimpleTrainer):
+    """Detectron2's training step over `accumulate` micro-batches and in any precision: for its SimpleTrainer and its AMPTrainer.
+
+    An update's gradient is the mean of its micro-batches' gradients. That is the whole batch's gradient for every loss that
+    is a mean over as many terms an image: RPN's, and the box head's as long as each image gives as many regions as the others.
+    Not equal are the mask head's (a mean over the micro-batch's foreground regions), RetinaNet's and FCOS's (over a running
+    count of foreground anchors, which moves with each micro-batch) and all that batch norm does, which sees a micro-batch.
+    """
+
+    def __init__(self, model, data_loader, optimizer, accumulate: int = 1, precision: str = "fp32", seed: int = 0):
+        super().__init__(model, data_loader, optimizer)
+        self.accumulate, self.precision, self.seed = accumulate, precision, seed
+        self.scaler = torch.amp.GradScaler("cuda", enabled=precision == "fp16")
+
+    def run_step(self):
+        """One update. What it draws at random depends on seed, iteration and process only: an interruption leaves no trace."""
+        parts, waited = [], 0.0
+        self.optimizer.zero_grad()
+        for i in range(self.accumulate):
+            started = time.perf_counter()
+            images = next(self._data_loader_iter)
+            waited += time.perf_counter() - started
+            seed_with(UPDATE, self.seed, self.iter, i, comm.get_rank())
+            alone = i == self.accumulate - 1 or not isinstance(self.model, DistributedDataParallel)
+            with contextlib.nullcontext() if alone else self.model.no_sync():
+                losses = self.forward(images)
+                self.scaler.scale(sum(losses.values()) / self.accumulate).backward()
+            parts.append(losses)
+        self._write_metrics({name: torch.stack([part[name].detach().float() for part in parts]).mean() for name in losses}, waited)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    def forward(self, images: list[dict]) -> dict[str, torch.Tensor]:
+        """The model's losses of a micro-batch, under the run's precision."""
+        dtype = AUTOCAST.get(self.precision)
+        with torch.autocast("cuda" if torch.cuda.is_available() else "cpu", dtype, enabled=dtype is not None):
+            return self.model(images)
+
+    def state_dict(self) -> dict:
+        return {**super().state_dict(), "scaler": self.scaler.state_dict()}
+
+    def load_state_dict(self, state: dict):
+        super().load_state_dict(state)
+        self.scaler.load_state_dict(state["scaler"])

@@ -1,0 +1,170 @@
+"""Two runs against each other: any two as text; two transfers by scores, classes and images as well (notebook 7).
+
+    python -m soco_lib.transfer.compare results/scratch-coco results/soco-coco
+
+Exit status 0: the notebook can follow; ALONE: the text is all that these two runs allow; 1: an error, told in one line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from dataclasses import dataclass
+
+import pandas as pd
+from tabulate import tabulate
+
+from soco_lib import BookError, ROOT, locate, one_line_errors
+from soco_lib.runs import records
+from soco_lib.transfer import predictions
+from soco_lib.fields import differences, require
+from soco_lib.transfer.errors import image_scores
+from soco_lib.transfer.predictions import Predictions
+from soco_lib.runs.folder import Run
+
+ALONE = 3
+
+#: Fields that two runs must share for their scores to be comparable.
+SHARED = ("benchmark", "test")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Which two runs are compared."""
+
+    run_a: str  # run folder, or its name under results
+    run_b: str
+
+
+def open_run(letter: str, given: str, results: str = "results") -> Run:
+    """A run by its folder, its name under `results`, or the name of its tracked record. Raises BookError naming what was given."""
+    require(given != "", f"{letter} names no run: give two, as make compare A=results/scratch B=results/soco")
+    tried = (locate(given), ROOT / results / given, *sorted((ROOT / results).glob(f"studies/*/{given}")))
+    folder = next((folder for folder in tried if (folder / "run.json").is_file()), None)
+    if folder is None:
+        known = {path.parent.name for pattern in ("*", "studies/*/*") for path in (ROOT / results).glob(f"{pattern}/run.json")}
+        near = difflib.get_close_matches(given.rstrip("/").rpartition("/")[2], sorted(known), 1)
+        hint = f"did you mean {near[0]!r}?" if near else "give results/NAME or the name of a run or record"
+        raise BookError(f"{letter}={given} is no run folder: {hint}")
+    return records.read(folder)
+
+
+def open_pair(run_a: str, run_b: str, results: str = "results") -> tuple[Run, Run]:
+    """The two runs. Raises BookError unless both are finished transfers of one benchmark on the same test data."""
+    runs = []
+    for letter, given in (("A", run_a), ("B", run_b)):
+        run = open_run(letter, given, results)
+        require(run.record["kind"] == "transfer", f"{letter}={given} is a {run.record['kind']} run: give two transfer runs")
+        state = records.state_of(run)
+        require(state.word == "done", f"{letter}={given} is not finished ({state.text}): finish it first")
+        runs.append(run)
+    a, b = (run.record["config"] for run in runs)
+    different = [f"{k}: {a.get(k)!r} in A, {b.get(k)!r} in B" for k in SHARED if a.get(k) != b.get(k)]
+    require(not different, f"A and B cannot be compared ({'; '.join(different)}): give runs of one benchmark and test set")
+    return runs[0], runs[1]
+
+
+def settings(a: Run, b: Run) -> pd.DataFrame:
+    """Fields of the two configurations that differ: index field, columns A and B. Of two kinds, the fields that both have."""
+    ours, theirs = a.record["config"], b.record["config"]
+    found = differences(ours, theirs)
+    if a.record["kind"] != b.record["kind"]:
+        found = {name: pair for name, pair in found.items() if name in ours and name in theirs}
+    return pd.DataFrame.from_dict(found, orient="index", columns=["A", "B"]).rename_axis("setting")
+
+
+def scores(a: Run, b: Run) -> pd.DataFrame:
+    """Average precisions of both in percent: index (task, metric), columns A, B, B - A."""
+    ours, theirs = a.metrics, b.metrics
+    rows = {
+        (task, metric): (ours[task][metric], theirs[task].get(metric))
+        for task in ("bbox", "segm")
+        for metric in ours.get(task, {})
+        if metric != "per_class" and task in theirs
+    }
+    frame = pd.DataFrame.from_dict(rows, orient="index", columns=["A", "B"], dtype=float)
+    frame.index = pd.MultiIndex.from_tuples(frame.index, names=["task", "metric"])
+    return frame.assign(**{"B - A": frame["B"] - frame["A"]})
+
+
+def class_differences(a: Run, b: Run) -> dict[str, dict[str, float]]:
+    """Task -> class -> AP of B minus AP of A, in points; NaN for a class without test objects."""
+    ours, theirs = a.metrics, b.metrics
+    tasks = [task for task in ("bbox", "segm") if task in ours and task in theirs]
+    return {task: {name: theirs[task]["per_class"][name] - ap for name, ap in ours[task]["per_class"].items()} for task in tasks}
+
+
+def most_different(a: Predictions, b: Predictions, n: int) -> dict[int, tuple]:
+    """The n images whose best F1 differs most: image id -> what errors.image_scores says of A and of B."""
+    first, second = (image_scores(seen.truth, seen.detections) for seen in (a, b))
+    order = sorted(first, key=lambda image: -abs(second[image][0] - first[image][0]))
+    return {image: (first[image], second[image]) for image in order[:n]}
+
+
+def metrics(a: Run, b: Run) -> pd.DataFrame:
+    """Every number that either run left: index metric (such as bbox.AP50), columns A, B, B - A; classes are left out."""
+    columns = {letter: _flat(records.numbers(run)) for letter, run in (("A", a), ("B", b))}
+    names = list(dict.fromkeys(name for column in columns.values() for name in column))
+    frame = pd.DataFrame({letter: [column.get(name) for name in names] for letter, column in columns.items()}, names, dtype=float)
+    return frame.assign(**{"B - A": frame["B"] - frame["A"]}).rename_axis("metric")
+
+
+def _flat(values: dict, prefix: str = "") -> dict[str, float]:
+    found = {}
+    for name, value in values.items():
+        if isinstance(value, dict) and name != "per_class":
+            found |= _flat(value, f"{prefix}{name}.")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            found[prefix + name] = value
+    return found
+
+
+def _text(value, other) -> str:
+    """A setting's value; of a long list what the other run's does not have."""
+    if not isinstance(value, list) or len(value) < 3:
+        return str(value)
+    own = [item for item in value if item not in (other or [])]
+    shared = f"and {len(value) - len(own)} that both have" * (len(own) < len(value))
+    return "\n".join(map(str, [*own, *([shared] if shared else [])]))
+
+
+def describe(a: Run, b: Run) -> str:
+    """What two runs of any kind and state are and cost, in which settings they differ, and their metrics, as text."""
+    show = lambda head, rows: tabulate(rows, head, "simple", disable_numparse=True, maxcolwidths=60)  # noqa: E731
+    about = [{"kind": run.record["kind"], **records.cost(run)} for run in (a, b)]
+    lines = [show(["", "A", "B"], [(name, *("" if each[name] is None else each[name] for each in about)) for name in about[0]])]
+    changed, numbers = settings(a, b), metrics(a, b)
+    shared = " (of those that both kinds have)" * (a.record["kind"] != b.record["kind"])
+    lines.append(f"settings that differ{shared}: {len(changed) or 'none'}")
+    if len(changed):
+        lines.append(show(["setting", "A", "B"], [(n, _text(x, y), _text(y, x)) for n, x, y in changed.itertuples()]))
+    if numbers.empty:
+        return "\n\n".join([*lines, "neither run has metrics yet"])
+    word = lambda number, sign="": "" if pd.isna(number) else f"{number:{sign}.6g}"  # noqa: E731
+    rows = [(name, word(x), word(y), word(change, "+")) for name, x, y, change in numbers.itertuples()]
+    return "\n\n".join([*lines, show(["metric", "A", "B", "B - A"], rows)])
+
+
+@one_line_errors
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for letter in "AB":
+        parser.add_argument(letter, help="a run folder, its name under the results, or the name of a tracked record")
+    parser.add_argument("--results", default="results", help="where names are looked up (default: results)")
+    given = parser.parse_args(arguments)
+    pair = [open_run(letter, getattr(given, letter), given.results) for letter in "AB"]
+    print(describe(*pair))
+    try:
+        for letter, run in zip("AB", open_pair(given.A, given.B, given.results)):
+            require(run.folder.parent.parent.name != "studies", f"{letter} is a tracked record, which keeps no detections")
+            predictions.read(run.folder)
+    except BookError as error:
+        print(f"\nno notebook of these two: {error}")
+        return ALONE
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

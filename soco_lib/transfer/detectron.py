@@ -1,0 +1,177 @@
+"""A transfer's data in Detectron2's catalogues, and the Detectron2 config that follows from settings and data."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from soco_lib.transfer.benchmarks import Transfer, require_data, split_sets
+from soco_lib.fields import require
+from soco_lib.detector import CfgNode, detector_config, for_finetuning
+from soco_lib.transfer.datasets import Layout, check_scored, read_layout
+
+from detectron2.data import DatasetCatalog, MetadataCatalog  # noqa: E402  (soco_lib.detector silences its imports)
+
+logging.getLogger("detectron2").setLevel(logging.ERROR)  # quiet until a run gives it a log file
+
+
+#: Of a ResNet's last stage: an image no larger is one value there.
+STRIDE = 32
+
+
+@dataclass(frozen=True)
+class DetectionData:
+    """A data set, or several of one layout and the same classes, as Detectron2 knows it."""
+
+    name: str  # in Detectron2's catalogues
+    kind: str  # coco, lvis or voc: its layout, and so its evaluator
+    classes: tuple[str, ...]  # COCO, LVIS: sorted by category id; VOC: its own order, or sorted by name
+    image_ids: tuple = field(repr=False)  # sorted; those drawn, where only a part is labelled; VOC's are names
+    mask_format: str  # polygon, bitmask (RLE), or "" without masks
+    empty_boxes: int  # objects whose box has no area: nobody trains on them
+    layouts: tuple[Layout, ...] = field(repr=False)  # the sets that it is joined from
+
+    @property
+    def records(self) -> list[dict]:
+        """Detectron2's dataset dicts: file_name, height, width, image_id, annotations."""
+        return DatasetCatalog.get(self.name)
+
+    def describe(self) -> str:
+        """What it holds, for a log: images, classes, masks, boxes without area."""
+        empty = f", {self.empty_boxes} boxes without area" if self.empty_boxes else ""
+        return f"{len(self.image_ids)} images, {len(self.classes)} classes, masks: {self.mask_format or 'none'}{empty}"
+
+
+def draw_images(image_ids: tuple[int, ...], labelled: float, seed: int) -> tuple[int, ...]:
+    """The labelled part of a data set, sorted: a share (up to 1) or a number of its images, drawn by `seed` (Table 8)."""
+    count = round(labelled * len(image_ids)) if labelled <= 1 else int(labelled)
+    require(1 <= count <= len(image_ids), f"labelled={labelled:g} leaves {count} of {len(image_ids)} images: choose 1 to all")
+    if count == len(image_ids):
+        return image_ids
+    return tuple(sorted(np.random.default_rng(seed).choice(image_ids, count, replace=False).tolist()))
+
+
+def open_data(spec: str, labelled: float = 1.0, seed: int = 0) -> DetectionData:
+    """Check a data set (see benchmarks.DATA_KINDS) and register it with Detectron2 under a name that its files and drawn part give.
+
+    Raises BookError for a bad spec, a missing or foreign file, missing images (a sample is looked at), sets that cannot be joined.
+    """
+    layouts = tuple(read_layout(kind, rest) for kind, rest in split_sets(spec))
+    first = layouts[0]
+    for other in layouts[1:]:
+        for what in ("kind", "classes", "category_ids", "mask_format"):
+            a, b = getattr(first, what), getattr(other, what)
+            require(a == b, f"{spec!r} joins sets that differ in {what.replace('_', ' ')}: join only parts of one data set")
+    everything = sorted(itertools.chain.from_iterable(layout.image_ids for layout in layouts))
+    ids = draw_images(tuple(everything), labelled, seed)
+    whole = len(ids) == len(everything)
+    unique_ids = len(set(everything)) == len(everything)
+    require(whole or unique_ids, f"labelled={labelled:g}: sets of {spec!r} use the same image ids: renumber those of one")
+    files = ((layout.source, layout.root, layout.source.stat().st_mtime_ns) for layout in layouts)
+    unique = f"{list(map(str, itertools.chain.from_iterable(files)))}{'' if whole else ids}"
+    name = f"{first.source.stem}-{hashlib.sha256(unique.encode()).hexdigest()[:8]}"
+    if name not in DatasetCatalog.list():
+
+        @functools.cache  # the training loader, precise BN's and our own readers ask; reading train2017 takes half a minute
+        def load() -> list[dict]:
+            chosen = set(ids)
+            return [record for layout in layouts for record in layout.load(name) if record["image_id"] in chosen]
+
+        DatasetCatalog.register(name, load)
+        MetadataCatalog.get(name).set(thing_classes=list(first.classes), evaluator_type=first.kind, **first.metadata)
+    empty = sum(layout.empty_boxes for layout in layouts)
+    return DetectionData(name, first.kind, first.classes, ids, first.mask_format, empty, layouts)
+
+
+def open_both(cfg: Transfer) -> tuple[DetectionData, DetectionData]:
+    """Training and test data of a transfer.
+
+    Raises BookError when they are missing, their classes differ, nothing can be learnt, or the test cannot be scored.
+    """
+    require_data(cfg)
+    train, test = open_data(cfg.train, cfg.labelled, cfg.seed), open_data(cfg.test)
+    different = sorted({*train.classes} ^ {*test.classes}) or [a for a, b in zip(train.classes, test.classes) if a != b]
+    require(not different, f"training and test data have different classes, e.g. {different[:3]}: give two parts of one data set")
+    require(
+        any(not a.get("iscrowd", 0) for record in train.records for a in record["annotations"]),
+        f"the {len(train.image_ids)} training images of {cfg.train} hold no objects",
+    )
+    require(len(test.layouts) == 1, f"test={cfg.test!r} joins several sets: evaluators take one")
+    check_scored(test.layouts[0])
+    return train, test
+
+
+# --- Detectron2 -------------------------------------------------------------------------------------------------------
+
+
+def milestones(cfg: Transfer) -> tuple[int, ...]:
+    """Iterations at which the rate falls tenfold; kept inside (0, iterations), which a smoke run's rounding may leave."""
+    return tuple(sorted({min(round(share * cfg.iterations), cfg.iterations - 1) for share in cfg.milestones} - {0}))
+
+
+def _settings(cfg: Transfer, train: DetectionData, test: DetectionData, folder: Path) -> dict:
+    """Detectron2's settings that a Transfer owns."""
+    return {
+        "DATASETS.TRAIN": (train.name,),
+        "DATASETS.TEST": (test.name,),
+        "DATALOADER.NUM_WORKERS": cfg.workers,
+        "INPUT.MIN_SIZE_TRAIN": cfg.min_sizes,
+        "INPUT.MAX_SIZE_TRAIN": cfg.max_size,
+        "INPUT.MIN_SIZE_TEST": cfg.test_size,
+        "INPUT.MAX_SIZE_TEST": cfg.max_size,
+        "MODEL.ROI_HEADS.NUM_CLASSES": len(train.classes),
+        "MODEL.RETINANET.NUM_CLASSES": len(train.classes),
+        "SOLVER.IMS_PER_BATCH": cfg.batch,
+        "SOLVER.BASE_LR": cfg.lr,
+        "SOLVER.MOMENTUM": cfg.momentum,
+        "SOLVER.WEIGHT_DECAY": cfg.weight_decay,
+        "SOLVER.MAX_ITER": cfg.iterations,
+        "SOLVER.STEPS": milestones(cfg),
+        "SOLVER.WARMUP_ITERS": cfg.warmup,
+        "SOLVER.CHECKPOINT_PERIOD": cfg.save_every,
+        "SOLVER.CLIP_GRADIENTS.ENABLED": cfg.clip_gradients > 0,
+        "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": "norm",
+        "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": cfg.clip_gradients or 1.0,
+        "TEST.EVAL_PERIOD": cfg.eval_every,
+        "TEST.PRECISE_BN.ENABLED": cfg.precise_bn > 0,
+        "TEST.PRECISE_BN.NUM_ITER": max(cfg.precise_bn, 1),
+        "OUTPUT_DIR": str(folder),
+        "SEED": cfg.seed,
+    }
+
+
+def detectron_config(cfg: Transfer, train: DetectionData, test: DetectionData, folder: Path, world: int = 1) -> CfgNode:
+    """The full Detectron2 config of a transfer that writes into `folder` with `world` processes.
+
+    Raises BookError for a batch that cannot be split, an override of a setting that a Transfer field owns, data without
+    masks for a precision or detector that the machine lacks.
+    """
+    even = cfg.batch % world == 0
+    require(even, f"batch={cfg.batch} cannot be split evenly over {world} processes: choose a multiple of {world}")
+    cuda = torch.cuda.is_available()
+    require(cuda or cfg.precision == "fp32", f"precision={cfg.precision} needs a GPU: set precision=fp32 on this machine")
+    held = cfg.micro_batch or cfg.batch // world
+    require(
+        held > 1 or min(cfg.min_sizes) > STRIDE or (cuda and world > 1),
+        f"a process that holds one image of min_sizes={min(cfg.min_sizes)} leaves batch norm a single value at stride {STRIDE}: raise "
+        f"micro_batch={cfg.micro_batch}, batch={cfg.batch} or min_sizes",
+    )
+    owned = _settings(cfg, train, test, folder)
+    for item in cfg.overrides:
+        require(item.partition("=")[0] not in owned, f"detector override {item!r}: set the transfer's own field instead")
+    d2 = detector_config(cfg.detector, cfg.overrides)
+    for key, value in owned.items():
+        d2.merge_from_list([key, value])
+    d2.MODEL.DEVICE = "cuda" if cuda else "cpu"
+    d2.MODEL.MASK_ON = d2.MODEL.MASK_ON and bool(train.mask_format)
+    d2.INPUT.MASK_FORMAT = train.mask_format or "polygon"
+    for_finetuning(d2, synchronised=cuda and world > 1)  # SyncBatchNorm takes no CPU tensors
+    d2.freeze()
+    return d2
