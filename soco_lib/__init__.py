@@ -18,7 +18,9 @@ class BookError(ValueError):
 
 
 def one_line_errors(main: Callable[..., int | None]) -> Callable[..., int]:
-    """Make a command line's `main` tell a BookError as one line on stderr; it returns the exit status, then 1, else main's or 0."""
+    """Make a command line's `main` tell a BookError as one line on stderr; it returns the exit status, then 1, else
+    main's or 0.
+    """
 
     @functools.wraps(main)
     def told(arguments: list[str] | None = None) -> int:

@@ -1,4 +1,5 @@
-"""What an experiment is: frozen dataclasses, checked on construction (fields.py reads and compares them); every derived number is derived here.
+"""What an experiment is: frozen dataclasses, checked on construction (fields.py reads and compares them); every derived
+number is derived here.
 
 Boxes and sizes are pixels of the named view; learning rates are per global batch; "step" is one optimiser update.
 """
@@ -48,7 +49,9 @@ class Pretrain:
     overrides: tuple[str, ...] = ()  # further Detectron2 "KEY=value" settings of the detector
     alignment: str = "head"  # how much of the detector is pretrained: whole, c5, neck, head (Table 4)
     assignment: str = "scale"  # box to pyramid level: scale (Sec. 3.3), detectron2 (224 on P4), fixed (one level)
-    canonical: float = 96.0  # assignment="scale": boxes of side (canonical, 2 x canonical] pixels go to P4; for V1 of 224
+    canonical: float = (
+        96.0  # assignment="scale": boxes of side (canonical, 2 x canonical] pixels go to P4; for V1 of 224
+    )
     fixed_level: int = 4  # the level of assignment="fixed"
     hidden: int = 4096  # width of projector and predictor
     embedding: int = 256  # dimension of their outputs
@@ -68,7 +71,9 @@ class Pretrain:
     precision: str = "bf16"  # fp32, bf16 or fp16 (with gradient scaler); paper: mixed
     channels_last: bool = True
     compile: bool = False
-    recompute: tuple[str, ...] = ()  # ResNet stages, such as res2, whose activations are computed again for backward: less memory
+    recompute: tuple[
+        str, ...
+    ] = ()  # ResNet stages, such as res2, whose activations are computed again for backward: less memory
     seed: int = 0
     workers: int = 8  # loader processes a training process
     log_every: int = 50  # steps
@@ -99,7 +104,10 @@ class Pretrain:
             require(0 <= getattr(self, name) <= 1, f"{name}={getattr(self, name)} must lie in [0, 1]")
         for name in self.recompute:
             one_of("recompute", name, STAGES)
-        require(not (self.compile and self.recompute), "compile and recompute exclude each other: a compiled network frees on its own")
+        require(
+            not (self.compile and self.recompute),
+            "compile and recompute exclude each other: a compiled network frees on its own",
+        )
         require(self.seed >= 0, f"seed={self.seed} may not be negative")
         require(self.micro_batch >= 0 and self.steps >= 0, "micro_batch and steps may not be negative")
         require(self.steps > 0 or self.epochs > 0, f"epochs={self.epochs} must be positive when steps is 0")
@@ -139,9 +147,9 @@ class Plan:
 def plan(cfg: Pretrain, images: int, world: int = 1, synchronised: bool | None = None) -> Plan:
     """Derive steps, rates and the batch arithmetic.
 
-    synchronised: whether batch norm sees all processes' shares (None: several processes will be several GPUs, which do).
-    Raises BookError when the batch exceeds the images, cannot be split into equal micro-batches over the processes, or leaves batch
-    norm with a single box.
+    synchronised: whether batch norm sees all processes' shares (None: several processes will be several GPUs, which
+    do). Raises BookError when the batch exceeds the images, cannot be split into equal micro-batches over the
+    processes, or leaves batch norm with a single box.
     """
     require(
         cfg.batch <= images,

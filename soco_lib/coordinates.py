@@ -1,18 +1,20 @@
 """Coordinates stay in full precision, whatever the type of the feature maps: three parts of Detectron2 are replaced.
 
-Under autocast they cast boxes to the type of the network's output (or, RoIPool on the CPU, refuse two types). bf16 holds whole
-numbers up to 256 exactly, fp16 up to 2048: in a batch of 512 images a region would be pooled from its neighbour's image, or from
-outside the batch, and corners would move by up to 4 pixels at 1333. The maps and what is pooled from them keep their type.
+Under autocast they cast boxes to the type of the network's output (or, RoIPool on the CPU, refuse two types). bf16
+holds whole numbers up to 256 exactly, fp16 up to 2048: in a batch of 512 images a region would be pooled from its
+neighbour's image, or from outside the batch, and corners would move by up to 4 pixels at 1333. The maps and what is
+pooled from them keep their type.
 """
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+from torchvision.ops import RoIPool, roi_align
+
 from detectron2.layers import ROIAlign
 from detectron2.modeling import poolers
 from detectron2.modeling.box_regression import Box2BoxTransformLinear
-from torch import Tensor
-from torchvision.ops import RoIPool, roi_align
 
 _apply_deltas = Box2BoxTransformLinear.apply_deltas
 
@@ -23,9 +25,13 @@ def _exact(x: Tensor) -> torch.dtype:
 
 
 def _pool(self: ROIAlign, maps: Tensor, rois: Tensor) -> Tensor:
-    """maps (N, C, h, w); rois (M, 5): image number in 0..N-1, x1 y1 x2 y2 in input pixels. Returns (M, C, S, S) of the maps' type."""
+    """maps (N, C, h, w); rois (M, 5): image number in 0..N-1, x1 y1 x2 y2 in input pixels. Returns (M, C, S, S) of the
+    maps' type.
+    """
     exact, side = _exact(maps), self.output_size
-    return roi_align(maps.to(exact), rois.to(exact), side, self.spatial_scale, self.sampling_ratio, self.aligned).to(maps.dtype)
+    return roi_align(maps.to(exact), rois.to(exact), side, self.spatial_scale, self.sampling_ratio, self.aligned).to(
+        maps.dtype
+    )
 
 
 class _RoIPool(RoIPool):
@@ -37,7 +43,9 @@ class _RoIPool(RoIPool):
 
 
 def _apply_linear_deltas(self: Box2BoxTransformLinear, deltas: Tensor, boxes: Tensor) -> Tensor:
-    """FCOS's boxes from its deltas (N, k x 4) and points (N, 4), in float32 at least, as Detectron2 does it for its other detectors."""
+    """FCOS's boxes from its deltas (N, k x 4) and points (N, 4), in float32 at least, as Detectron2 does it for its
+    other detectors.
+    """
     return _apply_deltas(self, deltas.to(_exact(deltas)), boxes)
 
 

@@ -18,11 +18,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from soco_lib import BookError
-from soco_lib.runs import loader
 from soco_lib.config import Plan, Pretrain
-from soco_lib.fields import require
 from soco_lib.data.sources import ImageSource, UnreadableImage, open_source
 from soco_lib.data.store import ProposalStore
+from soco_lib.fields import require
+from soco_lib.runs import loader
 from soco_lib.views import ViewSample, make_views
 
 #: SoCo.count: boxes and flags of every view -> what a step needs to know of them, a soco.Counted.
@@ -74,7 +74,7 @@ TRIES = 10
 def collate(samples: list[tuple[list[ViewSample], bool]], count: Count | None = None) -> Batch:
     """Stack samples view by view; count(boxes, valid) makes the batch's `counted`."""
     views = list(zip(*(views for views, _ in samples)))
-    stack = lambda name: [torch.from_numpy(np.stack([getattr(v, name) for v in view])) for view in views]  # noqa: E731
+    stack = lambda name: [torch.from_numpy(np.stack([getattr(v, name) for v in view])) for view in views]
     boxes, valid = stack("boxes"), stack("valid")
     return Batch(stack("image"), boxes, valid, sum(bad for _, bad in samples), count and count(boxes, valid))
 
@@ -86,7 +86,9 @@ def choose(rng: np.random.Generator, count: int, k: int) -> np.ndarray:
 
 
 class ProposalViews(Dataset):
-    """Item (number, image index) -> (views, whether another image stands in: this one cannot be read, or shows no box in some view)."""
+    """Item (number, image index) -> (views, whether another image stands in: this one cannot be read, or shows no box
+    in some view).
+    """
 
     def __init__(self, cfg: Pretrain, source: ImageSource | None = None, store: ProposalStore | None = None):
         self.cfg = cfg
@@ -129,9 +131,13 @@ class ProposalViews(Dataset):
             else:
                 boxes = self.boxes(int(index), size)
                 views = make_views(rng, image, boxes[choose(rng, len(boxes), self.cfg.k)], self.cfg, size)
-                if all(view.valid.any() for view in views):  # else its boxes are too small to be seen: nothing to compare
+                if all(
+                    view.valid.any() for view in views
+                ):  # else its boxes are too small to be seen: nothing to compare
                     return views, attempt > 0
-                reason = BookError(f"every proposal drawn of {self.source.keys[int(index)]} is under a pixel in some view")
+                reason = BookError(
+                    f"every proposal drawn of {self.source.keys[int(index)]} is under a pixel in some view"
+                )
             index = self.usable[rng.integers(len(self.usable))]
         raise reason
 
@@ -157,7 +163,10 @@ class Schedule:
                 epoch = step // plan.steps_per_epoch
                 order = epoch_order(cfg.seed, epoch, len(self.usable))
             first = (step % plan.steps_per_epoch) * cfg.batch + self.rank * plan.share
-            items = [(step * cfg.batch + self.rank * plan.share + i, self.usable[order[first + i]]) for i in range(plan.share)]
+            items = [
+                (step * cfg.batch + self.rank * plan.share + i, self.usable[order[first + i]])
+                for i in range(plan.share)
+            ]
             for i in range(0, plan.share, plan.micro_batch):
                 yield items[i : i + plan.micro_batch]
 
@@ -167,8 +176,9 @@ AHEAD = 4
 
 
 def shared_bytes(cfg: Pretrain, plan: Plan) -> int:
-    """Shared memory that a micro-batch on its way from a worker takes at most: images, boxes and flags of each view, and what is
-    counted of them (soco.Counted): a row of five numbers and its place a box, and three numbers a box and pair of views.
+    """Shared memory that a micro-batch on its way from a worker takes at most: images, boxes and flags of each view,
+    and what is counted of them (soco.Counted): a row of five numbers and its place a box, and three numbers a box and
+    pair of views.
     """
     n, m = plan.micro_batch, plan.micro_batch * cfg.k
     views = sum(loader.pages(n * 3 * size**2, m * 16, m, m * 20, m * 8) for size in cfg.view_sizes)

@@ -14,12 +14,12 @@ from soco_lib.fields import one_of, require
 logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)  # warns whenever fvcore is imported
 with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
     warnings.simplefilter("ignore")  # Detectron2 imports pkg_resources and torch.jit.script, both deprecated
+    import soco_lib.coordinates
+    import soco_lib.fcos
+    import soco_lib.res5
+
     from detectron2 import model_zoo
     from detectron2.config import CfgNode
-
-    import soco_lib.coordinates  # noqa: F401  (keeps boxes in float32 under autocast)
-    import soco_lib.fcos  # noqa: F401  (registers FCOSFromConfig)
-    import soco_lib.res5  # noqa: F401  (registers Res5ROIHeadsExtraNorm)
 
 logging.getLogger("fvcore.common.checkpoint").setLevel(logging.WARNING)
 
@@ -114,7 +114,10 @@ def detector_config(name: str, overrides: tuple[str, ...] = ()) -> CfgNode:
     except RuntimeError:  # the zoo's own word for a file it lacks
         one_of("detector", name, DETECTORS)
     known = ", ".join(DETECTORS)
-    require(isinstance(cfg, CfgNode), f"detector={name!r} is a Python config: name a YAML file of the zoo, or one of {known}")
+    require(
+        isinstance(cfg, CfgNode),
+        f"detector={name!r} is a Python config: name a YAML file of the zoo, or one of {known}",
+    )
     for key, value in {**COMMON, **extra}.items():
         cfg.merge_from_list([key, copy.deepcopy(value)])
     for item in overrides:
@@ -129,7 +132,9 @@ def detector_config(name: str, overrides: tuple[str, ...] = ()) -> CfgNode:
 
 
 def for_finetuning(d2: CfgNode, synchronised: bool) -> None:
-    """Make a detector's config the one that is fine-tuned (Sec. 4.2): a norm after a C4 head's res5, all norms synchronised."""
+    """Make a detector's config the one that is fine-tuned (Sec. 4.2): a norm after a C4 head's res5, all norms
+    synchronised.
+    """
     if d2.MODEL.META_ARCHITECTURE == "GeneralizedRCNN" and d2.MODEL.ROI_HEADS.NAME == "Res5ROIHeads":
         d2.MODEL.ROI_HEADS.NAME = "Res5ROIHeadsExtraNorm"
     if synchronised:

@@ -17,10 +17,10 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
 from soco_lib.config import Pretrain
-from soco_lib.fields import require
 from soco_lib.detector import detector_config
+from soco_lib.fields import require
 
-from detectron2.modeling import build_backbone, build_roi_heads  # noqa: E402  (soco_lib.detector silences its imports)
+from detectron2.modeling import build_backbone, build_roi_heads
 from detectron2.modeling.backbone import FPN
 from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels, convert_boxes_to_pooler_format
 from detectron2.structures import Boxes
@@ -30,7 +30,9 @@ DETECTRON2_CANONICAL = 224.0
 
 
 def canonical_size(cfg: Pretrain) -> float:
-    """Side in pixels above which a box goes to P4: the paper's 96 (Sec. 3.3, Scale-Aware Assignment) or Detectron2's 224."""
+    """Side in pixels above which a box goes to P4: the paper's 96 (Sec. 3.3, Scale-Aware Assignment) or Detectron2's
+    224.
+    """
     return cfg.canonical if cfg.assignment == "scale" else DETECTRON2_CANONICAL
 
 
@@ -41,7 +43,9 @@ def assign_levels(boxes, cfg: Pretrain, lowest: int = 2, highest: int = 5) -> Te
 
 @dataclass(frozen=True)
 class RoIs:
-    """A batch's boxes as RoIAlign takes them, counted and sorted by level on the CPU, where nobody has to wait for a GPU's answer."""
+    """A batch's boxes as RoIAlign takes them, counted and sorted by level on the CPU, where nobody has to wait for a
+    GPU's answer.
+    """
 
     rows: Tensor  # (M, 5) float32, level after level: image number, x1 y1 x2 y2 in view pixels
     counts: tuple[int, ...]  # rows of each level
@@ -54,7 +58,9 @@ class RoIs:
 
 @dataclass(frozen=True)
 class Levels:
-    """Pyramid levels that boxes are pooled from, as Detectron2's ROIPooler numbers and assigns them; one where lowest = highest."""
+    """Pyramid levels that boxes are pooled from, as Detectron2's ROIPooler numbers and assigns them; one where lowest =
+    highest.
+    """
 
     lowest: int
     highest: int
@@ -97,7 +103,8 @@ class Encoder(nn.Module):
     """Image views and boxes to object features, h = f^H(RoIAlign(f^I(V), b)) (Eq. 1).
 
     Everything is what `detector_config(cfg.detector)` describes; `cfg.alignment` says how far it reaches (Table 4):
-    whole (global mean of the last stage) < c5 (RoIAlign on it, mean) < neck (RoIAlign on FPN, mean) < head (box head or res5).
+    whole (global mean of the last stage) < c5 (RoIAlign on it, mean) < neck (RoIAlign on FPN, mean) < head (box head or
+    res5).
     """
 
     def __init__(self, cfg: Pretrain):
@@ -113,7 +120,9 @@ class Encoder(nn.Module):
                 delattr(self.backbone, name)
         shapes = self.trunk.output_shape()
         if self.neck:
-            shapes = {f"p{name[3:]}": self.backbone.output_shape()[f"p{name[3:]}"] for name in self.backbone.in_features}
+            shapes = {
+                f"p{name[3:]}": self.backbone.output_shape()[f"p{name[3:]}"] for name in self.backbone.in_features
+            }
         self.levels = sorted(shapes)
         if self.neck and cfg.assignment == "fixed":
             self.levels = [f"p{cfg.fixed_level}"]
@@ -156,17 +165,25 @@ class Encoder(nn.Module):
         return pyramid(self.backbone, images) if self.neck else self.trunk(images)
 
     def pool(self, maps: dict[str, Tensor], rois: RoIs) -> Tensor:
-        """What Detectron2's ROIPooler computes, without asking the device how many boxes each level has. Returns (M, C, s, s)."""
+        """What Detectron2's ROIPooler computes, without asking the device how many boxes each level has. Returns (M, C,
+        s, s).
+        """
         parts = rois.rows.split(rois.counts)
         x = [align(maps[name], part) for name, align, part in zip(self.levels, self.pooler.level_poolers, parts)]
         return x[0] if rois.order is None else torch.cat(x).index_select(0, rois.order)
 
     def forward(self, images: Tensor, boxes: RoIs | Sequence[Tensor]) -> Tensor:
-        """images (N, 3, S, S), normalised; boxes: `levels_of_boxes.rois`, or what it is made from. Returns (M, D), image after image."""
+        """images (N, 3, S, S), normalised; boxes: `levels_of_boxes.rois`, or what it is made from. Returns (M, D),
+        image after image.
+        """
         maps = self.maps(images)
         if self.pooler is None:
             return maps["res5"].mean((2, 3))
-        rois = boxes if isinstance(boxes, RoIs) else self.levels_of_boxes.rois([b.cpu() for b in boxes]).moved(send(images.device))
+        rois = (
+            boxes
+            if isinstance(boxes, RoIs)
+            else self.levels_of_boxes.rois([b.cpu() for b in boxes]).moved(send(images.device))
+        )
         x = self.pool(maps, rois)
         if hasattr(self.roi_heads, "box_head"):
             return self.roi_heads.box_head(x)
@@ -176,8 +193,8 @@ class Encoder(nn.Module):
 
 
 def recompute(trunk: nn.Module, names: Sequence[str]) -> None:
-    """Keep no activations inside these stages of a ResNet for backward, which computes them again: the same gradients and
-    statistics, less memory, more time. Raises BookError for a stage that the trunk does not have.
+    """Keep no activations inside these stages of a ResNet for backward, which computes them again: the same gradients
+    and statistics, less memory, more time. Raises BookError for a stage that the trunk does not have.
     """
     for name in names:
         stage = getattr(trunk, name, None)

@@ -13,7 +13,9 @@ def pair_loss(v: Tensor, target: Tensor, weight: Tensor) -> Tensor:
 
     v, target: (M, E), target without gradient; weight: (M,), from `box_weights`. Returns a scalar in [-2, 2].
     """
-    dtype = torch.promote_types(v.dtype, torch.float32)  # half precision would round the cosines of nearly equal vectors
+    dtype = torch.promote_types(
+        v.dtype, torch.float32
+    )  # half precision would round the cosines of nearly equal vectors
     cosine = F.cosine_similarity(v.to(dtype), target.to(dtype), dim=-1)
     return -2 * (weight.to(dtype) * cosine).sum()
 

@@ -20,7 +20,9 @@ from soco_lib.loss import box_weights, pair_loss
 
 def mlp(d_in: int, hidden: int, d_out: int) -> nn.Sequential:
     """Projector and predictor alike: Linear, BN, ReLU, Linear (Sec. 4.1)."""
-    return nn.Sequential(nn.Linear(d_in, hidden), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, d_out))
+    return nn.Sequential(
+        nn.Linear(d_in, hidden), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, d_out)
+    )
 
 
 class Branch(nn.Module):
@@ -48,7 +50,7 @@ class Pair:
     def of(cls, first: Tensor, other: Tensor) -> Pair:
         """first, other: (B, K) bool on the CPU: the box is in V1, in the other view."""
         both = first & other
-        row = lambda valid: (valid.flatten().cumsum(0) - 1)[both.flatten()]  # noqa: E731
+        row = lambda valid: (valid.flatten().cumsum(0) - 1)[both.flatten()]
         return cls(row(first), row(other), box_weights(both)[both])
 
     def moved(self, move: Callable[[Tensor], Tensor]) -> Pair:
@@ -58,7 +60,9 @@ class Pair:
 
 @dataclass(frozen=True)
 class Counted:
-    """All that a step needs to know of a batch's boxes. On a GPU each count would be a wait: it is made on the CPU, with the batch."""
+    """All that a step needs to know of a batch's boxes. On a GPU each count would be a wait: it is made on the CPU,
+    with the batch.
+    """
 
     rois: list[RoIs]  # one a view
     pairs: list[Pair]  # one each view after V1
@@ -94,13 +98,13 @@ class SoCo(nn.Module):
         return [self.target(x, r) for x, r in zip(images, rois)]
 
     def forward(self, j: int, images: Tensor, rois: RoIs, pairs: list[Pair], z: list[Tensor]) -> Tensor:
-        """What view number `j` (0: V1) adds to each pair (V1, V_i) as the online network's view; their sum over j and pairs
-        is the loss of Eqs. 5 and 6, symmetrised.
+        """What view number `j` (0: V1) adds to each pair (V1, V_i) as the online network's view; their sum over j and
+        pairs is the loss of Eqs. 5 and 6, symmetrised.
 
         images (B, 3, S_j, S_j) normalised and rois of view j; z: (M_i, E) of every view.
-        V1 is paired with each other view's target, another view with V1's; a box that either view of a pair lost is left out.
-        Returns (P,) for P extra views. One view a call, so that a caller can go backward before the next view: the loss is a sum
-        over online views, and only one view's activations are then held.
+        V1 is paired with each other view's target, another view with V1's; a box that either view of a pair lost is
+        left out. Returns (P,) for P extra views. One view a call, so that a caller can go backward before the next
+        view: the loss is a sum over online views, and only one view's activations are then held.
         """
         v = self.predictor(self.online(images, rois))
         terms = []

@@ -1,4 +1,6 @@
-"""The C4 detector's RoI head with batch norm after its last block, as it is fine-tuned (Tables 2 and 3; MoCo's detectors)."""
+"""The C4 detector's RoI head with batch norm after its last block, as it is fine-tuned (Tables 2 and 3; MoCo's
+detectors).
+"""
 
 from __future__ import annotations
 

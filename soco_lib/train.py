@@ -18,15 +18,15 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from soco_lib import BookError
-from soco_lib.runs import checkpoint, processes, loader, session
 from soco_lib.config import Plan, Pretrain, plan
-from soco_lib.fields import from_dict, require, to_dict
 from soco_lib.dataset import AHEAD, Batch, ProposalViews, build_loader, normalize, shared_bytes
 from soco_lib.encoder import recompute, send
-from soco_lib.runs.meter import Meter, Record, probe_due
-from soco_lib.optim import build_optimizer, learning_rate, target_momentum
-from soco_lib.runs.folder import Run
+from soco_lib.fields import from_dict, require, to_dict
 from soco_lib.model import SoCo
+from soco_lib.optim import build_optimizer, learning_rate, target_momentum
+from soco_lib.runs import checkpoint, loader, processes, session
+from soco_lib.runs.folder import Run
+from soco_lib.runs.meter import Meter, Record, probe_due
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -40,7 +40,10 @@ def build_model(cfg: Pretrain, process: processes.Process) -> SoCo:
 
     Raises BookError for what this number of processes cannot do.
     """
-    require(not cfg.compile or process.world == 1, "compile=true has never run with several processes: set compile=false, or GPUS=1")
+    require(
+        not cfg.compile or process.world == 1,
+        "compile=true has never run with several processes: set compile=false, or GPUS=1",
+    )
     torch.manual_seed(cfg.seed)
     model = SoCo(cfg).to(process.device)
     if cfg.channels_last:
@@ -72,9 +75,11 @@ class Trainer:
             )
 
     def backward(self, batch: Batch, last: bool) -> dict[str, torch.Tensor]:
-        """Add one micro-batch's gradients, view by view; processes share them after its last view if it is the `last` one.
+        """Add one micro-batch's gradients, view by view; processes share them after its last view if it is the `last`
+        one.
 
-        Returns loss (scalar), pairs ((P,), each with both directions) and embeddings (M_1, E), the target's of V1; no graph.
+        Returns loss (scalar), pairs ((P,), each with both directions) and embeddings (M_1, E), the target's of V1; no
+        graph.
         """
         device, count = self.process.device, len(batch.images)
         counted = (batch.counted or self.model.count(batch.boxes, batch.valid)).moved(send(device))
@@ -92,10 +97,12 @@ class Trainer:
         return {"loss": pairs.sum(), "pairs": pairs, "embeddings": z[0]}
 
     def update(self, step: int, batches) -> dict:
-        """One optimiser update from `accumulate` micro-batches; returns loss, pairs, embeddings, data_s, unreadable, skipped.
+        """One optimiser update from `accumulate` micro-batches; returns loss, pairs, embeddings, data_s, unreadable,
+        skipped.
 
-        No GPU is waited for, but in fp16: its scaler asks whether a gradient overflowed. Such an update is skipped as a whole: weights,
-        their momentum and the target stay; rate and tau, which follow the step's number, go on, as its images do.
+        No GPU is waited for, but in fp16: its scaler asks whether a gradient overflowed. Such an update is skipped as a
+        whole: weights, their momentum and the target stay; rate and tau, which follow the step's number, go on, as its
+        images do.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, self.plan, self.cfg)
@@ -132,7 +139,8 @@ class Trainer:
         }
 
     def resume(self, folder: Path, say=print) -> int:
-        """Load the newest checkpoint of a run, the same one in every process; returns the number of updates already made. A collective.
+        """Load the newest checkpoint of a run, the same one in every process; returns the number of updates already
+        made. A collective.
 
         The file's contents are let go of here: they are as large as network and optimiser together.
         """
@@ -147,9 +155,11 @@ class Trainer:
 
 
 def train(run: Run, process: processes.Process, told: Sequence = ()) -> dict:
-    """Run (or go on with) a pretraining to its end; returns its metrics. Raises BookError before any work for bad input.
+    """Run (or go on with) a pretraining to its end; returns its metrics. Raises BookError before any work for bad
+    input.
 
-    told: no longer empty once this process shall stop; all processes then do so after the same update, with session.Stopped.
+    told: no longer empty once this process shall stop; all processes then do so after the same update, with
+    session.Stopped.
     """
     cfg = from_dict(Pretrain, run.record["config"])
     say = print if process.main else lambda *_, **__: None
@@ -166,7 +176,11 @@ def train(run: Run, process: processes.Process, told: Sequence = ()) -> dict:
     record = Record(run, cfg, numbers) if process.main else None
     with session.deaf_children():
         pin = process.device.type == "cuda"
-        batches = loader.Feed(build_loader(dataset, numbers, process.rank, done, pin, trainer.model.count, ahead), numbers.accumulate, told)
+        batches = loader.Feed(
+            build_loader(dataset, numbers, process.rank, done, pin, trainer.model.count, ahead),
+            numbers.accumulate,
+            told,
+        )
     unread = []  # (step, loss): a GPU's answer is read when the next update is queued, so that it never runs dry
 
     def look(leave: int) -> None:

@@ -34,7 +34,9 @@ FIRST, SECOND = Branch(blur=1.0, solarize=0.0), Branch(blur=0.1, solarize=0.2)
 
 @dataclass(frozen=True)
 class ViewSample:
-    """One finished view. `crop` (x1, y1, x2, y2, whole pixels of V1's unflipped frame) and `flip` say where it came from."""
+    """One finished view. `crop` (x1, y1, x2, y2, whole pixels of V1's unflipped frame) and `flip` say where it came
+    from.
+    """
 
     image: np.ndarray  # (S, S, 3) uint8
     boxes: np.ndarray  # (K, 4) float32, view pixels, clipped to the view
@@ -44,7 +46,9 @@ class ViewSample:
 
 
 def resize(image: np.ndarray, side: int) -> np.ndarray:
-    """Resize to (side, side), bilinear; where it shrinks, every pixel is averaged over all that it covers, as Pillow does."""
+    """Resize to (side, side), bilinear; where it shrinks, every pixel is averaged over all that it covers, as Pillow
+    does.
+    """
     height, width = image.shape[:2]
     if (height, width) == (side, side):
         return image
@@ -52,7 +56,9 @@ def resize(image: np.ndarray, side: int) -> np.ndarray:
         return cv2.resize(image, (side, side), interpolation=cv2.INTER_LINEAR)
     import torch  # here, so that who only draws views does not wait for it
 
-    pixels = torch.from_numpy(np.ascontiguousarray(image))[None].permute(0, 3, 1, 2)  # channels-last: its fast uint8 kernel
+    pixels = torch.from_numpy(np.ascontiguousarray(image))[None].permute(
+        0, 3, 1, 2
+    )  # channels-last: its fast uint8 kernel
     smaller = torch.nn.functional.interpolate(pixels, (side, side), mode="bilinear", antialias=True)
     return smaller.permute(0, 2, 3, 1)[0].contiguous().numpy()
 
@@ -70,7 +76,9 @@ def draw_crop(rng: np.random.Generator, side: int, view: View) -> tuple[int, int
 
 
 def crop_with_boxes(rng, boxes: np.ndarray, side: int, view: View) -> tuple[int, int, int, int]:
-    """A crop that keeps at least half of the boxes within CROP_TRIES, else the best one tried; the whole if none keeps any."""
+    """A crop that keeps at least half of the boxes within CROP_TRIES, else the best one tried; the whole if none keeps
+    any.
+    """
     best, kept_by_best = (0, 0, side, side), 0
     for _ in range(CROP_TRIES):
         crop = draw_crop(rng, side, view)
@@ -83,7 +91,8 @@ def crop_with_boxes(rng, boxes: np.ndarray, side: int, view: View) -> tuple[int,
     return best
 
 
-# --- photometry: each function is one of torchvision's operations on uint8, rounded where torchvision cuts off ---------
+# --- photometry: each function is one of torchvision's operations on uint8, rounded where torchvision cuts off
+# ---------
 
 
 _GRAY = np.array([0.299, 0.587, 0.114], np.float32)
@@ -109,7 +118,9 @@ def hue(image: np.ndarray, shift: float) -> np.ndarray:
     """Turn the colour circle by `shift` of its round, in [-0.5, 0.5], in steps of 1/256."""
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
     rows = hsv.reshape(len(hsv), -1)  # H S V H S V ...: a long row is added to fast, a channel of three is not
-    rows += np.tile(np.array([round(shift * 256) % 256, 0, 0], np.uint8), hsv.shape[1])  # uint8 wraps around, as hue does
+    rows += np.tile(
+        np.array([round(shift * 256) % 256, 0, 0], np.uint8), hsv.shape[1]
+    )  # uint8 wraps around, as hue does
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
 
 
@@ -121,7 +132,8 @@ def grayscale(image: np.ndarray) -> np.ndarray:
 def blur(image: np.ndarray, sigma: float) -> np.ndarray:
     """Gaussian blur, sigma in pixels, kernel about a tenth of the side (23 at 224), odd.
 
-    Taps beyond 5.5 sigma, below 3e-7, are not computed. sepFilter2D is three times as fast as GaussianBlur, and rounds once.
+    Taps beyond 5.5 sigma, below 3e-7, are not computed. sepFilter2D is three times as fast as GaussianBlur, and rounds
+    once.
     """
     kernel = min(max(3, image.shape[0] // 10 | 1), 2 * math.ceil(5.5 * sigma) + 1)
     taps = cv2.getGaussianKernel(kernel, sigma)
@@ -170,7 +182,8 @@ def cutout(rng: np.random.Generator, image: np.ndarray, boxes: np.ndarray, p: fl
     return image
 
 
-# --- the views ---------------------------------------------------------------------------------------------------------
+# --- the views
+# ---------------------------------------------------------------------------------------------------------
 
 
 def _finish(rng, image, boxes, valid, crop, branch: Branch, cfg: Pretrain) -> ViewSample:
@@ -185,12 +198,14 @@ def _finish(rng, image, boxes, valid, crop, branch: Branch, cfg: Pretrain) -> Vi
     return ViewSample(photometry(rng, image, branch), boxes, valid, crop, flip)
 
 
-def make_views(rng: np.random.Generator, image: np.ndarray, boxes: np.ndarray, cfg: Pretrain, frame=None) -> list[ViewSample]:
+def make_views(
+    rng: np.random.Generator, image: np.ndarray, boxes: np.ndarray, cfg: Pretrain, frame=None
+) -> list[ViewSample]:
     """V1, V2, … of one image.
 
-    image: (H, W, 3) uint8; boxes: (K, 4) in pixels of `frame` = (width, height), by default the image's own: another one where
-    the image was decoded at a reduced size. V1 is the whole image at cfg.size with jittered copies of the boxes; every other
-    view is a crop of V1 or another view resized (config.View), with the boxes unjittered.
+    image: (H, W, 3) uint8; boxes: (K, 4) in pixels of `frame` = (width, height), by default the image's own: another
+    one where the image was decoded at a reduced size. V1 is the whole image at cfg.size with jittered copies of the
+    boxes; every other view is a crop of V1 or another view resized (config.View), with the boxes unjittered.
     """
     width, height = frame or image.shape[1::-1]
     whole = (0, 0, cfg.size, cfg.size)

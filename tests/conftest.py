@@ -3,7 +3,8 @@
 import os
 from pathlib import Path
 
-# Before torch: the networks here are too small to share out, and spinning threads starve the processes that tests start.
+# Before torch: the networks here are too small to share out, and spinning threads starve the processes that tests
+# start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -34,7 +35,9 @@ def pictures(tmp_path_factory) -> Path:
     for i in range(12):
         image = cv2.resize(rng.integers(0, 120, (12, 16, 3), dtype=np.uint8), (128, 96), interpolation=cv2.INTER_CUBIC)
         x, y = rng.integers(10, 60), rng.integers(10, 40)
-        cv2.rectangle(image, (int(x), int(y)), (int(x + 45), int(y + 40)), tuple(int(c) for c in rng.integers(150, 255, 3)), -1)
+        cv2.rectangle(
+            image, (int(x), int(y)), (int(x + 45), int(y + 40)), tuple(int(c) for c in rng.integers(150, 255, 3)), -1
+        )
         cv2.imwrite(str(folder / f"{i:02d}.jpg"), image)
     return folder
 

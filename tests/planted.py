@@ -1,4 +1,6 @@
-"""gpu_group.py's process with a fault in it: the tests see that the check's line fails. `python -m tests.planted FOLDER`."""
+"""gpu_group.py's process with a fault in it: the tests see that the check's line fails. `python -m tests.planted
+FOLDER`.
+"""
 
 import copy
 import os

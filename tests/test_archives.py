@@ -1,4 +1,6 @@
-"""Archives and listings: the same images by the same keys as from the folder they were packed from, and what goes wrong."""
+"""Archives and listings: the same images by the same keys as from the folder they were packed from, and what goes
+wrong.
+"""
 
 import io
 import json
@@ -81,7 +83,9 @@ def test_an_archive_is_as_its_folder(tmp_path, tree, file, prefix, kind, kept, r
 
 
 def _read_in_child(source, seen, number):
-    seen.put((number, [source.load(i)[0, 0, 0] for i in np.random.default_rng(number).permutation(np.repeat(range(4), 50))]))
+    seen.put(
+        (number, [source.load(i)[0, 0, 0] for i in np.random.default_rng(number).permutation(np.repeat(range(4), 50))])
+    )
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
@@ -150,7 +154,9 @@ def test_the_authors_imagenet_zip(tmp_path, tree):
     np.testing.assert_array_equal(source.load(2), picture(120))
     assert open_source(f"imagenet-zip:{tmp_path}/zip@train").keys == NAMES[:3]
     proposals = tmp_path / "train_ratio3size0308post.json"  # keyed by file name without suffix
-    proposals.write_text(json.dumps({name: [[i, 1, 2, 3]] for i, name in enumerate(("n01_1", "n01_2", "n02_7", "n02_9"))}))
+    proposals.write_text(
+        json.dumps({name: [[i, 1, 2, 3]] for i, name in enumerate(("n01_1", "n01_2", "n02_7", "n02_9"))})
+    )
     store = import_json(proposals, source, tmp_path / "store")
     assert [store.boxes(i)[0].tolist() for i in range(3)] == [[i, 1, i + 2, 4] for i in range(3)]
 
@@ -233,7 +239,11 @@ def test_a_kept_listing_follows_every_change_of_the_folder(tree, cache, keep, mo
     with monkeypatch.context() as patched:
         patched.setattr(listings, "_walk", None)  # not walked again
         again = open_source(f"folder:{tree}")
-    assert tuple(again.keys) == NAMES == again.keys[:] and again.keys[-1] == NAMES[-1] and again.fingerprint == source.fingerprint
+    assert (
+        tuple(again.keys) == NAMES == again.keys[:]
+        and again.keys[-1] == NAMES[-1]
+        and again.fingerprint == source.fingerprint
+    )
     with pytest.raises(IndexError):
         again.keys[4]
     sent = pickle.dumps(again)

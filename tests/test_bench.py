@@ -5,9 +5,9 @@ import statistics
 
 import pytest
 
-from tests.speed import bench_readers, bench_startup, bench_step, bench_views
 from soco_lib.config import Pretrain
 from soco_lib.data.sources import open_source
+from tests.speed import bench_readers, bench_startup, bench_step, bench_views
 from tests.speed.timing import Bench
 
 LAYOUTS = ("class folders", "zip", "tar", "4 tar shards", "imagenet-zip")
@@ -21,7 +21,9 @@ GOALS = {
 @pytest.mark.parametrize("name", GOALS)
 def test_a_benchmark_on_a_folder(pictures, monkeypatch, name):
     heavy = ("plain", "soco_lib.train")  # seconds each; a run that starts imports them anyway
-    monkeypatch.setattr(bench_startup, "IMPORTS", {k: "" if k in heavy else code for k, code in bench_startup.IMPORTS.items()})
+    monkeypatch.setattr(
+        bench_startup, "IMPORTS", {k: "" if k in heavy else code for k, code in bench_startup.IMPORTS.items()}
+    )
     bench = importlib.import_module(f"tests.speed.bench_{name}").run(f"folder:{pictures}", True)
     assert isinstance(bench, Bench) and bench.name == name and str(pictures) in bench.data and bench.notes
     assert [goal.what for goal in bench.goals] == GOALS[name]
@@ -68,4 +70,8 @@ def test_growth_varies_one_thing_at_a_time():
     points = list(bench_step.growing(bench_step.FULL))
     assert [(over, at) for over, at, _ in points[:3]] == [("K", 1), ("K", 4), ("K", 16)]
     assert {cfg.batch for over, _, cfg in points if over != "images a step"} == {4}
-    assert [cfg.view_sizes for over, _, cfg in points if over == "views"] == [(224, 224), (224, 224, 112), (224, 224, 112, 192)]
+    assert [cfg.view_sizes for over, _, cfg in points if over == "views"] == [
+        (224, 224),
+        (224, 224, 112),
+        (224, 224, 112, 192),
+    ]

@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from soco_lib.scenes import write as scenes
 from soco_lib.figures import speed
+from soco_lib.scenes import write as scenes
 from tests.speed import bench_proposals, bench_store
 
 
@@ -39,7 +39,12 @@ def test_proposals(record):
     assert [row["default"] for row in rows].count("yes") == 1
     for row in rows:
         assert row["images"] == 6 and row["s an image"] > 0 and row["boxes an image"] >= 1
-        assert row["objects"] > 0 and 0 <= row["recall"] <= 1 and 0 < row["mean best IoU"] <= 1 and 0 <= row["precision"] <= 1
+        assert (
+            row["objects"] > 0
+            and 0 <= row["recall"] <= 1
+            and 0 < row["mean best IoU"] <= 1
+            and 0 <= row["precision"] <= 1
+        )
     assert "precision" in record.markdown()
 
 
@@ -70,8 +75,12 @@ def test_tradeoff_is_drawn_and_read(record):
         row | {"side": "full", "s an image": 0.04, "recall": 0.99, "images": 2},
     ]}  # fmt: skip
     text = speed.choice(plain)
-    assert text.startswith("2 of 4 settings reach all goals on all images; the default, fast at 128 px, base k 100: 0.070 s, rec")
-    assert text.endswith("; fastest, fast at 96 px, base k 100: 0.050 s, recall 0.960, mean best IoU 0.900, precision 0.200.")
+    assert text.startswith(
+        "2 of 4 settings reach all goals on all images; the default, fast at 128 px, base k 100: 0.070 s, rec"
+    )
+    assert text.endswith(
+        "; fastest, fast at 96 px, base k 100: 0.050 s, recall 0.960, mean best IoU 0.900, precision 0.200."
+    )
     plain["tables"]["Settings"][1]["recall"] = 0.9
     assert speed.choice(plain).endswith("; it is the fastest of them.")
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from soco_lib import BookError
+from soco_lib.config import Pretrain
+from soco_lib.encoder import Encoder
+from soco_lib.fields import load
 from soco_lib.studies import paper
 from soco_lib.transfer import benchmarks
 from soco_lib.transfer.benchmarks import BENCHMARKS, Transfer, find, split_sets
-from soco_lib.config import Pretrain
-from soco_lib.fields import load
 from soco_lib.transfer.detectron import DetectionData, detectron_config, open_both
-from soco_lib.encoder import Encoder
 from soco_lib.transfer.evaluate import evaluate
 from soco_lib.weights.load import Weights, compare
 from tests.conftest import TINY_DETECTOR
@@ -25,7 +25,8 @@ from detectron2.utils.events import EventStorage  # isort: skip
 
 FPN, C4 = "mask-rcnn-r50-fpn", "mask-rcnn-r50-c4"
 SIDES, VOC_SIDES = (640, 672, 704, 736, 768, 800), (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
-#: Sec. 4.2 and 4.5: table, detector, iterations, where the rate falls, rate, weight decay, sides in training, labelled share
+#: Sec. 4.2 and 4.5: table, detector, iterations, where the rate falls, rate, weight decay, sides in training, labelled
+#: share
 PAPER = {
     "coco-fpn-1x": ("1", FPN, 90000, (60000, 80000), 0.02, 2.5e-5, SIDES, 1.0),
     "coco-fpn-2x": ("1", FPN, 180000, (120000, 160000), 0.02, 2.5e-5, SIDES, 1.0),
@@ -60,12 +61,32 @@ def test_settings_are_the_papers(name, tmp_path):
     table, detector, iterations, steps, lr, decay, sides, labelled = PAPER[name]
     cfg = benchmarks.settings(name)
     d2 = config(cfg, tmp_path)
-    assert (find(name).table, cfg.detector, cfg.benchmark, cfg.profile, cfg.labelled) == (table, detector, name, "paper", labelled)
-    assert (d2.SOLVER.MAX_ITER, d2.SOLVER.STEPS, d2.SOLVER.BASE_LR, d2.SOLVER.WEIGHT_DECAY) == (iterations, steps, lr, decay)
-    assert (d2.SOLVER.IMS_PER_BATCH, d2.SOLVER.WARMUP_ITERS, d2.SOLVER.MOMENTUM, d2.SOLVER.GAMMA) == (16, 1000, 0.9, 0.1)
+    assert (find(name).table, cfg.detector, cfg.benchmark, cfg.profile, cfg.labelled) == (
+        table,
+        detector,
+        name,
+        "paper",
+        labelled,
+    )
+    assert (d2.SOLVER.MAX_ITER, d2.SOLVER.STEPS, d2.SOLVER.BASE_LR, d2.SOLVER.WEIGHT_DECAY) == (
+        iterations,
+        steps,
+        lr,
+        decay,
+    )
+    assert (d2.SOLVER.IMS_PER_BATCH, d2.SOLVER.WARMUP_ITERS, d2.SOLVER.MOMENTUM, d2.SOLVER.GAMMA) == (
+        16,
+        1000,
+        0.9,
+        0.1,
+    )
     assert (d2.INPUT.MIN_SIZE_TRAIN, d2.INPUT.MIN_SIZE_TEST, d2.INPUT.MAX_SIZE_TRAIN) == (sides, 800, 1333)
     assert d2.TEST.PRECISE_BN.ENABLED and d2.MODEL.BACKBONE.FREEZE_AT == 0 and d2.MODEL.RESNETS.NORM == "BN"
-    assert d2.INPUT.FORMAT == "RGB" and d2.MODEL.PIXEL_MEAN == [123.675, 116.28, 103.53] and not d2.MODEL.RESNETS.STRIDE_IN_1X1
+    assert (
+        d2.INPUT.FORMAT == "RGB"
+        and d2.MODEL.PIXEL_MEAN == [123.675, 116.28, 103.53]
+        and not d2.MODEL.RESNETS.STRIDE_IN_1X1
+    )
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -78,14 +99,20 @@ def test_its_table_prints_its_metrics(name):
 
 def test_lvis_follows_the_release(tmp_path):
     d2 = config(benchmarks.settings("lvis-fpn-1x"), tmp_path, classes=1203)
-    assert (d2.MODEL.ROI_HEADS.NUM_CLASSES, d2.MODEL.ROI_HEADS.SCORE_THRESH_TEST, d2.TEST.DETECTIONS_PER_IMAGE) == (1203, 1e-4, 300)
+    assert (d2.MODEL.ROI_HEADS.NUM_CLASSES, d2.MODEL.ROI_HEADS.SCORE_THRESH_TEST, d2.TEST.DETECTIONS_PER_IMAGE) == (
+        1203,
+        1e-4,
+        300,
+    )
     assert (d2.DATALOADER.SAMPLER_TRAIN, d2.DATALOADER.REPEAT_THRESHOLD) == ("RepeatFactorTrainingSampler", 0.001)
     assert d2.MODEL.ROI_BOX_HEAD.NUM_CONV == 4 and d2.MODEL.ROI_BOX_HEAD.NUM_FC == 1
 
 
 def test_parameter_files_are_the_first_benchmark():
     for profile in ("paper", "toy"):
-        assert load(Transfer, f"notebooks/params/transfer-{profile}.yaml") == benchmarks.settings("coco-fpn-1x", profile)
+        assert load(Transfer, f"notebooks/params/transfer-{profile}.yaml") == benchmarks.settings(
+            "coco-fpn-1x", profile
+        )
 
 
 def test_label_names_what_was_changed():
@@ -116,7 +143,9 @@ def test_missing_data_is_one_message_with_the_tree(name, site, tmp_path, monkeyp
     message = str(caught.value)
     specs = {f"{kind}:{rest}" for kind, rest in split_sets(f"{cfg.train} + {cfg.test}")}
     wanted = [known for known in benchmarks.DATA.values() if known.spec in specs]
-    assert len(wanted) == len(specs) >= 2 and site in message and str(tmp_path) in message and "make data-check" in message
+    assert (
+        len(wanted) == len(specs) >= 2 and site in message and str(tmp_path) in message and "make data-check" in message
+    )
     for path in {path for known in wanted for path in known.paths}:
         assert f"\n  {path}" in message
 
@@ -143,11 +172,15 @@ def test_c4_is_fine_tuned_with_a_norm_that_pretraining_does_not_have(detector, t
     assert isinstance(model.roi_heads.res5.norm, torch.nn.BatchNorm2d) and not any("res5.norm" in k for k in encoder)
     report = compare(model, Weights(encoder, reach=("backbone", "head")))
     report.check()
-    assert {k for k, why in report.new.items() if why == "norm after res5"} == {k for k in model.state_dict() if "res5.norm" in k}
+    assert {k for k, why in report.new.items() if why == "norm after res5"} == {
+        k for k in model.state_dict() if "res5.norm" in k
+    }
     assert model.roi_heads.res5(torch.randn(2, 64, 4, 4)).shape == (2, 128, 2, 2)
 
 
-@pytest.mark.parametrize("name", ["coco-fpn-1x", "coco-c4-1x", "voc-c4", "lvis-fpn-1x", "coco-retinanet-1x", "coco-fcos-1x"])
+@pytest.mark.parametrize(
+    "name", ["coco-fpn-1x", "coco-c4-1x", "voc-c4", "lvis-fpn-1x", "coco-retinanet-1x", "coco-fcos-1x"]
+)
 def test_on_gpus_every_batch_norm_is_synchronised(name, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     parts = {"fpn": ("bottom_up.stem", "fpn_lateral2", "fpn_output5", "box_head.conv1", "mask_head.mask_fcn1"),
@@ -158,7 +191,9 @@ def test_on_gpus_every_batch_norm_is_synchronised(name, tmp_path, monkeypatch):
         d2.defrost()
         d2.MODEL.DEVICE = "cpu"
         modules = build_model(d2).named_modules()
-        norms = {path: type(module) for path, module in modules if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)}
+        norms = {
+            path: type(module) for path, module in modules if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
+        }
         assert set(norms.values()) == {kind} and all(any(part in path for path in norms) for part in parts)
 
 
@@ -173,7 +208,9 @@ def test_fcos_head_has_groups_of_eight_channels(tmp_path):
     groups = {}
     for profile in ("paper", "toy"):
         model = build_model(config(benchmarks.settings("coco-fcos-1x", profile), tmp_path))
-        groups[profile] = {(m.num_groups, m.num_channels) for m in model.head.modules() if isinstance(m, torch.nn.GroupNorm)}
+        groups[profile] = {
+            (m.num_groups, m.num_channels) for m in model.head.modules() if isinstance(m, torch.nn.GroupNorm)
+        }
     assert groups == {"paper": {(32, 256)}, "toy": {(4, 32)}}
 
 
@@ -186,7 +223,12 @@ def test_full_size_detector_takes_a_step_and_evaluates(tmp_path):
     cfg = benchmarks.settings("coco-fpn-1x", train=train_set, test=test_set, workers=0, min_sizes=(800,))
     train, test = open_both(cfg)
     d2 = detectron_config(cfg, train, test, tmp_path).clone()
-    assert (d2.SOLVER.IMS_PER_BATCH, d2.SOLVER.BASE_LR, d2.SOLVER.STEPS, d2.SOLVER.MAX_ITER) == (16, 0.02, (60000, 80000), 90000)
+    assert (d2.SOLVER.IMS_PER_BATCH, d2.SOLVER.BASE_LR, d2.SOLVER.STEPS, d2.SOLVER.MAX_ITER) == (
+        16,
+        0.02,
+        (60000, 80000),
+        90000,
+    )
     d2.defrost()
     d2.SOLVER.IMS_PER_BATCH = 1  # what a CPU's memory holds: one step, not the schedule
     torch.manual_seed(0)

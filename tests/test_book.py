@@ -102,13 +102,17 @@ def test_a_failing_cell_is_one_line_and_leaves_the_copy(tmp_path, capsys):
 
 
 def test_a_user_mistake_found_in_the_kernel_keeps_its_own_words(tmp_path, capsys):
-    notebook = write(tmp_path / "tiny.ipynb", CELL, "from soco_lib import BookError\nraise BookError('K = 0: give K >= 1')")
+    notebook = write(
+        tmp_path / "tiny.ipynb", CELL, "from soco_lib import BookError\nraise BookError('K = 0: give K >= 1')"
+    )
     assert run(notebook, "--run-name", "bad") == 1
     assert told(capsys).startswith("error: K = 0: give K >= 1 (tiny.ipynb, cell [3];")
 
 
 @pytest.mark.parametrize(
-    ("cell", "says"), [("import sys; sys.exit(0)", "quits"), ("import os; os._exit(9)", "kernel died")], ids=["exit", "dead"]
+    ("cell", "says"),
+    [("import sys; sys.exit(0)", "quits"), ("import os; os._exit(9)", "kernel died")],
+    ids=["exit", "dead"],
 )
 def test_a_cell_that_ends_the_run_does_not_look_good(tmp_path, capsys, cell, says):
     assert run(write(tmp_path / "tiny.ipynb", "a = 1", cell), "--run-name", "bad") == 1

@@ -10,7 +10,10 @@ import torch
 from torchvision.ops import roi_align
 
 from soco_lib import ROOT
-from soco_lib.gpu import check as check_gpu, checks as gpu_checks, group as gpu_group, speed as gpu_speed
+from soco_lib.gpu import check as check_gpu
+from soco_lib.gpu import checks as gpu_checks
+from soco_lib.gpu import group as gpu_group
+from soco_lib.gpu import speed as gpu_speed
 
 from detectron2.layers import ROIAlign  # isort: skip
 
@@ -94,14 +97,20 @@ def test_the_command_says_what_failed_and_its_status_does_too(tmp_path, monkeypa
 
 def test_arming_cudas_own_word_for_a_wait_is_none(monkeypatch):
     """It warns of itself, once a process, in words that are like those for a wait."""
-    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: warnings.warn("Synchronization debug mode is a prototype", stacklevel=1))
+    monkeypatch.setattr(
+        torch.cuda,
+        "set_sync_debug_mode",
+        lambda mode: warnings.warn("Synchronization debug mode is a prototype", stacklevel=1),
+    )
     with gpu_checks.counted_waits(torch.device("cuda")) as found:
         warnings.warn("called a synchronizing CUDA operation (Triggered internally)", stacklevel=1)
     assert found == ["called a synchronizing CUDA operation (Triggered internally)"]
 
 
 def test_what_cannot_be_measured_leaves_the_record_of_the_checks(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_speed, "step", lambda cfg, device: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")))
+    monkeypatch.setattr(
+        gpu_speed, "step", lambda cfg, device: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory"))
+    )
     assert {row["why"] for row in gpu_speed.sweep(CPU, quick=True)} == {"out of memory"}
     monkeypatch.setattr(check_gpu, "speeds", lambda *_: (_ for _ in ()).throw(RuntimeError("no compiler")))
     monkeypatch.setattr(check_gpu, "checks", lambda *_: [check_gpu.Line("float32", True, "", 0.0)])
@@ -114,7 +123,11 @@ def test_the_outlook_is_the_papers_arithmetic():
     assert gpu_speed.hours(64, 16) == pytest.approx(34.8, abs=0.1)  # about 35 hours on 16 V100
     said = check_gpu.outlook("NVIDIA H100", 1000.0, 900.0, 3)
     assert "the loader binds" in said[0] and "4 workers feed it" in said[0]
-    assert "35.6 on 1, 4.4 on 8, 2.2 on 16" in said[1] and "35 on 16 V100, 64 images/s" in said[1] and ": reached, 1000" in said[2]
+    assert (
+        "35.6 on 1, 4.4 on 8, 2.2 on 16" in said[1]
+        and "35 on 16 V100, 64 images/s" in said[1]
+        and ": reached, 1000" in said[2]
+    )
 
 
 def test_it_runs_from_a_plain_checkout_without_what_a_bare_gpu_machine_lacks(tmp_path):
@@ -132,5 +145,12 @@ sys.exit(check_gpu.main(["--quick", "--results", sys.argv[1]]))
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     record = json.loads((tmp_path / "gpu/cpu.json").read_text())
-    assert record["scale"] == "small, CPU" and [row["name"] for row in record["checks"]] == [*gpu_checks.CHECKS, *check_gpu.GROUP]
-    assert all(row["images/s"] > 0 and row["waits"] == 0 for row in record["step"]) and record["transfer"] and record["loader"]
+    assert record["scale"] == "small, CPU" and [row["name"] for row in record["checks"]] == [
+        *gpu_checks.CHECKS,
+        *check_gpu.GROUP,
+    ]
+    assert (
+        all(row["images/s"] > 0 and row["waits"] == 0 for row in record["step"])
+        and record["transfer"]
+        and record["loader"]
+    )

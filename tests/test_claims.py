@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import yaml
 
-from soco_lib import BookError, ROOT
-from soco_lib.figures import claims
+from soco_lib import ROOT, BookError
+from soco_lib.figures import claims as figures
 from soco_lib.runs import records
+from soco_lib.runs.folder import Run, read_json, write_json
 from soco_lib.studies import study as studies
 from soco_lib.tables import claims, study_table
-from soco_lib.runs.folder import Run, read_json, write_json
 from soco_lib.tables.study_rows import rows_of
 
 
@@ -59,7 +59,14 @@ def test_a_wrong_claim_is_one_line(tmp_path):
                                ("metric", "AP_bx", "did you mean 'AP_bb'"), ("ofs", "x", "ofs"),
                                ("printed", [{"sign": 1}], "table"),
                                ("printed", [{"sign": 1, "table": "1", "benchmark": "coco-fpn-1x", "row": "SoKo"}], "SoCo")):  # fmt: skip
-        claim = {"says": "x", "where": "y", "study": "labels", "of": "soco", "against": "scratch", "benchmark": "coco-fpn-1x"}
+        claim = {
+            "says": "x",
+            "where": "y",
+            "study": "labels",
+            "of": "soco",
+            "against": "scratch",
+            "benchmark": "coco-fpn-1x",
+        }
         path.write_text(f"- {claim | {field: value}}")
         with pytest.raises(BookError, match=says):
             claims.read(path)
@@ -100,14 +107,22 @@ def test_the_table_is_made_from_records_alone(results):
     rows = frame.set_index("claim")
     ours = rows.loc["SoCo beats random weights, all labels"]
     assert (ours["n"], ours["verdict"], ours["paper"]) == (3, "confirmed", 11.3)
-    assert ours["change"] == pytest.approx(np.mean(GAIN["soco"]), abs=1e-4) and ours["low"] <= ours["change"] <= ours["high"]
-    assert ours["of_score"] == pytest.approx(16 + ours["change"], abs=1e-3) and ours["against_score"] == pytest.approx(16)
+    assert (
+        ours["change"] == pytest.approx(np.mean(GAIN["soco"]), abs=1e-4)
+        and ours["low"] <= ours["change"] <= ours["high"]
+    )
+    assert ours["of_score"] == pytest.approx(16 + ours["change"], abs=1e-3) and ours["against_score"] == pytest.approx(
+        16
+    )
     assert rows.loc["objects and all parts of the alignment beat whole images, all labels", "verdict"] == "undecided"
     few = rows.loc["pretraining is worth more where labels are few"]
     assert few["change"] == pytest.approx(0) and few["verdict"] == "undecided"
     assert rows.loc["box jitter", "verdict"] == "not run" and "**confirmed**" in page and "by chance" in page
     first = (results / "tables" / "headline.md").read_text()
-    assert "from random ones is **confirmed in 3 of 3 settings**" in first and "baseline, is **undecided in 3 of 3 settings**" in first
+    assert (
+        "from random ones is **confirmed in 3 of 3 settings**" in first
+        and "baseline, is **undecided in 3 of 3 settings**" in first
+    )
     (row,) = (line for line in first.splitlines() if "scenes, all labels " in line)
     assert [cell.strip() for cell in row.split("|")[2:5]] == ["16.00", "16.03", "17.03"] and "photographs" not in first
     csv = (results / "tables" / "claims.csv").read_bytes()
@@ -128,45 +143,58 @@ def test_differences_between_two_kinds_of_processor_are_counted_and_told(results
     frame, page = claims.build(results)
     assert dict(frame.loc[frame["mixed"] > 0].value_counts(["of", "benchmark", "mixed"])) == {
         ("soco", "minicoco-5", 1): 2, ("soco", "minicoco-5 - coco-fpn-1x", 1): 1}  # fmt: skip
-    assert "differences are between runs on two kinds of processor" in page and "SoCo beats random weights, 5 % of the labels" in page
+    assert (
+        "differences are between runs on two kinds of processor" in page
+        and "SoCo beats random weights, 5 % of the labels" in page
+    )
 
 
 def test_a_study_tells_only_what_it_was_run_with(results):
-    alignment = studies.read("alignment")  # shares whole image and SoCo with `labels`, which scored them on three benchmarks
+    alignment = studies.read(
+        "alignment"
+    )  # shares whole image and SoCo with `labels`, which scored them on three benchmarks
     study_table.build(alignment, "toy", results)
     folder = results / "studies" / "alignment-toy"
     assert {row.benchmark for row in rows_of(alignment, "toy", folder)} == {"coco-fpn-1x"}
     assert {path.name for path in folder.iterdir()} == {
-        f"labels-{name}-toy-s{seed}{end}" for name in ("whole-image", "soco") for seed in range(3) for end in ("", "-coco-fpn-1x")
+        f"labels-{name}-toy-s{seed}{end}"
+        for name in ("whole-image", "soco")
+        for seed in range(3)
+        for end in ("", "-coco-fpn-1x")
     }
 
 
 def test_figures_and_where_pretraining_hurts(results):
     rows = rows_of(studies.read("labels"), "toy", results / "studies" / "labels-toy")
-    changed = claims.changes(rows, "soco", "scratch", "coco-fpn-1x").set_index("name")
+    changed = figures.changes(rows, "soco", "scratch", "coco-fpn-1x").set_index("name")
     assert set(changed.index) == {"medium objects", "large objects", "car", "fish"}  # nothing small was there to score
     assert changed.loc["car", "high"] < 0 < changed.loc["fish", "low"]
-    left, right = claims.labels(rows).axes
+    left, right = figures.labels(rows).axes
     assert [text.get_text() for text in left.get_xticklabels()] == ["75", "150", "1500"]
     assert len(right.containers) == 2  # SoCo and the whole image
-    assert len(claims.iterations({"labels": rows}).axes) == 3
-    assert claims.draw_changes(changed.reset_index(), "x").axes
-    assert claims.changes(rows, "soco-star", "scratch", "coco-fpn-1x").empty
+    assert len(figures.iterations({"labels": rows}).axes) == 3
+    assert figures.draw_changes(changed.reset_index(), "x").axes
+    assert figures.changes(rows, "soco-star", "scratch", "coco-fpn-1x").empty
 
 
 def test_figures_compare_only_seeds_that_random_weights_have_too(results):
     rows = rows_of(studies.read("labels"), "toy", results / "studies" / "labels-toy")
-    fewer = [dataclasses.replace(row, cells={s: cell for s, cell in row.cells.items() if s or not row.variant.scratch}) for row in rows]
-    left, _ = claims.labels(fewer).axes
-    assert {len(line.get_xdata()) for line in left.get_lines() if line.get_marker() == "."} == {2}  # of scratch, whole image and SoCo
-    assert {len(claims.iterations({"labels": each}).axes[0].get_lines()) for each in (rows, fewer)} == {3 * 4, 3 * 3}
+    fewer = [
+        dataclasses.replace(row, cells={s: cell for s, cell in row.cells.items() if s or not row.variant.scratch})
+        for row in rows
+    ]
+    left, _ = figures.labels(fewer).axes
+    assert {len(line.get_xdata()) for line in left.get_lines() if line.get_marker() == "."} == {
+        2
+    }  # of scratch, whole image and SoCo
+    assert {len(figures.iterations({"labels": each}).axes[0].get_lines()) for each in (rows, fewer)} == {3 * 4, 3 * 3}
     none = [dataclasses.replace(row, cells={} if row.variant.scratch else row.cells) for row in rows]
-    assert claims.labels(none).axes[1].get_title(loc="left") == "minus whole-image, same seeds"
+    assert figures.labels(none).axes[1].get_title(loc="left") == "minus whole-image, same seeds"
 
 
 def test_a_line_each_claim_that_was_run_with_its_verdict_as_colour(results):
     frame, _ = claims.build(results)
-    ax = claims.verdicts(frame).axes[0]
+    ax = figures.verdicts(frame).axes[0]
     said = [text.get_text() for text in ax.get_yticklabels()]
     assert said == list(frame.loc[frame["n"] > 0, "claim"]) and 0 < len(said) < len(frame)
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["confirmed", "undecided"]
@@ -179,13 +207,21 @@ def test_command_line_without_any_record(tmp_path, capsys):
     assert "not run" in capsys.readouterr().out
 
 
-FROZEN = ("notebooks/params/pretrain-toy.yaml", "notebooks/params/transfer-toy.yaml", "soco_lib/transfer/benchmarks.yaml")
+FROZEN = (
+    "notebooks/params/pretrain-toy.yaml",
+    "notebooks/params/transfer-toy.yaml",
+    "soco_lib/transfer/benchmarks.yaml",
+)
 
 
 def toy_settings(path, text):
     """What a parameter file says, comments aside; of the benchmarks their toy forms."""
     content = yaml.safe_load(text)
-    return {name: each["toy"] for name, each in content["benchmarks"].items()} if path.endswith("benchmarks.yaml") else content
+    return (
+        {name: each["toy"] for name, each in content["benchmarks"].items()}
+        if path.endswith("benchmarks.yaml")
+        else content
+    )
 
 
 def test_tracked_records_were_made_after_the_setting_was_frozen():
@@ -197,6 +233,10 @@ def test_tracked_records_were_made_after_the_setting_was_frozen():
     pictures = {run.record["sessions"][0]["git"]["commit"] for run in runs if run.name.startswith("photographs-")}
     asked = [*itertools.product(commits, FROZEN), *itertools.product(pictures, ["notebooks/studies/photographs.yaml"])]
     for commit, path in asked:
-        then = git(["git", "show", f"{commit}:{path.replace('soco_lib/transfer/', 'soco_lib/')}"]).stdout  # where it lay until the records
-        assert toy_settings(path, then) == toy_settings(path, (ROOT / path).read_text()), f"{path} is not what {commit[:10]} had"
+        then = git(
+            ["git", "show", f"{commit}:{path.replace('soco_lib/transfer/', 'soco_lib/')}"]
+        ).stdout  # where it lay until the records
+        assert toy_settings(path, then) == toy_settings(path, (ROOT / path).read_text()), (
+            f"{path} is not what {commit[:10]} had"
+        )
     assert all(run.record["config"]["seed"] < 100 for run in runs)  # 100 and up were for development

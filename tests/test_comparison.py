@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from soco_lib import BookError
-from soco_lib.transfer import benchmarks, compare, predictions
 from soco_lib.config import Pretrain
 from soco_lib.fields import to_dict
 from soco_lib.figures.detection_plots import class_bars
+from soco_lib.transfer import benchmarks, compare, predictions
 
 DETECTIONS = [
     {"image_id": 1, "category_id": 7, "bbox": [10, 10, 20, 20], "score": 0.4},
@@ -25,7 +25,9 @@ def data(tmp_path):
     content = {
         "images": [{"id": i, "file_name": f"{i}.png", "height": 50, "width": 100} for i in (1, 2)],
         "categories": [{"id": 7, "name": "cat"}],
-        "annotations": [{"id": i, "image_id": i, "category_id": 7, "bbox": [10, 10, 20, 20], "area": 400} for i in (1, 2)],
+        "annotations": [
+            {"id": i, "image_id": i, "category_id": 7, "bbox": [10, 10, 20, 20], "area": 400} for i in (1, 2)
+        ],
     }
     (tmp_path / "val.json").write_text(json.dumps(content))
     for i in (1, 2):
@@ -80,7 +82,10 @@ def test_images_where_two_runs_differ_most(data, tmp_path):
     a = predictions.read(transfer(tmp_path / "a", data, detections=DETECTIONS))
     b = predictions.read(transfer(tmp_path / "b", data, detections=[DETECTIONS[0] | {"image_id": i} for i in (1, 2)]))
     # Of A's detections on image 1 the surer is wrong: F1 2/3 at 0.4. B finds both objects.
-    assert compare.most_different(a, b, 5) == {2: ((0.0, 1.0), (1.0, 0.4)), 1: ((pytest.approx(2 / 3), 0.4), (1.0, 0.4))}
+    assert compare.most_different(a, b, 5) == {
+        2: ((0.0, 1.0), (1.0, 0.4)),
+        1: ((pytest.approx(2 / 3), 0.4), (1.0, 0.4)),
+    }
     assert list(compare.most_different(a, b, 1)) == [2]
 
 
@@ -149,7 +154,12 @@ def test_any_two_runs_as_text(data, tmp_path, capsys):
     assert any(line.startswith("no notebook of these two: A=one is a pretrain run") for line in rows)
     compare.main([str(transfer(tmp_path / "t", data)), str(other), "--results", str(tmp_path)])
     said = capsys.readouterr().out
-    assert "of those that both kinds have" in said and "bbox.AP50" in said and "per_class" not in said and "nan" not in said
+    assert (
+        "of those that both kinds have" in said
+        and "bbox.AP50" in said
+        and "per_class" not in said
+        and "nan" not in said
+    )
 
 
 def test_two_transfers_with_detections_go_on_to_the_notebook(data, tmp_path, capsys):
@@ -167,7 +177,11 @@ def test_an_unfinished_run_is_shown_as_far_as_it_went(data, tmp_path, capsys):
         (folder / "metrics.json").write_text('{"bbox": {"AP"')
     assert compare.main([str(a), str(b)]) == compare.ALONE
     said = capsys.readouterr().out
-    assert "failed: a/metrics.json is torn" in said and "settings that differ: none" in said and "neither run has metrics" in said
+    assert (
+        "failed: a/metrics.json is torn" in said
+        and "settings that differ: none" in said
+        and "neither run has metrics" in said
+    )
 
 
 def test_a_run_that_is_not_there_is_named(tmp_path, capsys):

@@ -19,7 +19,14 @@ def test_defaults_are_the_papers_setting():
 
 def test_plan_of_the_paper():
     p = plan(cfg(), images=1_281_167, world=16)
-    assert (p.share, p.accumulate, p.steps_per_epoch, p.steps, p.warmup_steps, p.lr) == (128, 1, 625, 62_500, 6_250, 8.0)
+    assert (p.share, p.accumulate, p.steps_per_epoch, p.steps, p.warmup_steps, p.lr) == (
+        128,
+        1,
+        625,
+        62_500,
+        6_250,
+        8.0,
+    )
 
 
 def test_accumulation_keeps_the_global_batch():
@@ -51,7 +58,9 @@ def test_view_size_must_be_positive():
         View(0)
 
 
-@pytest.mark.parametrize(("world", "changes", "word"), [(1, {}, "larger than the 100"), (3, {"batch": 64}, "3 processes")])
+@pytest.mark.parametrize(
+    ("world", "changes", "word"), [(1, {}, "larger than the 100"), (3, {"batch": 64}, "3 processes")]
+)
 def test_plan_refuses_what_no_accumulation_reaches(world, changes, word):
     with pytest.raises(BookError, match=word):
         plan(cfg(**changes), images=100, world=world)

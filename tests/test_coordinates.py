@@ -1,4 +1,6 @@
-"""Boxes keep their corners and their image in half precision: Detectron2's poolers and FCOS's boxes, as training and evaluation use them."""
+"""Boxes keep their corners and their image in half precision: Detectron2's poolers and FCOS's boxes, as training and
+evaluation use them.
+"""
 
 import pytest
 import torch
@@ -46,7 +48,9 @@ def test_corners_at_1333_pixels_are_exact(dtype, kind):
 
 @pytest.mark.parametrize("dtype", HALVES)
 def test_the_encoder_pools_600_images_exactly(dtype, monkeypatch):
-    encoder = Encoder(Pretrain("a", "b", overrides=TINY_DETECTOR, size=64, views=(View(64),), canonical=24, alignment="neck"))
+    encoder = Encoder(
+        Pretrain("a", "b", overrides=TINY_DETECTOR, size=64, views=(View(64),), canonical=24, alignment="neck")
+    )
     monkeypatch.setattr(encoder, "maps", lambda images: dict(zip(encoder.levels, numbered(dtype, CPU))))
     seen = []
     pool = encoder.pool

@@ -8,7 +8,9 @@ from soco_lib.transfer import benchmarks, check_data
 from soco_lib.transfer.benchmarks import DATA, DataSet
 
 TABLE = {
-    "coco-train": DataSet("coco:coco/annotations/a.json@coco/train", ("coco/annotations/a.json", "coco/train"), "site A", 3, 5),
+    "coco-train": DataSet(
+        "coco:coco/annotations/a.json@coco/train", ("coco/annotations/a.json", "coco/train"), "site A", 3, 5
+    ),
     "lvis-val": DataSet("lvis:lvis/b.json@coco", ("lvis/b.json", "coco/train", "coco/val"), "site B", 2, 1),
     "voc-test": DataSet("voc:VOC@test", ("VOC/JPEGImages", "VOC/Annotations", "VOC/ImageSets/Main"), "site C", 2),
     "pictures": DataSet("folder:pictures", ("pictures",), "site D", 2),
@@ -29,7 +31,11 @@ def tree(tmp_path, monkeypatch):
     monkeypatch.setenv("SOCO_DATA", str(tmp_path))
     monkeypatch.setattr(benchmarks, "DATA", TABLE)
     coco = {"images": [{"file_name": f"{i}.jpg"} for i in range(3)], "annotations": [{}] * 5, "categories": [{}]}
-    lvis = {"images": [{"coco_url": f"http://x/{f}.jpg"} for f in ("train/0", "val/7")], "annotations": [{}], "categories": [{}]}
+    lvis = {
+        "images": [{"coco_url": f"http://x/{f}.jpg"} for f in ("train/0", "val/7")],
+        "annotations": [{}],
+        "categories": [{}],
+    }
     write(tmp_path, "coco/annotations/a.json", text=json.dumps(coco))
     write(tmp_path, "lvis/b.json", text=json.dumps(lvis))
     write(tmp_path, *(f"coco/train/{i}.jpg" for i in range(3)), "coco/val/7.jpg")
@@ -44,7 +50,9 @@ def check(capsys, *names):
     """Exit status, {(data set, what): (found, verdict)} and the text below the table."""
     status = check_data.main(list(names))
     out = capsys.readouterr().out
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines() if line.startswith("|")][2:]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines() if line.startswith("|")][
+        2:
+    ]
     return status, {(row[0], row[1]): (int(row[2]), row[4]) for row in rows}, out.rpartition("|\n")[2]
 
 
@@ -61,7 +69,10 @@ def test_whole_trees_are_ok(tree, capsys):
     "gone, expected",
     [
         ("coco/train/0.jpg", {("coco-train", "images"): (2, "short"), ("lvis-val", "images"): (1, "short")}),
-        ("coco/annotations/a.json", {("coco-train", "images"): (0, "missing"), ("coco-train", "annotations"): (0, "missing")}),
+        (
+            "coco/annotations/a.json",
+            {("coco-train", "images"): (0, "missing"), ("coco-train", "annotations"): (0, "missing")},
+        ),
         ("VOC/Annotations/2.xml", {("voc-test", "images"): (1, "short")}),
         ("VOC/ImageSets/Main/test.txt", {("voc-test", "images"): (0, "missing")}),
         ("pictures/b.png", {("pictures", "images"): (1, "short")}),

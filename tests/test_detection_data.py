@@ -12,7 +12,7 @@ import torch
 from pycocotools import mask as rle
 
 from soco_lib import BookError
-from soco_lib.transfer import make_subset, make_lvis
+from soco_lib.transfer import make_lvis, make_subset
 from soco_lib.transfer.benchmarks import Transfer, read_coco
 from soco_lib.transfer.detectron import detectron_config, open_both, open_data
 from soco_lib.transfer.evaluate import PREDICTIONS, evaluate
@@ -49,7 +49,11 @@ def write_coco(root, split, count, seed=0, edit=lambda content: None):
             polygon = [x, y, x + w, y, x + w, y + h, x, y + h]
             annotations.append({"id": len(annotations) + 1, "image_id": 10 * i, "category_id": category, "iscrowd": 0,
                                 "bbox": [x, y, w, h], "area": w * h, "segmentation": [polygon]})  # fmt: skip
-    content = {"images": images, "annotations": annotations, "categories": [{"id": i, "name": n} for i, n in NAMES.items()]}
+    content = {
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": i, "name": n} for i, n in NAMES.items()],
+    }
     edit(content)
     (root / f"{split}.json").write_text(json.dumps(content))
     return f"coco:{root / f'{split}.json'}@{root / 'images'}"
@@ -93,7 +97,9 @@ def both(tmp_path, request):
 
 
 def settings(train, test, **changes):
-    return Transfer(train, test, **{"workers": 0, "precise_bn": 0, "detector": "toy-mask-rcnn-narrow-r50-fpn", **changes})
+    return Transfer(
+        train, test, **{"workers": 0, "precise_bn": 0, "detector": "toy-mask-rcnn-narrow-r50-fpn", **changes}
+    )
 
 
 @pytest.mark.parametrize("both", ["coco", "lvis", "voc"], indirect=True)
@@ -106,7 +112,11 @@ def test_some_classes_of_a_set_become_a_coco_file(both, tmp_path, capsys):
     dog = whole.classes.index("dog")
     for old, new in zip(whole.records, made.records):
         assert (old["file_name"], old["height"], old["width"]) == (new["file_name"], new["height"], new["width"])
-        dogs = [BoxMode.convert(list(o["bbox"]), o["bbox_mode"], BoxMode.XYWH_ABS) for o in old["annotations"] if o["category_id"] == dog]
+        dogs = [
+            BoxMode.convert(list(o["bbox"]), o["bbox_mode"], BoxMode.XYWH_ABS)
+            for o in old["annotations"]
+            if o["category_id"] == dog
+        ]
         assert [o["bbox"] for o in new["annotations"]] == dogs
         crowds = [bool(o.get("difficult")) for o in old["annotations"] if o["category_id"] == dog]
         assert [bool(o["iscrowd"]) for o in new["annotations"]] == crowds
@@ -121,7 +131,11 @@ def test_some_classes_of_a_set_become_a_coco_file(both, tmp_path, capsys):
 ])  # fmt: skip
 def test_classes_that_a_set_has_not_are_told(tmp_path, classes, message):
     with pytest.raises(BookError, match=message):
-        make_subset.make(write_coco(tmp_path, "train", 2), tuple(n.strip() for n in classes.split(",") if n.strip()), tmp_path / "x.json")
+        make_subset.make(
+            write_coco(tmp_path, "train", 2),
+            tuple(n.strip() for n in classes.split(",") if n.strip()),
+            tmp_path / "x.json",
+        )
     assert not (tmp_path / "x.json").exists()
 
 
@@ -153,14 +167,18 @@ def test_voc_layout_with_other_classes_takes_all_of_its_names(tmp_path):
     root = write_voc(tmp_path / "own", {"train": 2}, names={3: "dog", 5: "spoon"})
     write_voc(root, {"test": 2}, names={3: "dog", 5: "apple"})
     for split in ("train", "test"):
-        assert open_data(f"voc:{root}@{split}").classes == ("apple", "dog", "spoon"), "of all splits, so that they agree"
+        assert open_data(f"voc:{root}@{split}").classes == ("apple", "dog", "spoon"), (
+            "of all splits, so that they agree"
+        )
 
 
 def test_lvis_layout_of_coco_data(tmp_path, capsys):
     train, test = write_lvis(tmp_path)
     assert f"{train}  (12 images, 24 objects, 2 classes; 0 objects" in capsys.readouterr().out
     _, root, content = read_coco(train)
-    assert (root / content["images"][0]["file_name"]).is_file() and content["images"][0]["coco_url"] == "images/train1.jpg"
+    assert (root / content["images"][0]["file_name"]).is_file() and content["images"][0][
+        "coco_url"
+    ] == "images/train1.jpg"
     found = [(c["id"], c["name"], c["frequency"], c["image_count"]) for c in content["categories"]]
     assert found == [(1, "dog", "c", 12), (2, "chair", "c", 12)]
     assert content["images"][0]["neg_category_ids"] == content["images"][0]["not_exhaustive_category_ids"] == []
@@ -176,10 +194,17 @@ def test_lvis_layout_knows_what_is_absent_and_what_is_not_marked():
                                item | {"category_id": 7, "segmentation": []}]}  # fmt: skip
     made, lost = make_lvis.convert(content, "images", {5: 1, 6: 2, 7: 3, 9: 4})
     image, (annotation,) = made["images"][0], made["annotations"]
-    assert (image["neg_category_ids"], image["not_exhaustive_category_ids"], image["coco_url"], lost) == ([4], [2, 3], "a/b.jpg", 1)
+    assert (image["neg_category_ids"], image["not_exhaustive_category_ids"], image["coco_url"], lost) == (
+        [4],
+        [2, 3],
+        "a/b.jpg",
+        1,
+    )
     assert annotation["category_id"] == 1
     polygon = np.array(annotation["segmentation"][0]).reshape(-1, 2)
-    assert polygon.min(0).tolist() == [0, 0] and polygon.max(0).tolist() == [3, 3], "outline through the pixels' centres"
+    assert polygon.min(0).tolist() == [0, 0] and polygon.max(0).tolist() == [3, 3], (
+        "outline through the pixels' centres"
+    )
 
 
 def test_sets_are_joined(tmp_path):
@@ -187,7 +212,11 @@ def test_sets_are_joined(tmp_path):
     joined = open_data(f"voc:{a}@trainVOC2007 + voc:{b}@trainVOC2012")
     assert len(joined.records) == 6 and len(joined.image_ids) == 6 and len(joined.layouts) == 2
     half = open_data(f"voc:{a}@trainVOC2007+voc:{b}@trainVOC2012", labelled=0.5, seed=3)
-    assert [r["image_id"] for r in half.records] == list(half.image_ids) and len(half.image_ids) == 3 and half.name != joined.name
+    assert (
+        [r["image_id"] for r in half.records] == list(half.image_ids)
+        and len(half.image_ids) == 3
+        and half.name != joined.name
+    )
     assert half.image_ids == open_data(f"voc:{a}@trainVOC2007+voc:{b}@trainVOC2012", labelled=0.5, seed=3).image_ids
     with pytest.raises(BookError, match="differ in kind"):
         open_data(f"voc:{a}@trainVOC2007 + {write_coco(tmp_path, 'x', 2)}")
@@ -218,9 +247,18 @@ def test_boxes_without_area_are_counted(tmp_path):
 @pytest.mark.parametrize(
     "breaks, message",
     [
-        (lambda root: (root / "Annotations/test_1.xml").unlink(), r"test_1.xml is missing or no VOC annotation.*: complete Ann"),
-        (lambda root: (root / "Annotations/test_1.xml").write_text("<annotation>"), r"in .*Annotations is not a VOC annotation"),
-        (lambda root: (root / "JPEGImages/test_2.jpg").unlink(), r"1 of 4 images sampled from .*test.txt are not in .*test_2.jpg"),
+        (
+            lambda root: (root / "Annotations/test_1.xml").unlink(),
+            r"test_1.xml is missing or no VOC annotation.*: complete Ann",
+        ),
+        (
+            lambda root: (root / "Annotations/test_1.xml").write_text("<annotation>"),
+            r"in .*Annotations is not a VOC annotation",
+        ),
+        (
+            lambda root: (root / "JPEGImages/test_2.jpg").unlink(),
+            r"1 of 4 images sampled from .*test.txt are not in .*test_2.jpg",
+        ),
         (lambda root: (root / "ImageSets/Main/test.txt").unlink(), r"no split 'test' in .* \(known: train\)"),
     ],
 )
@@ -295,12 +333,14 @@ class Oracle(torch.nn.Module):
     def truth(self, record):
         found, items = Instances((record["height"], record["width"])), record["annotations"]
         items = [a for a in items if not a.get("iscrowd")]
-        boxes = np.array([BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in items], np.float32).reshape(-1, 4)
+        boxes = np.array(
+            [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in items], np.float32
+        ).reshape(-1, 4)
         found.pred_boxes, found.scores = Boxes(torch.from_numpy(boxes)), torch.linspace(1, 0.9, len(items))
         found.pred_classes = torch.tensor([a["category_id"] for a in items], dtype=torch.int64)
         if self.masks:
             shape = record["height"], record["width"]
-            code = lambda mask: rle.merge(rle.frPyObjects(mask, *shape)) if isinstance(mask, list) else mask  # noqa: E731
+            code = lambda mask: rle.merge(rle.frPyObjects(mask, *shape)) if isinstance(mask, list) else mask
             masks = [rle.decode(code(a["segmentation"])).astype(bool) for a in items]
             found.pred_masks = torch.from_numpy(np.stack(masks) if masks else np.zeros((0, *shape), bool))
         return found
@@ -331,7 +371,9 @@ def test_truth_scores_100(both, tmp_path):
         if test.kind == "lvis":
             assert values["APc"] == pytest.approx(100) and math.isnan(values["APr"]) and math.isnan(values["APf"])
     saved = json.loads((tmp_path / PREDICTIONS[test.kind]).read_text())
-    assert {item["category_id"] for item in saved} == {test.layouts[0].category_ids[test.classes.index(n)] for n in present}
+    assert {item["category_id"] for item in saved} == {
+        test.layouts[0].category_ids[test.classes.index(n)] for n in present
+    }
 
 
 @pytest.mark.parametrize("both", ["coco", "lvis", "voc"], indirect=True)
@@ -350,7 +392,10 @@ def test_nothing_found_scores_0(both, tmp_path):
 @pytest.mark.parametrize("spec", ["coco:coco_masks/instances_val.json@coco_masks/images", "voc:voc_style@test", "lvis"])
 def test_truth_of_real_data_scores_100(spec, data_root, tmp_path):
     if spec == "lvis":
-        parts = [f"coco:{data_root}/coco_masks/instances_{split}.json@{data_root}/coco_masks/images" for split in ("train", "val")]
+        parts = [
+            f"coco:{data_root}/coco_masks/instances_{split}.json@{data_root}/coco_masks/images"
+            for split in ("train", "val")
+        ]
         make_lvis.main([*parts, "--out", str(tmp_path)])
         spec = f"lvis:{tmp_path}/lvis_val.json@{data_root}/coco_masks"
     found, test = score((spec, spec), tmp_path)

@@ -9,11 +9,11 @@ from torch import nn
 from torchvision.transforms.v2 import functional as F
 
 from soco_lib import BookError
-from tests.speed import bench_step, plain_step
 from soco_lib.dataset import MEAN, STD, normalize
 from soco_lib.encoder import send
 from soco_lib.train import Trainer
 from tests.conftest import TINY_DETECTOR
+from tests.speed import bench_step, plain_step
 
 CPU = torch.device("cpu")
 
@@ -26,7 +26,7 @@ def gradients(trainer: Trainer) -> tuple[torch.Tensor, list[torch.Tensor]]:
 
 def relative(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
     """||a - b|| / ||b|| of all together."""
-    norm = lambda xs: torch.stack(torch._foreach_norm(xs)).norm()  # noqa: E731
+    norm = lambda xs: torch.stack(torch._foreach_norm(xs)).norm()
     return float(norm([x - y for x, y in zip(a, b)]) / norm(b))
 
 
@@ -43,10 +43,14 @@ def test_images_and_counts_are_pinned_and_nothing_is_moved_by_waiting(monkeypatc
     model = plain_step.a_trainer(bench_step.SMALL).model
     batch = plain_step.a_batch(bench_step.SMALL)
     batch.counted = model.count(batch.boxes, batch.valid)
-    parts = [x for r in batch.counted.rois for x in (r.rows, r.order)] + [x for p in batch.counted.pairs for x in vars(p).values()]
+    parts = [x for r in batch.counted.rois for x in (r.rows, r.order)] + [
+        x for p in batch.counted.pairs for x in vars(p).values()
+    ]
     pinned, waits = [], []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self.shape) or self.clone())
-    monkeypatch.setattr(torch.Tensor, "to", lambda self, device, non_blocking=False: waits.append(not non_blocking) or self)
+    monkeypatch.setattr(
+        torch.Tensor, "to", lambda self, device, non_blocking=False: waits.append(not non_blocking) or self
+    )
     fixed = batch.pin_memory()
     assert sorted(pinned) == sorted(x.shape for x in (*batch.images, *parts))
     assert all(torch.equal(a, b) for a, b in zip(fixed.images_on(CPU), batch.images))
@@ -55,7 +59,9 @@ def test_images_and_counts_are_pinned_and_nothing_is_moved_by_waiting(monkeypatc
 
 
 def test_autocast_keeps_the_loss():
-    """bf16 has three digits, and batch norm over few pixels magnifies its errors; the loss itself is computed in float32."""
+    """bf16 has three digits, and batch norm over few pixels magnifies its errors; the loss itself is computed in
+    float32.
+    """
     cfg = dataclasses.replace(bench_step.SMALL, batch=8)
     exact, _ = gradients(plain_step.a_trainer(cfg))
     loss, grads = gradients(plain_step.a_trainer(dataclasses.replace(cfg, precision="bf16")))
@@ -91,6 +97,8 @@ def test_recomputed_stages_give_the_same_bits():
     ours, theirs = trainer.model.state_dict(), plain.model.state_dict()
     assert list(ours) == list(theirs) and all(torch.equal(ours[name], theirs[name]) for name in ours)
     with pytest.raises(BookError, match="recompute='res5'.*no such stage"):
-        plain_step.a_trainer(dataclasses.replace(cfg, detector="mask-rcnn-r50-c4", overrides=TINY_DETECTOR[-3:], recompute=("res5",)))
+        plain_step.a_trainer(
+            dataclasses.replace(cfg, detector="mask-rcnn-r50-c4", overrides=TINY_DETECTOR[-3:], recompute=("res5",))
+        )
     with pytest.raises(BookError, match="did you mean 'res2'"):
         dataclasses.replace(cfg, recompute=("res22",))

@@ -11,13 +11,13 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from soco_lib import BookError
-from soco_lib.runs import checkpoint, processes, session
 from soco_lib.config import Pretrain, View, plan
-from soco_lib.dataset import ProposalViews, build_loader
 from soco_lib.data.proposals import ProposalConfig
-from soco_lib.runs.folder import Run
 from soco_lib.data.sources import open_source
 from soco_lib.data.store import build_store
+from soco_lib.dataset import ProposalViews, build_loader
+from soco_lib.runs import checkpoint, processes, session
+from soco_lib.runs.folder import Run
 from soco_lib.train import Trainer
 from tests.conftest import TINY_DETECTOR
 
@@ -65,7 +65,10 @@ def test_the_global_batch_is_all_that_counts(pictures, tmp_path, how):
     mp.spawn(three_updates, (world, free_port(), parts, str(tmp_path / "parts.pt")), nprocs=world)
     a, b = (torch.load(tmp_path / name) for name in ("whole.pt", "parts.pt"))
     assert a["losses"] == pytest.approx(b["losses"], abs=1e-5)
-    assert max(float((a["model"][k] - b["model"][k]).abs().max()) for k in a["model"] if a["model"][k].is_floating_point()) <= 1e-6
+    assert (
+        max(float((a["model"][k] - b["model"][k]).abs().max()) for k in a["model"] if a["model"][k].is_floating_point())
+        <= 1e-6
+    )
 
 
 def agree(rank: int, world: int, port: int, cfg: Pretrain, folder: Path) -> None:
@@ -79,7 +82,9 @@ def agree(rank: int, world: int, port: int, cfg: Pretrain, folder: Path) -> None
     processes.wait()
     if not process.main:
         seen = checkpoint.paths
-        checkpoint.paths = lambda folder: seen(folder)[:-1]  # a network file system has not told this process of the newest
+        checkpoint.paths = lambda folder: seen(folder)[
+            :-1
+        ]  # a network file system has not told this process of the newest
     assert checkpoint.chosen(folder, process.main)["step"] == 4
     assert checkpoint.chosen(folder / "none", process.main) is None
     dataset = ProposalViews(cfg)
@@ -121,7 +126,9 @@ def test_nccl_gets_a_device_and_a_timeout_and_lone_work_a_group_of_its_own(four_
     monkeypatch.setattr(processes, "_waiting", None)
     assert processes.start().device == torch.device("cuda", 3)
     device = torch.device("cuda", 3)
-    assert calls[0] == ("nccl", {"timeout": processes.TIMEOUT, "device_id": device}) and processes.TIMEOUT >= timedelta(minutes=30)
+    assert calls[0] == ("nccl", {"timeout": processes.TIMEOUT, "device_id": device}) and processes.TIMEOUT >= timedelta(
+        minutes=30
+    )
     assert calls[1:] == [{"backend": "gloo", "timeout": limit} for limit in (processes.TIMEOUT, processes.LONE_WORK)]
     assert processes.LONE_WORK > timedelta(hours=12)
 
@@ -137,12 +144,22 @@ def test_more_processes_than_gpus_are_one_line_of_the_first(four_gpus, monkeypat
 
 
 def test_float32_on_a_gpu_is_float32(monkeypatch, request):
-    """cuDNN's convolutions use TF32 unless told; its trials of algorithms pay where sizes are fixed. Both go to the run's record."""
+    """cuDNN's convolutions use TF32 unless told; its trials of algorithms pay where sizes are fixed. Both go to the
+    run's record.
+    """
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.allow_tf32, cudnn.benchmark, matmul.allow_tf32
-    request.addfinalizer(lambda: [setattr(*x) for x in zip((cudnn, cudnn, matmul), ("allow_tf32", "benchmark", "allow_tf32"), before)])
+    request.addfinalizer(
+        lambda: [setattr(*x) for x in zip((cudnn, cudnn, matmul), ("allow_tf32", "benchmark", "allow_tf32"), before)]
+    )
     assert processes.arithmetic(True) == {} and torch.backends.cudnn.allow_tf32
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert processes.arithmetic(True) == {"tf32": False, "cudnn_benchmark": True}
-    assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32 and torch.backends.cudnn.benchmark
-    assert processes.arithmetic(False) == {"tf32": False, "cudnn_benchmark": False} and not torch.backends.cudnn.benchmark
+    assert (
+        not torch.backends.cudnn.allow_tf32
+        and not torch.backends.cuda.matmul.allow_tf32
+        and torch.backends.cudnn.benchmark
+    )
+    assert (
+        processes.arithmetic(False) == {"tf32": False, "cudnn_benchmark": False} and not torch.backends.cudnn.benchmark
+    )

@@ -15,7 +15,9 @@ OBJECT = [10, 10, 40, 40]
 def truth(*objects, images=1, **image_fields):
     """Objects (class, box[, image[, crowd]]) on images 1, 2, …"""
     names = ("category_id", "bbox", "image_id", "iscrowd")
-    given = [{"image_id": 1, "iscrowd": 0, "id": i} | dict(zip(names, o)) for i, o in enumerate(objects)]  # an id 0 on purpose
+    given = [
+        {"image_id": 1, "iscrowd": 0, "id": i} | dict(zip(names, o)) for i, o in enumerate(objects)
+    ]  # an id 0 on purpose
     return {
         "images": [{"id": i + 1, "height": 100, "width": 100} | image_fields for i in range(images)],
         "categories": [{"id": CAT, "name": "cat"}, {"id": DOG, "name": "dog"}],
@@ -41,7 +43,10 @@ CASES = {
     "background": ([(CAT, FAR, 0.95), RIGHT], {"background": 1}, 50, 100),
     "missed": ([], {"missed": 1}, 0, 0),
     "the surest claims the object": (
-        [(DOG, NEAR, 0.9), (DOG, NEAR, 0.7), (CAT, FAR, 0.8)], {"classification": 2, "background": 1}, 0, 100,
+        [(DOG, NEAR, 0.9), (DOG, NEAR, 0.7), (CAT, FAR, 0.8)],
+        {"classification": 2, "background": 1},
+        0,
+        100,
     ),
 }
 
@@ -70,7 +75,9 @@ def test_missed_objects_are_weighed_by_taking_them_away():
 
 
 def test_a_crowd_is_neither_object_nor_error():
-    made = error_kinds(truth((CAT, OBJECT), (CAT, FAR, 1, 1)), found(RIGHT, (CAT, FAR, 0.95), (CAT, FAR, 0.94), (DOG, FAR, 0.5)))
+    made = error_kinds(
+        truth((CAT, OBJECT), (CAT, FAR, 1, 1)), found(RIGHT, (CAT, FAR, 0.95), (CAT, FAR, 0.94), (DOG, FAR, 0.5))
+    )
     assert made.counts == dict.fromkeys(KINDS, 0) | {"background": 1}  # the dog: no object is there
     assert made.objects == 1 and made.ap50 == pytest.approx(100)
 
@@ -121,6 +128,9 @@ def test_the_sentence_names_what_would_help_most():
 
 def test_image_scores_are_best_f1_and_its_threshold():
     content = truth((CAT, OBJECT, 1), (CAT, FAR, 1), (CAT, OBJECT, 2), (CAT, OBJECT, 3, 1), (DOG, FAR, 4), images=4)
-    detections = found((CAT, OBJECT, 0.9, 1), (CAT, NEAR, 0.8, 1), (CAT, FAR, 0.7, 1), (CAT, NEAR, 0.6, 1), (CAT, FAR, 0.5, 4))
-    # Image 1: of the surest 1, 2, 3, 4 detections F1 is 2/3, 2/4, 4/5, 4/6. Image 2: nothing detected. Image 3: nothing to find.
+    detections = found(
+        (CAT, OBJECT, 0.9, 1), (CAT, NEAR, 0.8, 1), (CAT, FAR, 0.7, 1), (CAT, NEAR, 0.6, 1), (CAT, FAR, 0.5, 4)
+    )
+    # Image 1: of the surest 1, 2, 3, 4 detections F1 is 2/3, 2/4, 4/5, 4/6. Image 2: nothing detected. Image 3: nothing
+    # to find.
     assert image_scores(content, detections) == {1: (pytest.approx(0.8), 0.7), 2: (0.0, 1.0), 4: (0.0, 0.5)}

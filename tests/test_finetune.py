@@ -16,16 +16,17 @@ import pytest
 import torch
 
 from soco_lib import BookError
-from soco_lib.runs import checkpoint, session
-from soco_lib.transfer import finetune, run as transfer
-from soco_lib.transfer.batches import Accumulator, Batches, Samples, reach
-from soco_lib.transfer.benchmarks import Transfer
 from soco_lib.config import Pretrain, View
 from soco_lib.fields import to_dict
-from soco_lib.transfer.detectron import detectron_config, open_both
-from soco_lib.runs.loader import Feed
-from soco_lib.runs.folder import Run, read_json
 from soco_lib.model import SoCo
+from soco_lib.runs import checkpoint, session
+from soco_lib.runs.folder import Run, read_json
+from soco_lib.runs.loader import Feed
+from soco_lib.transfer import finetune
+from soco_lib.transfer import run as transfer
+from soco_lib.transfer.batches import Accumulator, Batches, Samples, reach
+from soco_lib.transfer.benchmarks import Transfer
+from soco_lib.transfer.detectron import detectron_config, open_both
 from tests.conftest import TINY_DETECTOR
 from tests.test_transfer import TINY, settings, start, write_coco
 
@@ -65,7 +66,7 @@ def same(a, b, tolerance=0.0):
 
 def scores(run):
     """What a row says of the learning, without times."""
-    said = lambda name: name in ("step", "lr") or name.startswith("loss") or name.endswith("_AP")  # noqa: E731
+    said = lambda name: name in ("step", "lr") or name.startswith("loss") or name.endswith("_AP")
     return [{name: value for name, value in row.items() if said(name)} for row in run.rows()]
 
 
@@ -91,7 +92,9 @@ def test_arithmetic(world, changes, batch, accumulate, lr, iterations, warmup, e
     assert (cfg.batch, found.accumulate, cfg.iterations, cfg.warmup) == (batch, accumulate, iterations, warmup)
     assert (cfg.eval_every, cfg.save_every, cfg.precise_bn) == (eval_every, save_every, precise_bn)
     assert cfg.lr == pytest.approx(lr) and world * found.accumulate * found.micro_batch == batch
-    assert found.describe().startswith(f"batch {batch} = {world} process") and ("linear" in found.describe()) == (batch != 16)
+    assert found.describe().startswith(f"batch {batch} = {world} process") and ("linear" in found.describe()) == (
+        batch != 16
+    )
 
 
 def test_scaling_is_detectron2s(mixed, tmp_path):
@@ -156,13 +159,17 @@ def test_gradient_of_micro_batches_is_the_batchs(precision, tolerance):
 
 
 def test_detector_learns_alike_from_micro_batches(mixed, tmp_path):
-    """Where no norm sees the batch, every region is sampled and each image has as many: Faster R-CNN's losses are then means."""
+    """Where no norm sees the batch, every region is sampled and each image has as many: Faster R-CNN's losses are then
+    means.
+    """
     alone = [f"{part}.NORM=''" for part in ("MODEL.FPN", "MODEL.ROI_BOX_HEAD")]
     every = ["MODEL.RPN.BATCH_SIZE_PER_IMAGE=9999", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE=9999"]
     overrides = (*TINY, *alone, *every, "MODEL.RESNETS.NORM=FrozenBN", "MODEL.RPN.POST_NMS_TOPK_TRAIN=20")
     found = []
     for name, micro in (("whole", 0), ("halves", 2), ("single", 1)):
-        cfg = settings(mixed, "none", overrides=overrides, iterations=2, warmup=0, batch=4, micro_batch=micro, precise_bn=0)
+        cfg = settings(
+            mixed, "none", overrides=overrides, iterations=2, warmup=0, batch=4, micro_batch=micro, precise_bn=0
+        )
         run, status = run_here(cfg, tmp_path, name)
         metrics = Run.read(run.folder).metrics
         assert status == 0 and (metrics["batch"], metrics["accumulate"]) == (4, 4 // (micro or 4))
@@ -185,7 +192,11 @@ def test_batches_are_detectron2s(mixed, tmp_path):
     ours = samples(cfg, tmp_path)
     records = list(ours.records)
     theirs = build_detection_train_loader(
-        records, mapper=dict, sampler=TrainingSampler(len(records), seed=cfg.seed), total_batch_size=2, aspect_ratio_grouping=True
+        records,
+        mapper=dict,
+        sampler=TrainingSampler(len(records), seed=cfg.seed),
+        total_batch_size=2,
+        aspect_ratio_grouping=True,
     )
     for found, expected in zip(Batches(ours, 1, 2), itertools.islice(theirs, 20)):
         assert [records[index]["image_id"] for _, index in found] == [record["image_id"] for record in expected]
@@ -209,7 +220,10 @@ def test_order_goes_on_with_images_held_back(mixed, tmp_path, accumulate):
     data = samples(settings(mixed), tmp_path)
     whole = numbers(Batches(data, accumulate, 2), 12)
     for start_at in (1, 3):
-        assert numbers(Batches(data, accumulate, 2, start_at), 12 - start_at * accumulate) == whole[start_at * accumulate :]
+        assert (
+            numbers(Batches(data, accumulate, 2, start_at), 12 - start_at * accumulate)
+            == whole[start_at * accumulate :]
+        )
     for share in zip(*[iter(whole)] * accumulate):
         assert len({data.wide[index] for batch in share for _, index in batch}) == 1
 
@@ -258,9 +272,14 @@ def test_resume_is_bit_equal(mixed, tmp_path, monkeypatch, name):
 
 
 def child(run, *prefix):
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}  # sums are bit-equal with as many threads
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+    }  # sums are bit-equal with as many threads
     words = [sys.executable, *prefix, "-m", "soco_lib.transfer", str(run.folder)]
-    return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment, start_new_session=True)
+    return subprocess.Popen(
+        words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment, start_new_session=True
+    )
 
 
 def wait_for_step(run, step, process):
@@ -287,7 +306,11 @@ def test_ended_at_any_moment_and_resumed_is_bit_equal(mixed, tmp_path, number, s
 
 
 def test_two_accumulating_processes_stop_together_and_go_on(mixed, tmp_path):
-    run = start(tmp_path, "two", settings(mixed, iterations=16, save_every=100, log_every=1, batch=4, micro_batch=1, precise_bn=0))
+    run = start(
+        tmp_path,
+        "two",
+        settings(mixed, iterations=16, save_every=100, log_every=1, batch=4, micro_batch=1, precise_bn=0),
+    )
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--nproc-per-node=2")
     process = child(run, *torchrun)
     wait_for_step(run, 3, process)
@@ -342,7 +365,9 @@ def test_a_resumed_transfer_lets_go_of_the_checkpoints_contents(mixed, tmp_path,
         return state
 
     monkeypatch.setattr(checkpoint, "read", seen)
-    monkeypatch.setattr(finetune.FineTuner, "run_step", lambda self: (left.append(sum(t() is not None for t in held)), step(self)))
+    monkeypatch.setattr(
+        finetune.FineTuner, "run_step", lambda self: (left.append(sum(t() is not None for t in held)), step(self))
+    )
     assert transfer.main([str(run.folder)]) == 0
     assert held and set(left) == {0}
 
@@ -425,7 +450,9 @@ def test_other_initial_weights_are_refused(mixed, tmp_path, monkeypatch, capsys)
 
 
 def test_another_schedule_is_refused(mixed, tmp_path, monkeypatch, capsys):
-    run = interrupted(settings(mixed, batch=4, micro_batch=2, reach="scale", save_every=1), tmp_path, "scaled", monkeypatch, 3)
+    run = interrupted(
+        settings(mixed, batch=4, micro_batch=2, reach="scale", save_every=1), tmp_path, "scaled", monkeypatch, 3
+    )
     path = checkpoint.paths(run.folder / "detectron2")[-1]
     state = checkpoint.read(path)
     assert (state["config"]["batch"], state["config"]["lr"], state["config"]["iterations"]) == (2, 0.01, 12)

@@ -1,4 +1,6 @@
-"""Other methods' checkpoints: every layout, every format, and what is refused. torchvision's own ResNet is the judge of names."""
+"""Other methods' checkpoints: every layout, every format, and what is refused. torchvision's own ResNet is the judge of
+names.
+"""
 
 import argparse
 import os
@@ -13,8 +15,8 @@ from torch import nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
 from soco_lib import BookError
-from soco_lib.weights import formats
 from soco_lib.detector import detector_config
+from soco_lib.weights import formats
 from soco_lib.weights.foreign import LAYOUTS
 from soco_lib.weights.load import compare, load_into, read_weights
 from tests.conftest import TINY_DETECTOR
@@ -23,7 +25,10 @@ from detectron2.modeling import build_model  # isort: skip
 
 #: torchvision's ResNet-50 with narrow bottlenecks, on both sides.
 NARROW = ("MODEL.RESNETS.WIDTH_PER_GROUP=4",)
-HEAD = (*(item for item in TINY_DETECTOR if "RESNETS" not in item and "NUM_CONV" not in item), "MODEL.ROI_BOX_HEAD.NUM_CONV=4")
+HEAD = (
+    *(item for item in TINY_DETECTOR if "RESNETS" not in item and "NUM_CONV" not in item),
+    "MODEL.ROI_BOX_HEAD.NUM_CONV=4",
+)
 FPN_DETECTOR, C4_DETECTOR = ("mask-rcnn-r50-fpn", (*NARROW, *HEAD)), ("mask-rcnn-r50-c4", NARROW)
 
 
@@ -60,7 +65,9 @@ class Parts:
     def detectron(self):
         """As the converters of MoCo and its successors write them."""
         replaced = [("downsample.1", "shortcut.norm"), ("downsample.0", "shortcut")]
-        replaced += [(f"bn{i}", f"conv{i}.norm") for i in (1, 2, 3)] + [(f"layer{i}", f"res{i + 1}") for i in (4, 3, 2, 1)]
+        replaced += [(f"bn{i}", f"conv{i}.norm") for i in (1, 2, 3)] + [
+            (f"layer{i}", f"res{i + 1}") for i in (4, 3, 2, 1)
+        ]
         out = {}
         for key, value in self.trunk.items():
             for old, new in replaced:
@@ -124,7 +131,9 @@ def resim_fpn(parts):
     """A Sequential of convolution and norm a level; without P2 and without an output convolution on P5."""
     levels = ("fpn_lateral3.", "fpn_lateral4.", "fpn_lateral5.", "fpn_output3.", "fpn_output4.")
     kept = {k: v for k, v in parts.fpn.items() if k.startswith(levels)}
-    return {k.replace(".norm.", ".1.") if ".norm." in k else k.replace(".weight", ".0.weight"): v for k, v in kept.items()}
+    return {
+        k.replace(".norm.", ".1.") if ".norm." in k else k.replace(".weight", ".0.weight"): v for k, v in kept.items()
+    }
 
 
 #: layout -> the content of such a file, from an online and a target network
@@ -233,9 +242,15 @@ def test_every_layout_loads_with_no_unexplained_key(name, online, target, fpn_de
         assert {k for k in fpn_detector.state_dict() if k.startswith("backbone.bottom_up.")} <= set(report.loaded)
         not_pretrained = {key for key, why in report.new.items() if "not pretrained" in why}
         if name == "resim":
-            assert {k.split(".")[1] for k in not_pretrained if "fpn" in k} == {"fpn_lateral2", "fpn_output2", "fpn_output5"}
+            assert {k.split(".")[1] for k in not_pretrained if "fpn" in k} == {
+                "fpn_lateral2",
+                "fpn_output2",
+                "fpn_output5",
+            }
         else:
-            assert bool(not_pretrained) != whole and weights.reach == (("backbone", "neck", "head") if whole else ("backbone",))
+            assert bool(not_pretrained) != whole and weights.reach == (
+                ("backbone", "neck", "head") if whole else ("backbone",)
+            )
         assert ("other" not in report.frame().index) and "" not in report.left_behind.values()
 
 
@@ -267,7 +282,9 @@ def test_one_renamed_key_stops_with_its_name(name, old, online, target, fpn_dete
 def test_a_new_key_beside_the_network_stops(online, target, fpn_detector, tmp_path):
     content = FILES["moco"](online, target)
     content["state_dict"]["module.memory"] = torch.ones(1)
-    with pytest.raises(BookError, match="1 key of the file without a place in the detector: module.memory: .*layout 'moco'"):
+    with pytest.raises(
+        BookError, match="1 key of the file without a place in the detector: module.memory: .*layout 'moco'"
+    ):
         load_into(fpn_detector, read_weights(save(content, tmp_path / "file.pth")))
 
 
@@ -316,7 +333,9 @@ def test_batch_counters_may_be_missing_on_either_side(online, fpn_detector, tmp_
 
 def test_another_depth_is_one_line(fpn_detector, tmp_path):
     path = save(torchvision.models.resnet18().state_dict(), tmp_path / "resnet18.pth")
-    with pytest.raises(BookError, match=r"resnet18.pth .*\d+ keys of another shape: .* read as layout 'torchvision'") as caught:
+    with pytest.raises(
+        BookError, match=r"resnet18.pth .*\d+ keys of another shape: .* read as layout 'torchvision'"
+    ) as caught:
         load_into(fpn_detector, read_weights(path))
     assert "\n" not in str(caught.value)
 
@@ -335,7 +354,9 @@ def test_unknown_and_ambiguous_layouts_are_one_line(online, fpn_detector, tmp_pa
         read_weights(both, layout="mocco")
     with pytest.raises(BookError, match="holds one network: use network=online"):
         read_weights(save(online.trunk, tmp_path / "one.pth"), "target")
-    with pytest.raises(BookError, match="teacher.pth has state dicts under teacher only, where no layout keeps its online network"):
+    with pytest.raises(
+        BookError, match="teacher.pth has state dicts under teacher only, where no layout keeps its online network"
+    ):
         read_weights(save({"teacher": online.trunk}, tmp_path / "teacher.pth"))
 
 
@@ -354,7 +375,9 @@ WRITERS = {
     ".pth": torch.save,
     ".pth.tar": lambda content, path: torch.save(content, path, _use_new_zipfile_serialization=False),
     ".pt": torch.save,
-    ".ckpt": lambda content, path: torch.save({"state_dict": content, "epoch": 3, "best": torch.ones(()).numpy()[()]}, path),
+    ".ckpt": lambda content, path: torch.save(
+        {"state_dict": content, "epoch": 3, "best": torch.ones(()).numpy()[()]}, path
+    ),
     ".safetensors": lambda content, path: save_file(content, path),
     ".2.pkl": lambda content, path: path.write_bytes(pickle.dumps(arrays(content), protocol=2)),
     ".4.pkl": lambda content, path: path.write_bytes(pickle.dumps(arrays(content), protocol=4)),
@@ -395,7 +418,9 @@ def test_a_file_of_objects_is_refused_unrun_and_converted_with_consent(found, en
     tensors = {k: v.numpy() for k, v in online.detectron().items()}
     content = {"opt": Fraction(1, 3) if "Fraction" in found else Trap(trap), "model": tensors}
     WRITERS.get(ending, lambda content, path: path.write_bytes(pickle.dumps(content)))(content, path)
-    with pytest.raises(BookError, match=rf"holds a Python object \({found}\).* convert \S+ OUT.safetensors --trust") as caught:
+    with pytest.raises(
+        BookError, match=rf"holds a Python object \({found}\).* convert \S+ OUT.safetensors --trust"
+    ) as caught:
         read_weights(path)
     assert path.name in str(caught.value) and "\n" not in str(caught.value)
     assert formats.main(["convert", str(path), str(out)]) == 1
@@ -408,7 +433,9 @@ def test_a_file_of_objects_is_refused_unrun_and_converted_with_consent(found, en
 
 def test_settings_beside_the_weights_need_no_consent(online, tmp_path):
     """The authors' raw checkpoints hold their command line as an argparse.Namespace."""
-    torch.save({"opt": argparse.Namespace(lr=1, output_dir="x"), "model": online.detectron()}, tmp_path / "ckpt_epoch_100.pth")
+    torch.save(
+        {"opt": argparse.Namespace(lr=1, output_dir="x"), "model": online.detectron()}, tmp_path / "ckpt_epoch_100.pth"
+    )
     assert len(read_weights(tmp_path / "ckpt_epoch_100.pth").tensors) == len(online.trunk)
 
 

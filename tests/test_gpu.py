@@ -6,7 +6,8 @@ import itertools
 import pytest
 import torch
 
-from soco_lib.gpu import check as check_gpu, checks as gpu_checks
+from soco_lib.gpu import check as check_gpu
+from soco_lib.gpu import checks as gpu_checks
 from soco_lib.runs import processes
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -14,12 +14,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from soco_lib import BookError, ROOT
-from soco_lib.runs import launch, session
-from soco_lib.studies import plans
+from soco_lib import ROOT, BookError
 from soco_lib.fields import identity
-from soco_lib.runs.launch import command, environment
+from soco_lib.runs import launch, session
 from soco_lib.runs.folder import Run
+from soco_lib.runs.launch import command, environment
+from soco_lib.studies import plans
 from tests.test_train import final_weights, same, same_threads, with_
 
 
@@ -64,13 +64,19 @@ def wait_for_rows(run, rows, child):
 
 def test_killed_workers_are_restarted_and_the_weights_are_the_same(cfg, tmp_path, one_thread):
     """Three kills in one run, of either rank, at random steps, with 1, 2 and 0 loader workers."""
-    cfg = with_(cfg, steps=40, save_every=2, log_every=1, workers=1)  # of 3 steps an epoch: checkpoints lie inside epochs too
+    cfg = with_(
+        cfg, steps=40, save_every=2, log_every=1, workers=1
+    )  # of 3 steps an epoch: checkpoints lie inside epochs too
     whole = undisturbed(cfg, tmp_path, gpus=2)
     run = Run.start("killed", "pretrain", cfg, tmp_path)
     words, rng = command("soco_lib.train", run.folder, gpus=2, restarts=3), random.Random(0)
     with open(tmp_path / "output.txt", "w") as output:
         child = subprocess.Popen(words, stdout=output, stderr=output, env=environment(2))
-    for rank, before, after in ((1, 1, 1), (0, 1, 2), (0, 2, 0)):  # a rank 0 that lives on to see the other's end writes run.json
+    for rank, before, after in (
+        (1, 1, 1),
+        (0, 1, 2),
+        (0, 2, 0),
+    ):  # a rank 0 that lives on to see the other's end writes run.json
         wait_for_rows(run, len(run.rows()) + rng.randint(3, 8), child)  # 2: the first checkpoint
         trainers = workers_of(child.pid)
         assert [len(children(trainer)) for trainer in trainers.values()] == [before, before]
@@ -114,7 +120,9 @@ def test_a_stopped_process_says_so_by_its_status(cfg, tmp_path):
 def test_who_watches_is_killed_and_the_processes_save_and_end(cfg, tmp_path, gpus):
     run = Run.start("run", "pretrain", with_(cfg, steps=1000, save_every=1000, log_every=1), tmp_path)
     code = "import sys; from soco_lib.runs import launch, results; launch.launch(results.Run.read(sys.argv[1]), int(sys.argv[2]))"
-    watcher = subprocess.Popen([sys.executable, "-c", code, str(run.folder), str(gpus)], stdout=subprocess.DEVNULL, env=same_threads())
+    watcher = subprocess.Popen(
+        [sys.executable, "-c", code, str(run.folder), str(gpus)], stdout=subprocess.DEVNULL, env=same_threads()
+    )
     wait_for_rows(run, 3, watcher)
     watcher.kill()
     watcher.wait()
@@ -132,7 +140,9 @@ def test_two_processes_meet_on_a_host_whose_name_has_no_address(cfg, tmp_path):
     nameless = ["unshare", "--uts", "sh", "-c", 'hostname no-such-host && exec "$@"', "sh"]
     if not shutil.which("unshare") or subprocess.run([*nameless, "true"], capture_output=True).returncode:
         pytest.skip("no host's name can be changed for one command here")
-    subprocess.run([*nameless, *words], cwd=ROOT, env=environment(2), check=True, timeout=120)  # it would look for minutes
+    subprocess.run(
+        [*nameless, *words], cwd=ROOT, env=environment(2), check=True, timeout=120
+    )  # it would look for minutes
     assert Run.read(run.folder).metrics["processes"] == 2
 
 
@@ -181,7 +191,9 @@ def test_the_runs_kind_decides_what_joins_it(cfg, tmp_path, joined, monkeypatch,
     assert joined(run.folder, "--gpus", 2)[-3:] == ["-m", module, str(run.folder)]
     started = []
     monkeypatch.setattr(launch, "PATIENCE", 0)
-    monkeypatch.setattr(launch.slurm, "start", lambda words, folder, **_: started.append(words) or subprocess.Popen(["true"]))
+    monkeypatch.setattr(
+        launch.slurm, "start", lambda words, folder, **_: started.append(words) or subprocess.Popen(["true"])
+    )
     with pytest.raises(BookError, match="ended before it was done"):
         launch.launch(run, 2, launcher="slurm")
     verb = started[0].index("join")  # what each node of the job does with the rest of its words
@@ -236,7 +248,9 @@ def test_a_record_that_never_comes_is_not_waited_for_longer_than_stated(a_job, m
     run = a_job(lambda run: None)
     run.begin()
     run.end("stopped", error="an earlier session's")
-    with pytest.raises(BookError, match="ended before it was done, by what its record tells 1 seconds later: it said nothing;"):
+    with pytest.raises(
+        BookError, match="ended before it was done, by what its record tells 1 seconds later: it said nothing;"
+    ):
         launch.launch(run, launcher="slurm")
 
 
@@ -244,7 +258,10 @@ def test_a_record_that_no_process_works_on_is_one_line(cfg, tmp_path, capfd):
     run = Run.start("seen", "views", cfg, tmp_path)
     assert launch.main(["join", str(run.folder)]) == 1
     error = capfd.readouterr().err
-    assert "seen is of kind 'views': give the folder of a run of kind pretrain or transfer" in error and error.count("\n") == 1
+    assert (
+        "seen is of kind 'views': give the folder of a run of kind pretrain or transfer" in error
+        and error.count("\n") == 1
+    )
     with pytest.raises(BookError, match="kind 'views'"):
         next(launch.stream(run))
 
@@ -261,7 +278,9 @@ def test_joining_nothing_is_one_line(tmp_path, capfd):
 @pytest.mark.parametrize(
     ("devices", "says"), [(1, "GPUS=2 needs a device a process, 1 is visible: lower GPUS"), (0, None), (2, None)]
 )
-def test_more_gpus_than_there_are_is_one_line_before_anything_starts(cfg, tmp_path, monkeypatch, joined, capfd, devices, says):
+def test_more_gpus_than_there_are_is_one_line_before_anything_starts(
+    cfg, tmp_path, monkeypatch, joined, capfd, devices, says
+):
     """Without any device, gloo processes train on the CPU."""
     run, started = Run.start("run", "pretrain", cfg, tmp_path), []
     monkeypatch.setattr("torch.cuda.device_count", lambda: devices)

@@ -1,4 +1,5 @@
-"""What feeds a run: it fits into shared memory or is refused, a loader that is slow, dead or starving is told from one that is not.
+"""What feeds a run: it fits into shared memory or is refused, a loader that is slow, dead or starving is told from one
+that is not.
 
 A picture that is a named pipe is one that cannot be read to its end: whoever opens it stands still.
 """
@@ -20,17 +21,17 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from soco_lib import BookError, train
-from soco_lib.runs import checkpoint, processes, loader, session
-from soco_lib.transfer import run as transfer
-from soco_lib.transfer.batches import Samples, reach
 from soco_lib.config import plan
 from soco_lib.dataset import ProposalViews, build_loader, shared_bytes
-from soco_lib.transfer.detectron import detectron_config, open_both
-from soco_lib.transfer.evaluate import shared_bytes as shared_test_bytes
+from soco_lib.model import SoCo
+from soco_lib.runs import checkpoint, loader, processes, session
+from soco_lib.runs.folder import Run
 from soco_lib.runs.launch import command
 from soco_lib.runs.loader import PAGE, SPARE, Feed, Unfed, Waiting, batches_ahead
-from soco_lib.runs.folder import Run
-from soco_lib.model import SoCo
+from soco_lib.transfer import run as transfer
+from soco_lib.transfer.batches import Samples, reach
+from soco_lib.transfer.detectron import detectron_config, open_both
+from soco_lib.transfer.evaluate import shared_bytes as shared_test_bytes
 from tests.test_finetune import child as transferring
 from tests.test_finetune import final_weights as tuned_weights
 from tests.test_launch import children, workers_of
@@ -88,7 +89,7 @@ def family(process: int) -> set[int]:
 
 def alive(processes) -> set[int]:
     """Those that neither ended nor wait for nothing but being counted."""
-    stat = lambda p: Path(f"/proc/{p}/stat").read_text().rpartition(")")[2].split()[0]  # noqa: E731
+    stat = lambda p: Path(f"/proc/{p}/stat").read_text().rpartition(")")[2].split()[0]
     return {p for p in processes if Path(f"/proc/{p}").exists() and stat(p) != "Z"}
 
 
@@ -120,7 +121,10 @@ def wait_for_standstill(run, step, process):
 def test_as_many_batches_are_kept_ready_as_fit(shm, free, batch, workers, processes, test, expected):
     said = []
     shm(free * MB)
-    assert batches_ahead(4, batch * MB, workers, processes, test * MB, say=lambda line, flush: said.append(line)) == expected
+    assert (
+        batches_ahead(4, batch * MB, workers, processes, test * MB, say=lambda line, flush: said.append(line))
+        == expected
+    )
     assert len(said) == (expected < 4) and all(f"keep {expected} batch" in line and "\n" not in line for line in said)
 
 
@@ -282,7 +286,9 @@ def test_told_between_updates_it_does_not_wait_on():
     assert [next(feed) for _ in range(4)] == ["batch"] * 4
     with pytest.raises(Waiting) as caught:
         next(feed)
-    assert caught.value.between and "after step 2, of which a checkpoint is saved" in caught.value.describe(2, Path("run"))
+    assert caught.value.between and "after step 2, of which a checkpoint is saved" in caught.value.describe(
+        2, Path("run")
+    )
 
 
 def test_told_within_an_update_it_waits_a_while_for_the_rest(monkeypatch):
@@ -292,7 +298,9 @@ def test_told_within_an_update_it_waits_a_while_for_the_rest(monkeypatch):
     next(feed)
     with pytest.raises(Waiting) as caught:
         next(feed)
-    assert not caught.value.between and "images of step 1: run again to go on from the last" in caught.value.describe(0, Path("run"))
+    assert not caught.value.between and "images of step 1: run again to go on from the last" in caught.value.describe(
+        0, Path("run")
+    )
 
 
 def test_a_loader_that_is_slower_than_the_looks_at_it_gives_the_same_bits(own, tmp_path, impatient, monkeypatch):
@@ -322,19 +330,29 @@ def test_a_starving_loader_ends_the_run_with_its_reason(own, tmp_path, impatient
 
 def test_a_dead_worker_ends_the_run_with_its_reason(own, tmp_path):
     run = Run.start("run", "pretrain", with_(own, steps=1000, workers=2), tmp_path)
-    process = subprocess.Popen(command("soco_lib.train", run.folder), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=same_threads())
+    process = subprocess.Popen(
+        command("soco_lib.train", run.folder),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=same_threads(),
+    )
     wait_until(lambda: len(run.rows()) >= 3)
     workers = children(process.pid)
     os.kill(int(workers[0]), signal.SIGKILL)
     said = process.communicate(timeout=60)[1]
-    assert process.returncode == 1 and said.count("\n") == 1 and f"DataLoader worker (pid {workers[0]}) is killed" in said
+    assert (
+        process.returncode == 1 and said.count("\n") == 1 and f"DataLoader worker (pid {workers[0]}) is killed" in said
+    )
     assert "the loader broke" in Run.read(run.folder).record["sessions"][-1]["error"] and not alive(map(int, workers))
 
 
 def test_a_dead_worker_of_another_process_is_told_with_its_process(own, tmp_path):
     run, said = Run.start("run", "pretrain", with_(own, steps=1000), tmp_path), tmp_path / "said.txt"
     with open(said, "w") as output:
-        agent = subprocess.Popen(command("soco_lib.train", run.folder, 2), stdout=output, stderr=output, env=same_threads())
+        agent = subprocess.Popen(
+            command("soco_lib.train", run.folder, 2), stdout=output, stderr=output, env=same_threads()
+        )
     wait_until(lambda: len(run.rows()) >= 3)
     os.kill(int(children(workers_of(agent.pid)[1])[0]), signal.SIGKILL)
     assert agent.wait(timeout=60) == 1
@@ -420,8 +438,13 @@ def test_a_waiting_transfer_stops_when_told_and_nothing_is_lost(tmp_path, split)
     wait_until(lambda: not alive(processes), seconds=2)
     last = max(row["step"] for row in run.rows())
     record = Run.read(run.folder).record
-    assert record["status"] == "stopped" and f"waited for images after step {last}, of which" in record["sessions"][-1]["error"]
-    assert checkpoint.newest(run.folder / "detectron2")["step"] == last and (last == 40 if split == "val" else last < 40)
+    assert (
+        record["status"] == "stopped"
+        and f"waited for images after step {last}, of which" in record["sessions"][-1]["error"]
+    )
+    assert checkpoint.newest(run.folder / "detectron2")["step"] == last and (
+        last == 40 if split == "val" else last < 40
+    )
     mend(picture, content)
     assert transfer.main([str(run.folder)]) == 0
     assert same(tuned_weights(whole), tuned_weights(run))

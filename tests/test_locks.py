@@ -10,12 +10,12 @@ import pytest
 import soco_lib
 from soco_lib import BookError
 from soco_lib.data import shards
-from soco_lib.runs import locks
-from soco_lib.studies import runner, prepare
 from soco_lib.data.proposals import ProposalConfig
-from soco_lib.runs.folder import Run
 from soco_lib.data.sources import open_source
 from soco_lib.data.store import build_store
+from soco_lib.runs import locks
+from soco_lib.runs.folder import Run
+from soco_lib.studies import prepare, runner
 
 
 def a_run(folder, pictures):

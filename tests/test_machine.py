@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 import soco_lib
-from soco_lib.runs import pool, launch, machine
+from soco_lib.runs import launch, machine, pool
 
 
 def test_cores_are_those_that_this_process_may_use(monkeypatch):
@@ -52,10 +52,14 @@ def test_peak_memory_of_a_child_is_not_its_parents():
     held = bytearray(400 * 2**20)
     held[:: resource.getpagesize()] = b"x" * len(held[:: resource.getpagesize()])
     code = "from soco_lib.runs.machine import peak_memory; print(peak_memory())"
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=soco_lib.ROOT).stdout
+    said = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=soco_lib.ROOT
+    ).stdout
     assert int(said) < 200 * 2**20 < 400 * 2**20 <= machine.peak_memory()
 
 
 def test_only_one_module_asks_the_system_for_cores_and_memory():
     asks = re.compile("sched_getaffinity|ru_maxrss").search
-    assert [path.name for path in (soco_lib.ROOT / "soco_lib").rglob("*.py") if asks(path.read_text())] == ["machine.py"]
+    assert [path.name for path in (soco_lib.ROOT / "soco_lib").rglob("*.py") if asks(path.read_text())] == [
+        "machine.py"
+    ]

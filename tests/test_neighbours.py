@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from soco_lib import BookError
-from soco_lib.features import neighbours
-from soco_lib.scenes import write as scenes
 from soco_lib.config import Pretrain, View
-from soco_lib.encoder import Encoder
-from soco_lib.features.probe import batches
 from soco_lib.data.sources import open_source
+from soco_lib.encoder import Encoder
+from soco_lib.features import neighbours
+from soco_lib.features.probe import batches
+from soco_lib.scenes import write as scenes
 from tests.conftest import TINY_DETECTOR
 
 CFG = Pretrain("", "", size=64, views=(View(64),), detector="mask-rcnn-r50-fpn", overrides=TINY_DETECTOR)
@@ -23,7 +23,9 @@ def source(tmp_path_factory):
 
 
 def known(features, labels, images):
-    return neighbours.Objects(torch.nn.functional.normalize(torch.tensor(features), dim=1), np.array(labels), [], np.array(images))
+    return neighbours.Objects(
+        torch.nn.functional.normalize(torch.tensor(features), dim=1), np.array(labels), [], np.array(images)
+    )
 
 
 def test_nearest_are_the_most_alike_of_other_images():

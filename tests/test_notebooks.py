@@ -5,10 +5,10 @@ import json
 import pytest
 
 from soco_lib import ROOT
-from soco_lib.scenes import write as scenes
-from soco_lib.tables import claims
 from soco_lib.book.execute import NotebookFailed, execute
 from soco_lib.runs.folder import Run
+from soco_lib.scenes import write as scenes
+from soco_lib.tables import claims
 from tests.conftest import TINY_DETECTOR
 
 DETECTOR = {"detector": "mask-rcnn-r50-fpn", "overrides": list(TINY_DETECTOR)}
@@ -39,7 +39,9 @@ def data(world, split):
 
 
 def run(world, notebook, name, **params):
-    execute(ROOT / "notebooks" / notebook, name, params | {"results": str(world / "results")}, results=world / "results")
+    execute(
+        ROOT / "notebooks" / notebook, name, params | {"results": str(world / "results")}, results=world / "results"
+    )
     folder = world / "results" / name
     page = (folder / notebook.replace(".ipynb", ".html")).read_text()
     assert "data:image/png;base64" in page and "Traceback" not in page
@@ -47,12 +49,16 @@ def run(world, notebook, name, **params):
 
 
 def test_1_proposals(world):
-    made = run(world, "01_proposals.ipynb", "p", images=data(world, "train"), proposals=f"{world}/proposals", workers=1, show=2)
+    made = run(
+        world, "01_proposals.ipynb", "p", images=data(world, "train"), proposals=f"{world}/proposals", workers=1, show=2
+    )
     assert made.done and made.metrics["images"] == 12 and made.metrics["recall"]["recall_50"] > 0.5
 
 
 def test_2_views(world):
-    made = run(world, "02_views.ipynb", "v", images=data(world, "train"), proposals=f"{world}/proposals", pictures=1, draws=1)
+    made = run(
+        world, "02_views.ipynb", "v", images=data(world, "train"), proposals=f"{world}/proposals", pictures=1, draws=1
+    )
     assert made.done and made.metrics["survival"][0] == 1.0
 
 
@@ -69,7 +75,9 @@ def test_4_transfer_from_scratch_and_from_the_pretraining(world):
     scratch = run(world, "04_transfer.ipynb", "scratch", **given)
     page = (scratch.folder / "04_transfer.html").read_text()
     assert "31.0 (-3" in page and "small runs on small data" in page  # the paper's Scratch and the difference
-    assert {"curves.png", "classes.png", "predictions.png", "errors.png"} <= {path.name for path in scratch.folder.iterdir()}
+    assert {"curves.png", "classes.png", "predictions.png", "errors.png"} <= {
+        path.name for path in scratch.folder.iterdir()
+    }
     errors = json.loads((scratch.folder / "errors.json").read_text())
     assert errors["images"] == 6 and errors["counts"]["missed"] <= errors["objects"]
     made = run(world, "04_transfer.ipynb", "transfer", init=f"{world}/results/soco", **given)
@@ -96,7 +104,9 @@ def test_7_compare(world):
 
 
 def test_10_claims(world):
-    made = run(world, "10_claims.ipynb", "claims", data=data(world, "val"), pretrained=f"{world}/results/soco", images=6)
+    made = run(
+        world, "10_claims.ipynb", "claims", data=data(world, "val"), pretrained=f"{world}/results/soco", images=6
+    )
     assert {"nearest.png", "similarity.png"} <= {path.name for path in made.folder.iterdir()}
     assert made.metrics["verdicts"] == {"not run": len(claims.read())} and len(made.metrics["agreement"]) == 2
     page = (made.folder / "10_claims.html").read_text()

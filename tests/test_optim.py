@@ -17,7 +17,9 @@ def test_learning_rate(step, rate):
     assert learning_rate(step, PLAN, CFG) == pytest.approx(rate)
 
 
-@pytest.mark.parametrize(("step", "tau"), [(0, 0.99), (50, 0.995), (100, 1.0), (25, 1 - 0.01 * (math.sqrt(0.5) + 1) / 2)])
+@pytest.mark.parametrize(
+    ("step", "tau"), [(0, 0.99), (50, 0.995), (100, 1.0), (25, 1 - 0.01 * (math.sqrt(0.5) + 1) / 2)]
+)
 def test_target_momentum(step, tau):
     assert target_momentum(step, 100, 0.99) == pytest.approx(tau)
 
@@ -32,7 +34,8 @@ def reference_lars(w, g, m, lr, wd, mu, trust, adapt):
     return [wi - lr * mi for wi, mi in zip(w, m)], m
 
 
-#: What may be zero: weight -> gradients of four steps. A zero weight or update has no norm to trust and is taken as it is.
+#: What may be zero: weight -> gradients of four steps. A zero weight or update has no norm to trust and is taken as it
+#: is.
 TENSORS = {
     "usual": ([3.0, 4.0], [[1.0, 2.0], [-0.5, 0.25], [0.1, -2.0], [3.0, 0.5]]),
     "zero weight": ([0.0, 0.0], [[1.0, 2.0], [-0.5, 0.25], [0.1, -2.0], [3.0, 0.5]]),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from soco_lib import BookError, ROOT
+from soco_lib import ROOT, BookError
 from soco_lib.studies.paper import paper_table, paper_value
 
 CSV = ROOT / "soco_lib" / "studies" / "paper_tables.csv"

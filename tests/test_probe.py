@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 
 from soco_lib import BookError
-from soco_lib.features import probe_table
-from soco_lib.scenes import write as scenes
 from soco_lib.config import Pretrain, View
+from soco_lib.features import probe_table
 from soco_lib.features.probe import class_mean, fresh, knn, linear, probe
 from soco_lib.runs.folder import Run, write_json
+from soco_lib.scenes import write as scenes
 from tests.conftest import TINY_DETECTOR
 
 
@@ -51,10 +51,15 @@ def test_probe_of_a_network(tmp_path):
 
 
 def test_an_encoder_that_trains_with_synchronised_norms_is_probed_apart_from_the_others(tmp_path):
-    """A copy of it would wait for the other processes, or mix with their step; SyncBatchNorm refuses the CPU, where this is seen."""
+    """A copy of it would wait for the other processes, or mix with their step; SyncBatchNorm refuses the CPU, where
+    this is seen.
+    """
     scenes.write_scenes(tmp_path / "scenes", 60, 1, workers=1)
     cfg = Pretrain("a", "b", detector="mask-rcnn-r50-fpn", overrides=TINY_DETECTOR, size=64, views=(View(64),))
-    data, trains = f"coco:{tmp_path}/scenes/annotations/instances_train.json", torch.nn.SyncBatchNorm.convert_sync_batchnorm(fresh(cfg))
+    data, trains = (
+        f"coco:{tmp_path}/scenes/annotations/instances_train.json",
+        torch.nn.SyncBatchNorm.convert_sync_batchnorm(fresh(cfg)),
+    )
     before = torch.get_rng_state()
     assert probe(trains, cfg, data) == probe(fresh(cfg), cfg, data)
     assert torch.equal(before, torch.get_rng_state())
@@ -98,8 +103,10 @@ def probed(folder, name, seed, alignment, knn):
     run.begin()
     run.log({"step": 1, "loss": 0.0})
     run.end("done", {"images_seen": 100})
-    scores = lambda value: {"knn": value, "linear": value, "classes": 10}  # noqa: E731
-    write_json(run.folder / "probe.json", {"data": "voc:x@test", "fit": "", "random": scores(0.02), "trained": scores(knn)})
+    scores = lambda value: {"knn": value, "linear": value, "classes": 10}
+    write_json(
+        run.folder / "probe.json", {"data": "voc:x@test", "fit": "", "random": scores(0.02), "trained": scores(knn)}
+    )
     return run.folder
 
 
@@ -110,7 +117,9 @@ def test_table_of_probes_pairs_seeds_and_keeps_its_records(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "6.0 ± 1.0" in said and "+4.0 [+1.5, +6.5]" in said  # mean of 3, 4, 5; t(2) 4.303 x 1 / sqrt(3)
     assert "k-NN, head against whole: +2.0 [-0.5, +4.5] points over 3 seeds" in said
-    assert probe_table.collect([tmp_path / "table" / run.name for run in runs])["knn"].tolist() == pytest.approx([5, 6, 7, 4, 4, 4])
+    assert probe_table.collect([tmp_path / "table" / run.name for run in runs])["knn"].tolist() == pytest.approx(
+        [5, 6, 7, 4, 4, 4]
+    )
     unfinished = Run.start("x", "pretrain", Pretrain("a", "b"), tmp_path).folder
     assert probe_table.main([str(tmp_path / "table"), str(unfinished)]) == 1
     assert capsys.readouterr().err.count("\n") == 1

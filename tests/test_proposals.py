@@ -11,14 +11,20 @@ import cv2
 import numpy as np
 import pytest
 
-from soco_lib import BookError, ROOT
+from soco_lib import ROOT, BookError
 from soco_lib.boxes import best_overlaps, iou
+from soco_lib.data.interchange import export_json, import_json
 from soco_lib.data.proposals import (
-    ProposalConfig, key_rng, paper_filter, propose, random_proposals, selective_search, whole_image,
+    ProposalConfig,
+    key_rng,
+    paper_filter,
+    propose,
+    random_proposals,
+    selective_search,
+    whole_image,
 )  # fmt: skip
 from soco_lib.data.shards import shard_paths, shard_range, share
 from soco_lib.data.sources import open_source
-from soco_lib.data.interchange import export_json, import_json
 from soco_lib.data.store import ProposalStore, build_store, main
 
 SINGLE = ProposalConfig(mode="single", search_side=64)
@@ -125,7 +131,8 @@ def test_config_is_checked(values, message):
         ProposalConfig(**values)
 
 
-# --- store -------------------------------------------------------------------------------------------------------------
+# --- store
+# -------------------------------------------------------------------------------------------------------------
 
 
 def contents(store: ProposalStore) -> list[list]:
@@ -145,7 +152,10 @@ def test_store_holds_what_propose_says(pictures, tmp_path):
     table = store.table()
     assert table["key"].tolist() == list(source.keys) and table["count"].sum() == store.meta["boxes"]
     summary = store.summary()
-    assert summary["images"] == 12 == sum(summary[s] for s in ("paper", "aspect", "side", "whole")) and summary["error"] == 0
+    assert (
+        summary["images"] == 12 == sum(summary[s] for s in ("paper", "aspect", "side", "whole"))
+        and summary["error"] == 0
+    )
     assert summary["boxes_q05"] <= summary["boxes_q50"] <= summary["boxes_q95"]
     for wrong in (-1, 12):
         with pytest.raises(IndexError):
@@ -160,9 +170,15 @@ def test_complete_store_is_found_and_other_settings_are_refused(pictures, tmp_pa
     source = open_source(str(pictures))
     build_store(source, SINGLE, tmp_path / "s", workers=1)
     stamp, lines = (tmp_path / "s" / "boxes.npy").stat().st_mtime_ns, []
-    build_store(source, ProposalConfig(mode="single", search_side=64, seed=9, count=3), tmp_path / "s", progress=lines.append)
-    assert (tmp_path / "s" / "boxes.npy").stat().st_mtime_ns == stamp and "found complete" in lines[0]  # seed, count: unused
-    with pytest.raises(BookError, match=r"mode='single' there, 'fast' asked, search_side=64 there, 128 asked\).*another folder"):
+    build_store(
+        source, ProposalConfig(mode="single", search_side=64, seed=9, count=3), tmp_path / "s", progress=lines.append
+    )
+    assert (tmp_path / "s" / "boxes.npy").stat().st_mtime_ns == stamp and "found complete" in lines[
+        0
+    ]  # seed, count: unused
+    with pytest.raises(
+        BookError, match=r"mode='single' there, 'fast' asked, search_side=64 there, 128 asked\).*another folder"
+    ):
         build_store(source, ProposalConfig(), tmp_path / "s")
 
 
@@ -196,7 +212,10 @@ def test_shards_partition_the_images(tmp_path):
     "environment, expected",
     [
         ({}, (0, 1)),
-        ({"RANK": "3", "WORLD_SIZE": "8", "SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}, (3, 8)),  # torchrun inside srun
+        (
+            {"RANK": "3", "WORLD_SIZE": "8", "SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"},
+            (3, 8),
+        ),  # torchrun inside srun
         ({"SLURM_PROCID": "1", "SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4"}, (1, 4)),
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, (0, 1)),  # a batch script, which runs once
         ({"ARRAY": "6 4 4"}, (2, 4)),  # --array=4-7
@@ -233,7 +252,16 @@ def same_files(a, b) -> bool:
 
 def test_two_participants_build_the_store_of_one(many, tmp_path):
     build_store(open_source(str(many)), SINGLE, tmp_path / "one", workers=1)
-    words = [sys.executable, "-m", "soco_lib.data.store", "--images", str(many), "--out", str(tmp_path / "two"), "--share"]
+    words = [
+        sys.executable,
+        "-m",
+        "soco_lib.data.store",
+        "--images",
+        str(many),
+        "--out",
+        str(tmp_path / "two"),
+        "--share",
+    ]
     words += ["--workers", "1", "--mode", "single", "--search-side", "64"]
     ranks = [{**os.environ, "RANK": str(rank), "WORLD_SIZE": "2"} for rank in range(2)]
     participants = [subprocess.Popen(words, cwd=ROOT, env=rank, stdout=subprocess.PIPE, text=True) for rank in ranks]
@@ -246,7 +274,9 @@ def test_two_participants_build_the_store_of_one(many, tmp_path):
 def test_an_absent_participant_is_named_and_a_rerun_completes(many, tmp_path, monkeypatch):
     source, lines = open_source(str(many)), []
     monkeypatch.setattr("soco_lib.data.shards.GRACE", 0)
-    with pytest.raises(BookError, match="1 of 3 shards in .* missing and nobody makes them: those of participant 1 of 0 to 1"):
+    with pytest.raises(
+        BookError, match="1 of 3 shards in .* missing and nobody makes them: those of participant 1 of 0 to 1"
+    ):
         build_store(source, SINGLE, tmp_path / "s", workers=1, part=(0, 2))
     build_store(source, SINGLE, tmp_path / "s", workers=1, progress=lines.append)
     assert lines[0].startswith("2 of 3 shards were made before")
@@ -264,7 +294,9 @@ def test_a_corrupt_image_is_recorded_and_the_rest_goes_on(pictures, tmp_path):
     assert store.readable.tolist() == [True, False, True, True] and store.summary()["error"] == 1
     assert store.size(1) == (0, 0) and store.boxes(1).shape == (0, 4) and len(store.boxes(2)) > 0
     row = store.table().iloc[1]
-    assert row["status"] == "error" and row["error"].startswith("01.jpg: not an image") and store.table()["error"][0] == ""
+    assert (
+        row["status"] == "error" and row["error"].startswith("01.jpg: not an image") and store.table()["error"][0] == ""
+    )
 
 
 def test_nothing_readable_is_an_error_that_a_rerun_can_mend(pictures, tmp_path):
@@ -283,7 +315,9 @@ def test_a_foreign_store_is_refused(pictures, tmp_path):
     folder.mkdir()
     for name in ("00.jpg", "0x.jpg"):
         (folder / name).write_bytes((pictures / "00.jpg").read_bytes())
-    with pytest.raises(BookError, match=r"do not belong to .*others \(2 images\): first difference '01.jpg' there, '0x.jpg' here"):
+    with pytest.raises(
+        BookError, match=r"do not belong to .*others \(2 images\): first difference '01.jpg' there, '0x.jpg' here"
+    ):
         store.check(open_source(str(folder)))
     (folder / "0x.jpg").unlink()
     with pytest.raises(BookError, match="first difference '01.jpg' there, 'its end' here"):

@@ -1,4 +1,6 @@
-"""The whole method against plain formulations in float64: loss and gradients box by box, updates by hand, the draws' statistics."""
+"""The whole method against plain formulations in float64: loss and gradients box by box, updates by hand, the draws'
+statistics.
+"""
 
 import copy
 import math
@@ -8,10 +10,10 @@ import pytest
 import torch
 
 from soco_lib import train, views
-from soco_lib.runs import processes
 from soco_lib.config import Pretrain, View, plan
 from soco_lib.dataset import ProposalViews, build_loader, normalize
 from soco_lib.model import SoCo
+from soco_lib.runs import processes
 from soco_lib.views import FIRST, SECOND, make_views
 from tests.conftest import TINY_DETECTOR
 from tests.test_soco import batch, pairs
@@ -29,7 +31,8 @@ def cosine(a, b):
 def naive_loss(v, z, valid):
     """Eqs. 5 and 6, symmetrised, in Python loops.
 
-    v(j, n, k), z(j, n, k): the online and target embedding of box k of image n in view j; valid[j][n, k]: that box is in that view.
+    v(j, n, k), z(j, n, k): the online and target embedding of box k of image n in view j; valid[j][n, k]: that box is
+    in that view.
     """
     images, boxes = valid[0].shape
     total = 0.0
@@ -43,7 +46,9 @@ def naive_loss(v, z, valid):
 
 
 def box_by_box(model, images, boxes, valid):
-    """The loss from one image and one box at a time: exact where no layer looks at its neighbours (batch norm in eval mode)."""
+    """The loss from one image and one box at a time: exact where no layer looks at its neighbours (batch norm in eval
+    mode).
+    """
 
     def z(branch):
         return lambda j, n, k: branch(images[j][n : n + 1], [boxes[j][n, k : k + 1]])[0]
@@ -77,7 +82,9 @@ def test_loss_and_gradients_equal_a_naive_loop(changes, naive):
     model = SoCo(c).double()
     images, boxes, valid = batch(c.view_sizes)
     images, boxes = [x.double() for x in images], [b.double() for b in boxes]
-    valid[0][1, 0] = valid[-1][2] = False  # one lost in V1, which jitter can do; an image of which the last view sees nothing
+    valid[0][1, 0] = valid[-1][2] = (
+        False  # one lost in V1, which jitter can do; an image of which the last view sees nothing
+    )
     with torch.no_grad():
         for p in model.target.parameters():  # online and target must not be mistaken for each other
             p.mul_(1 + 0.1 * torch.randn_like(p))
@@ -93,7 +100,8 @@ def test_loss_and_gradients_equal_a_naive_loop(changes, naive):
 
 
 def test_three_updates_equal_updates_by_hand(cfg, monkeypatch):
-    """Trainer.update in float64, whole: accumulation, LARS and its exclusions, momentum, the step's rate and tau, batch norm.
+    """Trainer.update in float64, whole: accumulation, LARS and its exclusions, momentum, the step's rate and tau, batch
+    norm.
 
     By hand: the naive loss, its gradient, and the formulas of method.md 4 on plain tensors.
     """
@@ -130,7 +138,9 @@ def test_three_updates_equal_updates_by_hand(cfg, monkeypatch):
 
 
 def test_photometry_draws_as_specified(monkeypatch):
-    """Colour jitter (0.4, 0.4, 0.2, 0.1) p 0.8, grayscale p 0.2, blur p 1.0 / 0.1 with sigma in [0.1, 2], solarize p 0 / 0.2."""
+    """Colour jitter (0.4, 0.4, 0.2, 0.1) p 0.8, grayscale p 0.2, blur p 1.0 / 0.1 with sigma in [0.1, 2], solarize p 0
+    / 0.2.
+    """
     calls = []
 
     def recorded(name):
@@ -154,7 +164,9 @@ def test_photometry_draws_as_specified(monkeypatch):
             assert drawn.std() == pytest.approx((high - low) / 12**0.5, abs=0.05 * (high - low))
         colours = [name for name in names if name in jitter]
         places = np.array([[colour == name for colour in colours] for name in jitter]).reshape(4, -1, 4).mean(1)
-        assert np.abs(places - 0.25).max() < 0.03  # each of the four comes first, second, third and fourth equally often
+        assert (
+            np.abs(places - 0.25).max() < 0.03
+        )  # each of the four comes first, second, third and fourth equally often
 
 
 @pytest.mark.parametrize(("side", "kernel"), [(224, 23), (192, 19), (112, 11)])
@@ -168,7 +180,11 @@ def test_blur_kernel_is_a_tenth_of_the_view(side, kernel):
 def test_each_view_draws_its_own(monkeypatch):
     """Flips and crops of different views are independent; C4's crops keep 60 % of the area at least."""
     monkeypatch.setattr(views, "photometry", lambda rng, image, branch: image)
-    image, boxes, rng = np.zeros((64, 64, 3), np.uint8), np.array([[8, 8, 56, 56]], np.float32), np.random.default_rng(0)
+    image, boxes, rng = (
+        np.zeros((64, 64, 3), np.uint8),
+        np.array([[8, 8, 56, 56]], np.float32),
+        np.random.default_rng(0),
+    )
     star = Pretrain("a", "b", size=64, views=(View(64), View(32, "V2"), View(48), View(64, scale=(0.6, 1.0))))
     samples = [make_views(rng, image, boxes, star) for _ in range(2000)]
     flips = np.corrcoef(np.array([[v.flip for v in s] for s in samples], float).T)

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from soco_lib.studies import rerun, study as studies
 from soco_lib.runs.folder import Run, one_kind, processor, provenance
+from soco_lib.studies import rerun
+from soco_lib.studies import study as studies
 
 NAN = float("nan")
 
@@ -14,15 +15,24 @@ def test_speed_is_no_number_of_the_run_and_nan_equals_nan():
     then = {"bbox": {"AP": 1.0, "per_class": {"car": NAN}}, "seconds": 3.0, "iterations": 2}
     assert rerun.flat(then) == {"bbox.AP": 1.0, "bbox.per_class.car": pytest.approx(NAN, nan_ok=True), "iterations": 2}
     assert not rerun.compare(then, {**then, "seconds": 9.0, "init": "elsewhere"})
-    assert rerun.compare(then, {"bbox": {"AP": 1.5, "per_class": {"car": NAN}}}) == {"bbox.AP": (1.0, 1.5), "iterations": (2, None)}
+    assert rerun.compare(then, {"bbox": {"AP": 1.5, "per_class": {"car": NAN}}}) == {
+        "bbox.AP": (1.0, 1.5),
+        "iterations": (2, None),
+    }
 
 
 def test_processors_of_one_name_and_two_designs_are_told_apart():
     of = "processor\t: {}\nvendor_id\t: AuthenticAMD\ncpu family\t: {}\nmodel\t\t: {}\nmodel name\t: AMD EPYC\nstepping\t: 1\n\n".format
     assert processor(of(0, 26, 2) + of(1, 26, 2)) == "AMD EPYC (family 26, model 2)" != processor(of(0, 25, 1))
-    assert processor("processor\t: 0\nCPU implementer\t: 0x41\nCPU part\t: 0xd40\n").endswith("(implementer 0x41, part 0xd40)")
-    assert one_kind(["AMD EPYC", "AMD EPYC (family 26, model 2)"]) and one_kind(["AMD EPYC"]) and one_kind([])  # the name alone may be either
-    assert not one_kind(["AMD EPYC", "AMD EPYC (family 26, model 2)", "AMD EPYC (family 25, model 1)"]) and not one_kind(["A", "B"])
+    assert processor("processor\t: 0\nCPU implementer\t: 0x41\nCPU part\t: 0xd40\n").endswith(
+        "(implementer 0x41, part 0xd40)"
+    )
+    assert (
+        one_kind(["AMD EPYC", "AMD EPYC (family 26, model 2)"]) and one_kind(["AMD EPYC"]) and one_kind([])
+    )  # the name alone may be either
+    assert not one_kind(
+        ["AMD EPYC", "AMD EPYC (family 26, model 2)", "AMD EPYC (family 25, model 1)"]
+    ) and not one_kind(["A", "B"])
     assert processor("") and "(" not in processor("") and provenance()["hardware"]["cpu"]
 
 

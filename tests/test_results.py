@@ -2,10 +2,10 @@
 
 import pytest
 
-from soco_lib.runs import folder
 from soco_lib.data.proposals import ProposalConfig
-from soco_lib.runs.records import state_of
+from soco_lib.runs import folder
 from soco_lib.runs.folder import Run
+from soco_lib.runs.records import state_of
 
 
 @pytest.fixture

@@ -15,15 +15,16 @@ import pytest
 import yaml
 
 from soco_lib import BookError
-from soco_lib.runs import pool, session, slurm
-from soco_lib.scenes import write as scenes
-from soco_lib.studies import runner, study as studies
-from soco_lib.tables import study_table
 from soco_lib.book.execute import execute
+from soco_lib.runs import pool, session, slurm
 from soco_lib.runs.folder import Run
+from soco_lib.scenes import write as scenes
+from soco_lib.studies import runner
+from soco_lib.studies import study as studies
 from soco_lib.studies.study import ROOT
+from soco_lib.tables import study_table
 from tests.conftest import TINY_DETECTOR
-from tests.test_slurm import cluster, slow  # noqa: F401 (fixture)
+from tests.test_slurm import cluster, slow
 
 SMALL = {
     "detector": "mask-rcnn-r50-fpn", "overrides": list(TINY_DETECTOR),
@@ -49,7 +50,10 @@ def pictured(tmp_path_factory):
 
 def write_study(folder, pictured, name="tiny", **changes):
     """A study of three batch sizes on the scenes; changes: fields of its toy base. Returns its file."""
-    data = {kind: f"coco:{pictured}/scenes/annotations/instances_{kind}.json@{pictured}/scenes/images" for kind in ("train", "val")}
+    data = {
+        kind: f"coco:{pictured}/scenes/annotations/instances_{kind}.json@{pictured}/scenes/images"
+        for kind in ("train", "val")
+    }
     base = {**SMALL, "images": data["train"], "proposals": f"{pictured}/proposals", **changes}
     variants = {name: {"row": name.replace("-", " "), "paper": {"batch": int(name[6:])}, "toy": {"batch": batch, "steps": steps}}
                 for name, (batch, steps) in BATCHES.items()}  # fmt: skip
@@ -70,7 +74,9 @@ def study(tmp_path, pictured):
 
 
 class Stub:
-    """In place of a run's processes: finishes at once with an AP that follows from batch and seed, or goes wrong as told."""
+    """In place of a run's processes: finishes at once with an AP that follows from batch and seed, or goes wrong as
+    told.
+    """
 
     def __init__(self):
         self.begun, self.wrong, self.together, self.most = [], {}, 0, 0
@@ -78,16 +84,25 @@ class Stub:
 
     def __call__(self, run, crew, environment, say):
         run = Run.read(run.folder)
-        config, wrong = run.record["config"], next((text for part, text in self.wrong.items() if part in run.name), None)
+        config, wrong = (
+            run.record["config"],
+            next((text for part, text in self.wrong.items() if part in run.name), None),
+        )
         with self.lock:
             self.begun.append(run.name)
             self.together += 1
             self.most = max(self.most, self.together)
             self.minute += 1
-            begin, end = (f"2026-01-01T{minute // 60:02d}:{minute % 60:02d}:00+0000" for minute in (self.minute, self.minute + 1))
+            begin, end = (
+                f"2026-01-01T{minute // 60:02d}:{minute % 60:02d}:00+0000" for minute in (self.minute, self.minute + 1)
+            )
         time.sleep(0.05)
         run.record["status"] = "running"
-        where = {"git": {"commit": "c" * 40, "dirty": False}, "hardware": {"cpu": "CPU", "cores": 2, "gpus": []}, "processes": 1}
+        where = {
+            "git": {"commit": "c" * 40, "dirty": False},
+            "hardware": {"cpu": "CPU", "cores": 2, "gpus": []},
+            "processes": 1,
+        }
         run.record["sessions"].append({"start": begin, **where})
         run.log({"step": 1, "loss": 1.0, "images_per_s": 10.0, "spread": 0.5})
         with self.lock:
@@ -158,19 +173,28 @@ def test_tables_are_the_same_bytes_from_records_alone(study, tmp_path, stub):
         assert path.read_bytes() == (clone / "tables" / path.name).read_bytes()
     kept = clone / "studies" / "tiny-toy" / "tiny-batch-512-toy-s0"
     assert {path.name for path in kept.iterdir()} == {"run.json", "metrics.json", "log.jsonl"}
-    assert "\n[1]: ../studies/tiny-toy/tiny-batch-512-toy-s0\n" in page(clone) and "[tiny-batch-512-toy-s0][1]" in page(clone)
+    assert "\n[1]: ../studies/tiny-toy/tiny-batch-512-toy-s0\n" in page(clone) and "[tiny-batch-512-toy-s0][1]" in page(
+        clone
+    )
 
 
 def test_a_variant_from_scratch_pretrains_nothing(tmp_path, pictured, stub, capsys):
     path = write_study(tmp_path, pictured)
     content = yaml.safe_load(Path(path).read_text())
-    content["variants"] = {"scratch": {"scratch": True, "says": "random weights"}, "batch-512": content["variants"]["batch-512"]}
+    content["variants"] = {
+        "scratch": {"scratch": True, "says": "random weights"},
+        "batch-512": content["variants"]["batch-512"],
+    }
     Path(path).write_text(yaml.safe_dump(content | {"baseline": "scratch"}, sort_keys=False))
     assert go(path, tmp_path / "r", "--plan") == 0
     said = capsys.readouterr().out
     assert "to run: 1 pretraining, 2 transfers" in said and "random weights" in said and "(the base)" in said
     assert go(path, tmp_path / "r") == 0
-    assert stub.begun == ["tiny-scratch-toy-s0-coco-fpn-1x", "tiny-batch-512-toy-s0", "tiny-batch-512-toy-s0-coco-fpn-1x"]
+    assert stub.begun == [
+        "tiny-scratch-toy-s0-coco-fpn-1x",
+        "tiny-batch-512-toy-s0",
+        "tiny-batch-512-toy-s0-coco-fpn-1x",
+    ]
     assert row_of(tmp_path / "r", "scratch")[:3] == ["scratch", "1", "5.00 [s0][1]"]
     assert go(path, tmp_path / "r") == 0 and len(stub.begun) == 3
 
@@ -201,7 +225,15 @@ def test_a_failing_variant_leaves_the_others_whole_and_is_tried_again(study, tmp
     stub.wrong = {"batch-1024": "no memory left"}
     assert go(study, tmp_path / "r") == 1
     assert "failed: tiny-batch-1024-toy-s0: no memory left" in capsys.readouterr().err
-    assert row_of(tmp_path / "r", "batch-1024") == ["batch-1024", "0", "", "41.9", "", "37.6", "failed: no memory left (s0)"]
+    assert row_of(tmp_path / "r", "batch-1024") == [
+        "batch-1024",
+        "0",
+        "",
+        "41.9",
+        "",
+        "37.6",
+        "failed: no memory left (s0)",
+    ]
     assert page(tmp_path / "r").count("| done (s0)") == 2
     stub.wrong, done = {}, len(stub.begun)
     assert go(study, tmp_path / "r") == 0
@@ -210,7 +242,11 @@ def test_a_failing_variant_leaves_the_others_whole_and_is_tried_again(study, tmp
 
 @pytest.mark.parametrize("part", ["batch-512-toy-s0", "batch-512-toy-s0-coco"])
 def test_divergence_is_a_result(study, tmp_path, stub, part):
-    text = "the loss is nan at step 7: lower it" if not part.endswith("coco") else "the loss is not finite at step 7: lower it"
+    text = (
+        "the loss is nan at step 7: lower it"
+        if not part.endswith("coco")
+        else "the loss is not finite at step 7: lower it"
+    )
     stub.wrong = {part: text}
     assert go(study, tmp_path / "r") == 0
     assert row_of(tmp_path / "r", "batch-512")[-1] == "diverged at step 7 (s0)"
@@ -247,7 +283,9 @@ def test_another_benchmark_is_scored_by_the_same_pretraining(study, tmp_path, st
     assert go(study, tmp_path / "r", "--variants", "batch-2048", "--benchmarks", "coco-fpn-2x,coco-retinanet-1x") == 0
     run = "tiny-batch-2048-toy-s0"
     assert stub.begun == [run, f"{run}-coco-fpn-1x", f"{run}-coco-fpn-2x", f"{run}-coco-retinanet-1x"]
-    assert all(f"**{title}" in page(tmp_path / "r") for title in ("coco-fpn-1x: ", "coco-fpn-2x: ", "coco-retinanet-1x: "))
+    assert all(
+        f"**{title}" in page(tmp_path / "r") for title in ("coco-fpn-1x: ", "coco-fpn-2x: ", "coco-retinanet-1x: ")
+    )
 
 
 def test_an_interrupted_run_of_another_study_is_continued(study, tmp_path, stub, pictured, capsys):
@@ -267,7 +305,9 @@ def test_another_configuration_of_that_name_is_refused_by_field(study, tmp_path,
     stub.begun.clear()
     assert go(study, tmp_path / "r") == 1
     assert "tau: 0.99 there, 0.5 now" in capsys.readouterr().err
-    assert {"tiny-batch-1024-toy-s0", "tiny-batch-2048-toy-s0"} <= {*stub.begun} and "tiny-batch-512-toy-s0" not in stub.begun
+    assert {"tiny-batch-1024-toy-s0", "tiny-batch-2048-toy-s0"} <= {
+        *stub.begun
+    } and "tiny-batch-512-toy-s0" not in stub.begun
     assert row_of(tmp_path / "r", "batch-512")[1] == "0"  # the other configuration's number is not in this table
 
 
@@ -401,7 +441,11 @@ def test_a_measured_step(study, tmp_path, capsys):
         ({0: 1.0}, {1: 1.0}, (0, None, None, None)),
         ({0: 1.5}, {0: 1.0, 1: 9.0}, (1, 0.5, None, None)),
         ({0: 2.0, 1: 4.0}, {0: 1.0, 1: 1.0}, (2, 2.0, 2.0 - 12.7062, 2.0 + 12.7062)),  # t 12.706 x sd 1.414 / sqrt 2
-        ({0: 1.1, 1: 5.2, 2: 9.3}, {0: 0.0, 1: 4.0, 2: 8.0}, (3, 1.2, 1.2 - 0.2484, 1.2 + 0.2484)),  # t 4.303 x 0.1 / sqrt 3
+        (
+            {0: 1.1, 1: 5.2, 2: 9.3},
+            {0: 0.0, 1: 4.0, 2: 8.0},
+            (3, 1.2, 1.2 - 0.2484, 1.2 + 0.2484),
+        ),  # t 4.303 x 0.1 / sqrt 3
     ],
 )
 def test_paired_differences(a, b, expected):
@@ -419,14 +463,19 @@ def test_the_reading_says_no_more_than_the_seeds_do(study, tmp_path, stub):
     assert "| -2.54 [-5.02, -0.05] | -0.6" in text
     assert "batch-512 (-2.54, -5.02 to -0.05, 3 seeds) differs." in text and "in 10% of such studies" in text
     assert "Not distinguishable from it: batch-1024 (-1.02, -5.99 to +3.94, 3 seeds)." in text
-    assert "not comparable with the paper's" in text and "41.7 (" not in text and "not all over the same seeds" not in text
+    assert (
+        "not comparable with the paper's" in text and "41.7 (" not in text and "not all over the same seeds" not in text
+    )
 
 
 def test_the_reading_names_what_ran_on_other_seeds_than_the_base(study, tmp_path, stub):
     assert go(study, tmp_path / "r", "--seeds", "0,1", "--variants", "batch-2048,batch-512") == 0
     assert go(study, tmp_path / "r", "--seeds", "2", "--variants", "batch-1024") == 0
     text = page(tmp_path / "r")
-    assert "Scored on no seed of its: batch-1024. The means above are not all over the same seeds; the differences are." in text
+    assert (
+        "Scored on no seed of its: batch-1024. The means above are not all over the same seeds; the differences are."
+        in text
+    )
     figure = (tmp_path / "r" / "tables" / "tiny-toy.svg").read_text()
     assert "1 to 2 seeds" in figure
 
@@ -437,7 +486,9 @@ def test_the_notebook_shows_half_a_study(study, tmp_path, stub):
     words = {"results": str(tmp_path / "r"), "study": study}
     for state in ("half", "nothing"):
         results = tmp_path / "r" if state == "half" else tmp_path / "empty"
-        copy = execute(ROOT / "notebooks" / "08_ablation.ipynb", "ablation", words | {"results": str(results)}, results=results)
+        copy = execute(
+            ROOT / "notebooks" / "08_ablation.ipynb", "ablation", words | {"results": str(results)}, results=results
+        )
         html = copy.with_suffix(".html").read_text()
         assert "Traceback" not in html and "ResNet + FPN + box head" in html and "41.7" in html
         assert ("diverged at step 7" in html) == (state == "half") == ("step 1 of 2" in html)
@@ -490,7 +541,7 @@ def test_a_real_failure_is_told_by_its_own_line(study, tmp_path, capsys):
 
 
 @slow
-def test_slurm_runs_two_jobs_at_a_time(cluster, study, tmp_path, capsys):  # noqa: F811
+def test_slurm_runs_two_jobs_at_a_time(cluster, study, tmp_path, capsys):
     if slurm.ask("sinfo", "--noheader", "--format", "%c").startswith("1"):
         pytest.skip("two jobs at a time need two cores")
     for variant in ("batch-512", "batch-1024"):
@@ -498,6 +549,8 @@ def test_slurm_runs_two_jobs_at_a_time(cluster, study, tmp_path, capsys):  # noq
     words = ["--launcher", "slurm", "--minutes", "30", "--jobs", "2", "--variants", "batch-512,batch-1024"]
     assert go(study, tmp_path / "r", *words) == 0
     assert "SLURM job" in capsys.readouterr().out
-    one, other = (Run.read(tmp_path / "r" / f"tiny-{name}-toy-s0").record["sessions"][0] for name in ("batch-512", "batch-1024"))
+    one, other = (
+        Run.read(tmp_path / "r" / f"tiny-{name}-toy-s0").record["sessions"][0] for name in ("batch-512", "batch-1024")
+    )
     assert one["start"] < other["end"] and other["start"] < one["end"]
     assert row_of(tmp_path / "r", "batch-512")[-1] == row_of(tmp_path / "r", "batch-1024")[-1] == "done (s0)"

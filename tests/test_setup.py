@@ -20,8 +20,14 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 def make(*arguments: str, folder: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
     """`make` as a user runs it, with no environment active and none of an outer make's settings."""
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS", "VIRTUAL_ENV", "CONDA_", "DETECTRON2"))}
-    return subprocess.run(["make", *arguments], cwd=folder, env=inherited | environment, capture_output=True, text=True, timeout=60)
+    inherited = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(("MAKE", "MFLAGS", "VIRTUAL_ENV", "CONDA_", "DETECTRON2"))
+    }
+    return subprocess.run(
+        ["make", *arguments], cwd=folder, env=inherited | environment, capture_output=True, text=True, timeout=60
+    )
 
 
 @pytest.fixture
@@ -88,19 +94,30 @@ def test_an_active_environment_is_used_and_conda_base_is_not(bare):
         (bare / name / "bin" / "python").touch()
     virtual, conda = str(bare / "virtual"), str(bare / "conda")
     assert f"{virtual}/bin/python -m pip" in make("-n", "setup", folder=bare, VIRTUAL_ENV=virtual).stdout
-    assert f"{conda}/bin/python -m pip" in make("-n", "setup", folder=bare, CONDA_PREFIX=conda, CONDA_DEFAULT_ENV="soco").stdout
-    assert ".venv/bin/python -m pip" in make("-n", "setup", folder=bare, CONDA_PREFIX=conda, CONDA_DEFAULT_ENV="base").stdout
+    assert (
+        f"{conda}/bin/python -m pip"
+        in make("-n", "setup", folder=bare, CONDA_PREFIX=conda, CONDA_DEFAULT_ENV="soco").stdout
+    )
+    assert (
+        ".venv/bin/python -m pip"
+        in make("-n", "setup", folder=bare, CONDA_PREFIX=conda, CONDA_DEFAULT_ENV="base").stdout
+    )
 
 
 def test_set_up_mistakes_are_told_in_one_line(bare):
     wrong = make("setup", "PYTHON=no-such-python", folder=bare)
-    assert wrong.returncode and "no-such-python is not Python 3.11 to 3.13: make setup PYTHON=" in wrong.stderr.splitlines()[0]
+    assert (
+        wrong.returncode
+        and "no-such-python is not Python 3.11 to 3.13: make setup PYTHON=" in wrong.stderr.splitlines()[0]
+    )
     gone = make("setup", folder=bare, VIRTUAL_ENV=str(bare / "gone"))
     assert gone.returncode and "gone has no bin/python: deactivate it" in gone.stderr.splitlines()[0]
 
 
 def test_detectron2_is_pinned_by_hash():
-    assert re.search(r"^sal-detectron2==\S+ \\\n +--hash=sha256:[0-9a-f]{64}$", (ROOT / "soco_lib/detectron2.txt").read_text(), re.M)
+    assert re.search(
+        r"^sal-detectron2==\S+ \\\n +--hash=sha256:[0-9a-f]{64}$", (ROOT / "soco_lib/detectron2.txt").read_text(), re.M
+    )
 
 
 @pytest.mark.skipif(not NOTEBOOKS, reason="no notebooks yet")

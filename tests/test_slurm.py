@@ -12,7 +12,7 @@ import pytest
 from soco_lib import BookError
 from soco_lib.runs import launch, slurm
 from soco_lib.runs.folder import Run
-from tests.test_launch import one_thread, undisturbed  # noqa: F401 (fixture)
+from tests.test_launch import one_thread, undisturbed
 from tests.test_train import final_weights, same, with_
 
 slow = pytest.mark.skipif(not os.environ.get("SOCO_SLOW"), reason="takes minutes: SOCO_SLOW=1 runs it")
@@ -57,7 +57,9 @@ def disturbed(run, disturb, **how):
     [
         (["scontrol", "requeue"], 1),  # as by an administrator, or by SLURM itself upon preemption
         pytest.param(["scontrol", "requeue"], 2, marks=slow),
-        pytest.param(["scancel", "--signal=USR2"], 2, marks=slow),  # SLURM's word that the time limit is near: submitit requeues
+        pytest.param(
+            ["scancel", "--signal=USR2"], 2, marks=slow
+        ),  # SLURM's word that the time limit is near: submitit requeues
     ],
 )
 def test_requeued_it_finishes_with_the_same_weights(cluster, cfg, tmp_path, one_thread, words, gpus):

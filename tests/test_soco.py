@@ -16,7 +16,9 @@ SIZES = (64, 64, 48)
 
 
 def cfg(**changes):
-    base = dict(images="a", proposals="b", detector="mask-rcnn-r50-fpn", overrides=TINY_DETECTOR, hidden=32, embedding=8)
+    base = dict(
+        images="a", proposals="b", detector="mask-rcnn-r50-fpn", overrides=TINY_DETECTOR, hidden=32, embedding=8
+    )
     return Pretrain(**{**base, "views": (View(64), View(48, "V2")), "size": 64, **changes})
 
 
@@ -86,7 +88,9 @@ def test_pyramid_takes_sides_that_32_does_not_divide():
     assert [maps[f"p{i}"].shape[-1] for i in (2, 3, 4, 5)] == [28, 14, 7, 4]
 
 
-@pytest.mark.parametrize(("side", "level"), [(20, 2), (47.9, 2), (48.1, 3), (95.9, 3), (96.1, 4), (191.9, 4), (192.1, 5), (224, 5)])
+@pytest.mark.parametrize(
+    ("side", "level"), [(20, 2), (47.9, 2), (48.1, 3), (95.9, 3), (96.1, 4), (191.9, 4), (192.1, 5), (224, 5)]
+)
 def test_scale_aware_assignment(side, level):
     """Sec. 3.3: sides up to 48, 96, 192 and beyond go to P2, P3, P4, P5."""
     pooler = Encoder(cfg()).pooler
@@ -107,7 +111,13 @@ def test_scale_aware_assignment(side, level):
         ({"detector": "mask-rcnn-r50-c4", "views": (View(64),), "overrides": TINY_DETECTOR[-3:]}, 128),
         ({"detector": "fcos-r50-fpn", "overrides": (TINY_DETECTOR[0], *TINY_DETECTOR[-3:])}, 16),
         ({"detector": "COCO-InstanceSegmentation/mask_rcnn_R_101_FPN_3x.yaml"}, 32),
-        ({"detector": "COCO-Detection/retinanet_R_50_FPN_1x.yaml", "overrides": (TINY_DETECTOR[0], *TINY_DETECTOR[-3:])}, 16),
+        (
+            {
+                "detector": "COCO-Detection/retinanet_R_50_FPN_1x.yaml",
+                "overrides": (TINY_DETECTOR[0], *TINY_DETECTOR[-3:]),
+            },
+            16,
+        ),
     ],
 )
 def test_variants_are_configuration(changes, dim):

@@ -39,7 +39,11 @@ def coco(tmp_path):
         return {"image_id": image, "category_id": category, "bbox": bbox, "iscrowd": crowd}
 
     data = {
-        "images": [{"id": 20, "file_name": "2.png"}, {"id": 10, "file_name": "1.png"}, {"id": 30, "file_name": "3.png"}],
+        "images": [
+            {"id": 20, "file_name": "2.png"},
+            {"id": 10, "file_name": "1.png"},
+            {"id": 30, "file_name": "3.png"},
+        ],
         "categories": [{"id": 7, "name": "dog"}, {"id": 3, "name": "cat"}],
         "annotations": [
             box(20, 7, [1, 2, 3, 4]),
@@ -60,7 +64,11 @@ def voc(tmp_path):
     item = "<object><name>{}</name><difficult>{}</difficult><bndbox>" + corners + "</bndbox></object>"
     (root / "Annotations").mkdir(parents=True)
     (root / "ImageSets" / "Main").mkdir(parents=True)
-    for name, objects in {"p": [("dog", 0, 1, 1, 8, 6), ("cat", 1, 2, 2, 3, 3)], "q": [("cat", 0, 3, 2, 3, 2)], "r": []}.items():
+    for name, objects in {
+        "p": [("dog", 0, 1, 1, 8, 6), ("cat", 1, 2, 2, 3, 3)],
+        "q": [("cat", 0, 3, 2, 3, 2)],
+        "r": [],
+    }.items():
         write(root / "JPEGImages" / f"{name}.jpg", picture(90))
         body = "".join(item.format(*o) for o in objects)
         (root / "Annotations" / f"{name}.xml").write_text(f"<annotation>{body}</annotation>")
@@ -130,7 +138,9 @@ def test_voc_by_hand(voc):
         assert boxes.tolist() == [[0, 0, 8, 6]] and labels.tolist() == [1]  # the difficult one is left out
         assert s.annotations(1)[0].tolist() == [[2, 1, 3, 2]]  # a box of one pixel
     test = open_source(f"voc:{voc}@test")
-    assert test.keys == ("JPEGImages/r.jpg",) and test.annotations(0)[0].shape == (0, 4) and test.classes == source.classes
+    assert (
+        test.keys == ("JPEGImages/r.jpg",) and test.annotations(0)[0].shape == (0, 4) and test.classes == source.classes
+    )
 
 
 def test_unreadable_images_name_key_and_reason(tree):

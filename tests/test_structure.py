@@ -7,14 +7,15 @@ import pytest
 
 import soco_lib
 from soco_lib.config import Pretrain
+from soco_lib.detector import detector_config
 from soco_lib.encoder import Encoder
 from tests.conftest import TINY_DETECTOR
 
-from soco_lib.detector import detector_config  # isort: skip
-from detectron2.modeling import build_model  # isort: skip
+from detectron2.modeling import build_model
 
 LIBRARY = Path(soco_lib.__file__).parent
-#: Data flows down this list. A module may import from its own entry and from those above it; a wing is named, a module of the top too.
+#: Data flows down this list. A module may import from its own entry and from those above it; a wing is named, a module
+#: of the top too.
 FLOW = """
 fields boxes config
 runs
@@ -33,7 +34,12 @@ book
 """.split("\n")[1:-1]
 LEVEL = {name: number for number, line in enumerate(FLOW) for name in line.split()}
 #: Against the flow, and known: to be turned.
-KNOWN = {("runs/meter", "optim"), ("runs/meter", "features"), ("studies/runner", "tables"), ("tables/study_table", "figures")}
+KNOWN = {
+    ("runs/meter", "optim"),
+    ("runs/meter", "features"),
+    ("studies/runner", "tables"),
+    ("tables/study_table", "figures"),
+}
 MODULES = sorted(path.relative_to(LIBRARY).with_suffix("").as_posix() for path in LIBRARY.rglob("*.py"))
 MODULES = [name for name in MODULES if not name.endswith("__init__")]
 
@@ -67,10 +73,16 @@ def test_imports_go_down_the_flow_only(name):
 
 
 def test_an_import_against_the_flow_is_seen(tmp_path):
-    for text in ("from soco_lib import train", "import soco_lib.train", "def f():\n    from soco_lib.tables import pages"):
+    for text in (
+        "from soco_lib import train",
+        "import soco_lib.train",
+        "def f():\n    from soco_lib.tables import pages",
+    ):
         (tmp_path / "planted.py").write_text(text)
         assert against("data/sources", tmp_path / "planted.py")
-    (tmp_path / "planted.py").write_text("from soco_lib import BookError\nfrom soco_lib.runs import locks\nfrom soco_lib.config import require")
+    (tmp_path / "planted.py").write_text(
+        "from soco_lib import BookError\nfrom soco_lib.runs import locks\nfrom soco_lib.config import require"
+    )
     assert not against("data/sources", tmp_path / "planted.py")
 
 

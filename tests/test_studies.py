@@ -1,18 +1,18 @@
 """Study files: the paper's settings field by field, equal work at toy scale, and what is refused."""
 
-
 import pandas as pd
 import pytest
 
 from soco_lib import BookError
-from soco_lib.studies import runner, study as studies
-from soco_lib.transfer import benchmarks
-from soco_lib.fields import OPERATIONAL, from_dict, identity, to_dict
 from soco_lib.config import plan
-from soco_lib.studies.paper import paper_table
 from soco_lib.data.sources import open_source
-from soco_lib.studies.study import ImageList
+from soco_lib.fields import OPERATIONAL, from_dict, identity, to_dict
+from soco_lib.studies import runner
+from soco_lib.studies import study as studies
+from soco_lib.studies.paper import paper_table
 from soco_lib.studies.prepare import write_list
+from soco_lib.studies.study import ImageList
+from soco_lib.transfer import benchmarks
 
 IMAGENET = 1_281_167
 V2 = {"size": 224, "source": "crop", "scale": [0.5, 1.0], "ratio": [0.75, 4 / 3]}
@@ -93,7 +93,9 @@ def test_these_are_all_studies():
 @pytest.mark.parametrize("name", PAPER)
 def test_the_papers_setting_field_by_field(name):
     study = studies.read(name)
-    assert [(v.row, v.epoch, *v.only) for v in study.variants] == [(row, max(epoch, 0), *only) for row, epoch, *only in PAPER[name]]
+    assert [(v.row, v.epoch, *v.only) for v in study.variants] == [
+        (row, max(epoch, 0), *only) for row, epoch, *only in PAPER[name]
+    ]
     for variant, changes in zip(study.variants, PAPER[name].values()):
         cfg = study.pretrain(variant, "paper")
         if changes is None:
@@ -118,12 +120,16 @@ def test_every_printed_row_has_a_variant(name):
 
 def test_a_printed_number_stands_beside_the_variant_that_it_is_of():
     study = studies.read("detectors")
-    printed = {v.name: [study.printed(v, name, "AP_bb") for name in ("coco-fpn-1x", "coco-c4-1x")] for v in study.variants}
+    printed = {
+        v.name: [study.printed(v, name, "AP_bb") for name in ("coco-fpn-1x", "coco-c4-1x")] for v in study.variants
+    }
     assert printed == {"scratch": [31.0, 26.4], "soco-fpn": [42.3, None], "soco-c4": [None, 40.4]}
 
 
 def test_the_base_is_one_run_for_all_studies():
-    all_of = [studies.read(name) for name in ("viewsize", "batchsize", "proposals", "momentum", "table9", "pretrain-soco-100")]
+    all_of = [
+        studies.read(name) for name in ("viewsize", "batchsize", "proposals", "momentum", "table9", "pretrain-soco-100")
+    ]
     base = [(study, study.variant(study.baseline)) for study in all_of]
     others = {"alignment": "multi-view", "labels": "soco", "longer": "soco", "detectors": "soco-fpn"}
     base += [(studies.read(name), studies.read(name).variant(variant)) for name, variant in others.items()]
@@ -199,9 +205,16 @@ variants:
         ("question:", "qestion:", "did you mean 'question'"),
         ("{row: K=1 random", "{row: [K=1 random", "not YAML"),
         ("variants:", "variant:", "needs `variants`"),
-        ("{row: K=1 random", "{scratch: true", "variant one, paper: scratch has no pretraining that fields could change"),
-        ("  one: {row: K=1 random, paper: {k: 1}, toy: {k: 1}}\n  four: {row: K=4 random}", "  four: {scratch: true}",
-         "every variant is scratch"),
+        (
+            "{row: K=1 random",
+            "{scratch: true",
+            "variant one, paper: scratch has no pretraining that fields could change",
+        ),
+        (
+            "  one: {row: K=1 random, paper: {k: 1}, toy: {k: 1}}\n  four: {row: K=4 random}",
+            "  four: {scratch: true}",
+            "every variant is scratch",
+        ),
     ],
 )
 def test_a_wrong_file_is_one_line_that_names_it(tmp_path, old, new, says):
@@ -228,7 +241,10 @@ def test_a_drawn_list_is_a_source(pictures, tmp_path):
     assert (tmp_path / "a.txt").read_text() == (tmp_path / "b.txt").read_text()
     source = open_source(f"list:{tmp_path}/a.txt")
     assert len(source) == 5 and source.load(4).shape == (96, 128, 3)
-    assert write_list(tmp_path / "c.txt", from_dict(ImageList, {"of": [f"folder:{pictures}"], "images": 5, "seed": 1})) == 5
+    assert (
+        write_list(tmp_path / "c.txt", from_dict(ImageList, {"of": [f"folder:{pictures}"], "images": 5, "seed": 1}))
+        == 5
+    )
     assert (tmp_path / "a.txt").read_text() != (tmp_path / "c.txt").read_text()
     assert write_list(tmp_path / "all.txt", from_dict(ImageList, {"of": [f"folder:{pictures}"], "images": 0})) == 12
     with pytest.raises(BookError, match="asks for 13 images; .* hold 12"):

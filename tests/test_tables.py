@@ -8,14 +8,14 @@ import pandas as pd
 import pytest
 
 from soco_lib import BookError
-from soco_lib.runs import records
-from soco_lib.transfer import benchmarks
 from soco_lib.config import Pretrain, View
 from soco_lib.fields import to_dict
-from soco_lib.studies.paper import paper_table
-from soco_lib.tables.report import against_paper
+from soco_lib.runs import records
 from soco_lib.runs.folder import Run
+from soco_lib.studies.paper import paper_table
 from soco_lib.tables.paper_tables import build, main, start_of, table_cells, table_parts, transfers
+from soco_lib.tables.report import against_paper
+from soco_lib.transfer import benchmarks
 
 TABLES = ["1", "2", "3", "6", "7", "8", "10"]
 
@@ -31,12 +31,19 @@ def folder(path, kind, config, metrics=None, status="done"):
 def transfer(path, ap=None, benchmark="coco-fpn-1x", profile="toy", **changes):
     """A transfer's run folder: finished with box and mask AP `ap`, or still running."""
     config = to_dict(benchmarks.settings(benchmark, profile, **changes))
-    metrics = {task: {"AP": ap, "AP50": 2 * ap, "AP75": ap / 2, "per_class": {}} for task in ("bbox", "segm")} if ap else None
+    metrics = (
+        {task: {"AP": ap, "AP50": 2 * ap, "AP75": ap / 2, "per_class": {}} for task in ("bbox", "segm")} if ap else None
+    )
     folder(path, "transfer", config, metrics, "done" if ap else "running")
 
 
 def pretraining(path, images_seen=128_200_000, **fields):
-    folder(path, "pretrain", to_dict(Pretrain("folder:imagenet/train", **{"proposals": "p"} | fields)), {"images_seen": images_seen})
+    folder(
+        path,
+        "pretrain",
+        to_dict(Pretrain("folder:imagenet/train", **{"proposals": "p"} | fields)),
+        {"images_seen": images_seen},
+    )
 
 
 def cells(results, table="1", profile="all"):
@@ -75,7 +82,11 @@ def test_seeds_are_averaged_and_missing_runs_stay_empty(tmp_path):
     transfer(tmp_path / "elsewhere", 5.0, "minicoco-5")
     ours, notes = cells(tmp_path)
     cell = ours.loc["toy", "Scratch", "coco-fpn-1x", "AP_bb"]
-    assert (cell["value"], cell["n"], cell["runs"]) == (pytest.approx(17 / 3), 3, "again s1 s2 s3")  # by name, one a seed
+    assert (cell["value"], cell["n"], cell["runs"]) == (
+        pytest.approx(17 / 3),
+        3,
+        "again s1 s2 s3",
+    )  # by name, one a seed
     assert cell["state"] == "done (s0 s1 s2); step 0 of 600 (s3)"
     assert cell["sd"] == pytest.approx(np.std([9, 2, 6], ddof=1)) and np.isnan(cell["difference"])
     assert ours.loc[("toy", "Scratch", "coco-fpn-2x"), ["value", "difference"]].isna().all(axis=None)
@@ -110,7 +121,7 @@ def test_pretrainings_that_differ_in_their_seed_alone_are_one_row(tmp_path):
     pretraining(tmp_path / "mine-s2", seed=2, k=8)
     pretraining(tmp_path / "image-s0", alignment="whole", proposals="whole", k=1, jitter_p=0)
     transfer(tmp_path / "whole", 4.0, init=str(tmp_path / "image-s0"))
-    rows = lambda: cells(tmp_path)[0].xs(("coco-fpn-1x", "AP_bb"), level=["benchmark", "metric"])["value"].to_dict()  # noqa: E731
+    rows = lambda: cells(tmp_path)[0].xs(("coco-fpn-1x", "AP_bb"), level=["benchmark", "metric"])["value"].to_dict()
     assert rows() == {("toy", "SoCo (mine)"): 2.0, ("toy", "whole image (image)"): 4.0}
     transfer(tmp_path / "t2", 8.0, seed=2, init=str(tmp_path / "mine-s2"))  # other settings under a like name
     assert rows() == {
@@ -128,7 +139,10 @@ SOCO_STAR = (View(224), View(112, "V2"), View(192))
     [
         ({}, ("SoCo", 100)),
         ({"epochs": 400, "profile": "paper, epochs=400", "images_seen": 512_800_000}, ("SoCo", 400)),
-        ({"epochs": 400, "views": SOCO_STAR, "profile": "paper, epochs=400, views", "images_seen": 512_800_000}, ("SoCo*", 400)),
+        (
+            {"epochs": 400, "views": SOCO_STAR, "profile": "paper, epochs=400, views", "images_seen": 512_800_000},
+            ("SoCo*", 400),
+        ),
         ({"views": (View(224), View(96, "V2")), "profile": "paper, views"}, ("", 100)),  # Table 5a's
         ({"images_seen": 11_800_000}, ("", 100)),  # COCO, or an interrupted run
         ({"batch": 512, "profile": "paper, batch=512"}, ("", 100)),
@@ -170,7 +184,9 @@ def test_files_say_scale_and_what_was_left_out(tmp_path):
     row = next(line for line in page.splitlines() if line.startswith("| ours"))
     assert " 1.0 [s0]" in row and "(+" not in row and "not comparable" in page
     assert "unfinished repeats seed 0 of toy-run" in page
-    assert (tmp_path / "tables" / "table1.tex").read_text().count(r"\begin{tabular}") == 3  # two of scores, and what they cost
+    assert (tmp_path / "tables" / "table1.tex").read_text().count(
+        r"\begin{tabular}"
+    ) == 3  # two of scores, and what they cost
     stored = pd.read_csv(tmp_path / "tables" / "table1.csv")
     assert len(stored) == paper_table("1").size + 12 and set(stored["runs"].dropna()) == {"toy-run"}
     assert "42.0 (+11.0)" in build("1", tmp_path, "paper") and "toy" not in build("1", tmp_path, "paper")

@@ -16,13 +16,13 @@ import pytest
 import torch
 
 from soco_lib import BookError, train
-from soco_lib.runs import checkpoint, processes, health
 from soco_lib.config import Pretrain, plan
 from soco_lib.dataset import ProposalViews, Schedule, build_loader, choose
+from soco_lib.optim import learning_rate
+from soco_lib.runs import checkpoint, health, processes
+from soco_lib.runs.folder import Run
 from soco_lib.runs.launch import command, launch
 from soco_lib.runs.meter import Meter, line
-from soco_lib.optim import learning_rate
-from soco_lib.runs.folder import Run
 
 
 def with_(cfg, **changes):
@@ -56,7 +56,17 @@ def test_training_lowers_the_loss_and_leaves_a_record(cfg, tmp_path):
     record = Run.read(run.folder).record
     assert record["status"] == "done" and {"git", "versions", "hardware", "end"} <= record["sessions"][0].keys()
     assert len(checkpoint.paths(run.folder)) == 2  # keep
-    assert {"pairs", "spread", "effective_rank", "tau", "lr", "images_per_s", "data_wait", "memory_gb", "eta_s"} <= rows[0].keys()
+    assert {
+        "pairs",
+        "spread",
+        "effective_rank",
+        "tau",
+        "lr",
+        "images_per_s",
+        "data_wait",
+        "memory_gb",
+        "eta_s",
+    } <= rows[0].keys()
     before = (run.folder / "metrics.json").stat().st_mtime_ns
     assert train.main([str(run.folder)]) == 0  # done: nothing to do
     assert (run.folder / "metrics.json").stat().st_mtime_ns == before
@@ -83,20 +93,29 @@ def test_resume_is_bit_equal(cfg, tmp_path, monkeypatch, stop_at):
 
 
 def train_apart(folder):
-    """As `python -m soco_lib.train` does, in a process that a forkserver made: clean, and without the seconds of imports."""
-    multiprocessing.set_start_method("fork", force=True)  # Python's own for the loader's workers, which it would inherit from here
+    """As `python -m soco_lib.train` does, in a process that a forkserver made: clean, and without the seconds of
+    imports.
+    """
+    multiprocessing.set_start_method(
+        "fork", force=True
+    )  # Python's own for the loader's workers, which it would inherit from here
     train.main([folder])
 
 
 def test_killed_ten_times_at_random_and_resumed_is_bit_equal(cfg, tmp_path, monkeypatch):
     cfg = with_(cfg, steps=60, save_every=2, log_every=1)  # of 3 steps an epoch: checkpoints lie inside epochs too
     whole, _ = run_here(cfg, tmp_path, "whole")
-    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))  # sums come out bit-equal only with as many threads
+    monkeypatch.setenv(
+        "OMP_NUM_THREADS", str(torch.get_num_threads())
+    )  # sums come out bit-equal only with as many threads
     processes, rng = multiprocessing.get_context("forkserver"), random.Random(0)
     processes.set_forkserver_preload(["soco_lib.train"])
     for kill in range(10):
         run = Run.start("killed", "pretrain", with_(cfg, workers=(0, 2)[kill % 2]), tmp_path)
-        child, step = processes.Process(target=train_apart, args=(str(run.folder),)), len(run.rows()) + rng.randint(1, 4)
+        child, step = (
+            processes.Process(target=train_apart, args=(str(run.folder),)),
+            len(run.rows()) + rng.randint(1, 4),
+        )
         child.start()
         while len(run.rows()) < step and child.is_alive():
             time.sleep(0.005)
@@ -135,7 +154,9 @@ def test_non_finite_loss_stops_and_keeps_the_last_good_checkpoint(cfg, tmp_path,
 
 
 def test_a_gpus_loss_is_read_late_and_not_lost(cfg, tmp_path, monkeypatch, capsys):
-    """As above, where the host runs ahead of its device: told of the same step, and no checkpoint holds what came of it."""
+    """As above, where the host runs ahead of its device: told of the same step, and no checkpoint holds what came of
+    it.
+    """
     monkeypatch.setattr(processes.Process, "ahead", True)
     real, seen = processes.Later, []
 
@@ -222,7 +243,9 @@ def test_two_gloo_processes_train_and_say_so(cfg, tmp_path):
     run, said = Run.start("run", "pretrain", with_(cfg, steps=4), tmp_path), []
     metrics = launch(run, gpus=2, say=said.append)
     assert metrics["processes"] == 2
-    assert any("2 gloo processes on the CPU" in line and "2 processes x 1 accumulation x 2 images" in line for line in said)
+    assert any(
+        "2 gloo processes on the CPU" in line and "2 processes x 1 accumulation x 2 images" in line for line in said
+    )
 
 
 def test_failure_of_the_child_is_one_error(cfg, tmp_path):
@@ -323,7 +346,15 @@ def test_collapse_is_called_by_name_while_the_run_is_young(cfg, tmp_path, monkey
 
 def test_line_shows_every_pair_and_the_range_of_trust_ratios():
     """As wide as SoCo* at the paper's size needs."""
-    row = dict(step=249950, loss=-10.871, pairs=[-3.62, -3.61, -3.64], spread=0.774, effective_rank=145.3, lr=1.03e-6, tau=0.9901)
+    row = dict(
+        step=249950,
+        loss=-10.871,
+        pairs=[-3.62, -3.61, -3.64],
+        spread=0.774,
+        effective_rank=145.3,
+        lr=1.03e-6,
+        tau=0.9901,
+    )
     row |= dict(trust=[1.2e-5, 0.02], images_per_s=9017.7, data_wait=0.12, memory_gb=61.2, eta_s=126_000)
     text = line(row, 250_000)
     assert "loss -10.87 (-3.62 -3.61 -3.64)" in text and "trust 1e-05..2e-02" in text and text.endswith("eta 35.0 h")
@@ -346,6 +377,8 @@ def test_log_survives_a_torn_line(cfg, tmp_path):
 
 def test_torchrun_command():
     words = command("soco_lib.train", Path("r/x"), gpus=8, nodes=2, rendezvous="a:1")
-    assert words[:2] == [sys.executable, "-u"] and {"--nnodes=2", "--nproc-per-node=8", "--rdzv-endpoint=a:1"} <= set(words)
+    assert words[:2] == [sys.executable, "-u"] and {"--nnodes=2", "--nproc-per-node=8", "--rdzv-endpoint=a:1"} <= set(
+        words
+    )
     with pytest.raises(BookError, match="RENDEZVOUS"):
         command("soco_lib.train", Path("r/x"), gpus=8, nodes=2)

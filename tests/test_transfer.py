@@ -13,18 +13,18 @@ import torch
 from pycocotools import mask as rle
 
 from soco_lib import BookError
+from soco_lib.config import Pretrain, View
+from soco_lib.fields import from_dict, to_dict
+from soco_lib.figures.detections import decode_mask, draw_predictions
+from soco_lib.model import SoCo
 from soco_lib.runs import checkpoint
+from soco_lib.runs.folder import Run, read_json
 from soco_lib.transfer import run as transfer
 from soco_lib.transfer.batches import Samples, reach
 from soco_lib.transfer.benchmarks import Transfer
-from soco_lib.config import Pretrain, View
-from soco_lib.fields import from_dict, to_dict
 from soco_lib.transfer.detectron import detectron_config, draw_images, milestones, open_both, open_data
-from soco_lib.figures.detections import decode_mask, draw_predictions
 from soco_lib.transfer.evaluate import evaluate
 from soco_lib.transfer.finetune import FineTuner
-from soco_lib.runs.folder import Run, read_json
-from soco_lib.model import SoCo
 from tests.conftest import TINY_DETECTOR
 
 from detectron2.structures import Boxes, Instances  # isort: skip
@@ -52,7 +52,13 @@ def write_coco(root, split, count, masks="polygon", seed=0, heights=(72,)):
             w, h, y = (int(v) for v in rng.integers((20, 20, 5), (40, 40, 30)))
             picture[y : y + h, x : x + w] = value
             polygon = [[x, y, x + w, y, x + w, y + h, x, y + h]]
-            found = {"id": len(annotations) + 1, "image_id": 10 * i, "category_id": category, "bbox": [x, y, w, h], "area": w * h}
+            found = {
+                "id": len(annotations) + 1,
+                "image_id": 10 * i,
+                "category_id": category,
+                "bbox": [x, y, w, h],
+                "area": w * h,
+            }
             if masks == "polygon":
                 found["segmentation"] = polygon
             elif masks == "rle":
@@ -232,13 +238,20 @@ def test_evaluation_of_truth_and_of_nothing(data, tmp_path, masks, model, ap):
 
 def test_paper_schedule():
     cfg = Transfer("coco:a.json@b", "coco:c.json@d")
-    assert milestones(cfg) == (60000, 80000) and (cfg.batch, cfg.lr, cfg.warmup, cfg.weight_decay) == (16, 0.02, 1000, 2.5e-5)
+    assert milestones(cfg) == (60000, 80000) and (cfg.batch, cfg.lr, cfg.warmup, cfg.weight_decay) == (
+        16,
+        0.02,
+        1000,
+        2.5e-5,
+    )
     assert milestones(from_dict(Transfer, {**to_dict(cfg), "iterations": 180000})) == (120000, 160000)
 
 
 def test_labelled_share_is_seeded_and_used(data, tmp_path):
     ids = tuple(range(100))
-    assert len(draw_images(ids, 0.1, 0)) == 10 and draw_images(ids, 7, 0) == draw_images(ids, 7, 0) != draw_images(ids, 7, 1)
+    assert len(draw_images(ids, 0.1, 0)) == 10 and draw_images(ids, 7, 0) == draw_images(ids, 7, 0) != draw_images(
+        ids, 7, 1
+    )
     assert draw_images(ids, 1, 0) == ids
     part = open_data(data["train", "polygon"], labelled=0.5)
     assert [record["image_id"] for record in part.records] == list(part.image_ids) and len(part.image_ids) == 4
@@ -290,8 +303,17 @@ def test_predictions_are_drawn(finished):
 
 def test_two_processes(data, tmp_path):
     run = start(tmp_path, "two", settings(data, iterations=2, precise_bn=0))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--nproc-per-node=2"]
-    done = subprocess.run([*command, "-m", "soco_lib.transfer", str(run.folder)], capture_output=True, text=True, timeout=240)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--local-addr=127.0.0.1",
+        "--nproc-per-node=2",
+    ]
+    done = subprocess.run(
+        [*command, "-m", "soco_lib.transfer", str(run.folder)], capture_output=True, text=True, timeout=240
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "2 gloo processes" in done.stdout and done.stdout.count("step 2/2") == 2
     metrics = Run.read(run.folder).metrics

@@ -3,11 +3,11 @@
 import json
 
 from soco_lib import fields
+from soco_lib.config import Pretrain
 from soco_lib.runs import records
+from soco_lib.runs.folder import Run
 from soco_lib.tables import trials
 from soco_lib.transfer import benchmarks
-from soco_lib.config import Pretrain
-from soco_lib.runs.folder import Run
 
 
 def test_every_trial_is_listed_with_what_it_changed(tmp_path, capsys):

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from soco_lib import train
-from soco_lib.runs import processes
 from soco_lib.config import View
 from soco_lib.data.proposals import ProposalConfig
-from soco_lib.runs.folder import Run
 from soco_lib.data.sources import open_source
 from soco_lib.data.store import build_store
+from soco_lib.runs import processes
+from soco_lib.runs.folder import Run
 from tests.conftest import TINY_DETECTOR
 from tests.test_train import final_weights, with_
 
@@ -66,12 +66,18 @@ VARIANTS = {
     "accumulation": dict(micro_batch=2),
     "compiled": dict(compile=True, detector="toy-mask-rcnn-r18-fpn", overrides=TINY_DETECTOR[:4]),
 }
-#: What of a variant's network stands still, since no box is pooled there. The lateral of a level also feeds the levels below it.
+#: What of a variant's network stands still, since no box is pooled there. The lateral of a level also feeds the levels
+#: below it.
 FIXED = {"fpn_output2", "fpn_output3", "fpn_output5", "fpn_lateral2", "fpn_lateral3"}  # all but P4
 STILL = {
     "Table 4: + FPN": FIXED,
     "Table 4: + head": FIXED,
-    "whole image as proposal, box head": {"fpn_output2", "fpn_output3", "fpn_lateral2", "fpn_lateral3"},  # 64 and 32 pixels: P5, P4
+    "whole image as proposal, box head": {
+        "fpn_output2",
+        "fpn_output3",
+        "fpn_lateral2",
+        "fpn_lateral3",
+    },  # 64 and 32 pixels: P5, P4
     "Detectron2's assignment": {"fpn_output3", "fpn_output4", "fpn_output5"},  # made for 224 pixels and more
 }
 #: Biases that the batch norm behind them takes away: their gradient is rounding.
@@ -92,7 +98,9 @@ def test_variant_trains(cfg, random_store, tmp_path, name, capsys):
         pytest.skip("compiling takes minutes and a C++ compiler: make check-variants")
     if changes.get("proposals") == "random":
         changes["proposals"] = random_store
-    cfg = with_(cfg, **{"steps": STEPS, "warmup_epochs": 0, "canonical": 24.0, "log_every": 1, "save_every": 1000, **changes})
+    cfg = with_(
+        cfg, **{"steps": STEPS, "warmup_epochs": 0, "canonical": 24.0, "log_every": 1, "save_every": 1000, **changes}
+    )
     run = Run.start("variant", "pretrain", cfg, tmp_path)
     assert train.main([str(run.folder)]) == 0
 
@@ -100,7 +108,11 @@ def test_variant_trains(cfg, random_store, tmp_path, name, capsys):
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     bound = 4 * len(cfg.views)
     assert all(-bound <= row["loss"] <= bound and len(row["pairs"]) == len(cfg.views) for row in rows)
-    assert metrics["images_seen"] == STEPS * cfg.batch and metrics["unreadable"] == 0 and metrics["loss"] == rows[-1]["loss"]
+    assert (
+        metrics["images_seen"] == STEPS * cfg.batch
+        and metrics["unreadable"] == 0
+        and metrics["loss"] == rows[-1]["loss"]
+    )
     assert f"{cfg.optimizer}, {cfg.precision}" in capsys.readouterr().out
 
     before, after = train.build_model(cfg, processes.start()).cpu(), final_weights(run)

@@ -1,4 +1,6 @@
-"""Geometry proved with drawn pictures and with torchvision; photometry against torchvision; the statistics of the draws."""
+"""Geometry proved with drawn pictures and with torchvision; photometry against torchvision; the statistics of the
+draws.
+"""
 
 import cv2
 import numpy as np
@@ -11,8 +13,8 @@ from torchvision.transforms.v2 import functional as F
 from soco_lib import views
 from soco_lib.config import Pretrain, View
 from soco_lib.data.decoding import decode, decode_near
-from tests.speed.plain_views import colours
 from soco_lib.views import FIRST, SECOND, make_views
+from tests.speed.plain_views import colours
 
 CFG = Pretrain("a", "b", jitter_p=0.0)
 STAR = Pretrain("a", "b", jitter_p=0.0, views=(View(224), View(112, "V2"), View(192)))
@@ -160,18 +162,32 @@ def test_solarize_and_grayscale_agree_with_torchvision(photo):
 
 @pytest.mark.parametrize("branch", [FIRST, SECOND], ids=["first", "second"])
 def test_moments_of_2000_draws_agree_with_torchvisions(photo, branch):
-    """Mean and deviation over draws of what photometry changes, in gray levels: channel means, contrast, colour, sharpness, hue.
+    """Mean and deviation over draws of what photometry changes, in gray levels: channel means, contrast, colour,
+    sharpness, hue.
 
-    Of n draws with deviation s each, two means differ by s * sqrt(2 / n), one standard error, and two deviations by no more
-    (kurtosis up to 5); four of these are allowed, and half a level, since torchvision cuts off where we round.
+    Of n draws with deviation s each, two means differ by s * sqrt(2 / n), one standard error, and two deviations by no
+    more (kurtosis up to 5); four of these are allowed, and half a level, since torchvision cuts off where we round.
     """
-    draws, small = 2000, cv2.multiply(views.resize(photo, 64), (1.0, 0.8, 0.5, 0.0))  # reddish, so that a turn of hue shows
-    tensor, rng, theirs = torch.from_numpy(small).permute(2, 0, 1).contiguous(), np.random.default_rng(0), colours(64, branch)
+    draws, small = (
+        2000,
+        cv2.multiply(views.resize(photo, 64), (1.0, 0.8, 0.5, 0.0)),
+    )  # reddish, so that a turn of hue shows
+    tensor, rng, theirs = (
+        torch.from_numpy(small).permute(2, 0, 1).contiguous(),
+        np.random.default_rng(0),
+        colours(64, branch),
+    )
     torch.manual_seed(0)
 
     def moments(x):
         means = cv2.mean(x)[:3]
-        return [*means, x[..., 1].std(), np.ptp(x, axis=2).mean(), cv2.absdiff(x[1:], x[:-1]).mean(), means[0] - means[1]]
+        return [
+            *means,
+            x[..., 1].std(),
+            np.ptp(x, axis=2).mean(),
+            cv2.absdiff(x[1:], x[:-1]).mean(),
+            means[0] - means[1],
+        ]
 
     a = np.array([moments(views.photometry(rng, small, branch)) for _ in range(draws)])
     b = np.array([moments(theirs(tensor).permute(1, 2, 0).contiguous().numpy()) for _ in range(draws)])

@@ -7,13 +7,13 @@ import torch
 import torchvision
 
 from soco_lib import BookError
-from soco_lib.runs import checkpoint
 from soco_lib.config import Pretrain, View
-from soco_lib.fields import to_dict
 from soco_lib.detector import detector_config
 from soco_lib.encoder import Encoder
-from soco_lib.runs.folder import write_json
+from soco_lib.fields import to_dict
 from soco_lib.model import SoCo
+from soco_lib.runs import checkpoint
+from soco_lib.runs.folder import write_json
 from soco_lib.weights.load import KeyReport, Weights, compare, encoder_weights, export, load_into, main, read_weights
 from tests.conftest import TINY_DETECTOR
 
@@ -118,7 +118,9 @@ def test_other_architecture_is_one_line(run_folder):
     other = detector(overrides=(*TINY_DETECTOR, "MODEL.RESNETS.RES2_OUT_CHANNELS=32"))
     with pytest.raises(BookError, match=r"\d+ keys of another shape: backbone.*\(.* in the file, .* in the detector\)"):
         load_into(other, read_weights(run_folder))
-    with pytest.raises(BookError, match="pretrained with detector='mask-rcnn-r50-fpn', not 'mask-rcnn-r50-c4'") as caught:
+    with pytest.raises(
+        BookError, match="pretrained with detector='mask-rcnn-r50-fpn', not 'mask-rcnn-r50-c4'"
+    ) as caught:
         wide = (*TINY_C4[:-1], "MODEL.RESNETS.RES2_OUT_CHANNELS=32")
         load_into(detector("mask-rcnn-r50-c4", wide), read_weights(run_folder), "mask-rcnn-r50-c4")
     assert "\n" not in str(caught.value)
@@ -131,12 +133,16 @@ def test_fpn_and_c4_serve_one_another_with_the_whole_resnet(tmp_path, run_folder
     ours = {key for key in source.tensors if key.startswith("backbone.bottom_up.")}
     renamed = {key.replace("backbone.bottom_up.res5", "roi_heads.res5").replace("bottom_up.", "") for key in ours}
     assert set(report.loaded) == renamed and any("res5" in key for key in renamed)
-    assert torch.equal(c4.state_dict()["roi_heads.res5.0.conv1.weight"], source.tensors["backbone.bottom_up.res5.0.conv1.weight"])
+    assert torch.equal(
+        c4.state_dict()["roi_heads.res5.0.conv1.weight"], source.tensors["backbone.bottom_up.res5.0.conv1.weight"]
+    )
     assert {"neck (not in this detector)", "head (not in this detector)"} <= set(report.left_behind.values())
     write(tmp_path, settings(detector="mask-rcnn-r50-c4", overrides=TINY_C4))
     report = load_into(fpn, read_weights(tmp_path))
     assert {key for key in report.loaded} == {key for key in fpn.state_dict() if key.startswith("backbone.bottom_up.")}
-    assert {"neck (not pretrained)", "head (not pretrained)"} <= set(report.new.values()) and report.reach == ("backbone",)
+    assert {"neck (not pretrained)", "head (not pretrained)"} <= set(report.new.values()) and report.reach == (
+        "backbone",
+    )
 
 
 @pytest.mark.parametrize(
@@ -264,7 +270,11 @@ def test_export_to_the_authors_layout_and_back(run_folder, tmp_path):
         model = detector()
         report = load_into(model, back)
         assert set(report.loaded) == set(weights.tensors) and set(report.new) == set(compare(model, weights).new)
-        assert set(back.left.values()) == {"projector", "predictor", "target network" if network == "online" else "online network"}
+        assert set(back.left.values()) == {
+            "projector",
+            "predictor",
+            "target network" if network == "online" else "online network",
+        }
         assert all(torch.equal(model.state_dict()[key], value) for key, value in weights.tensors.items())
 
 
@@ -294,7 +304,10 @@ def test_what_cannot_be_exported_is_named(run_folder, tmp_path):
 
 def inputs(side=96, count=2, boxes=5):
     g = torch.Generator().manual_seed(3)
-    low, high = torch.rand(count, boxes, 2, generator=g) * side / 2, side / 2 + torch.rand(count, boxes, 2, generator=g) * side / 2
+    low, high = (
+        torch.rand(count, boxes, 2, generator=g) * side / 2,
+        side / 2 + torch.rand(count, boxes, 2, generator=g) * side / 2,
+    )
     return torch.randn(count, 3, side, side, generator=g), list(torch.cat([low, high], -1))
 
 
@@ -343,9 +356,13 @@ def test_c4_features_equal_the_detectors(tmp_path):
 @pytest.mark.parametrize("name", ["retinanet-r50-fpn", "fcos-r50-fpn"])
 @pytest.mark.parametrize("source", ["itself", "mask-rcnn-r50-fpn"])
 def test_one_stage_features_equal_the_detectors(name, source, tmp_path):
-    """Table 7: backbone and FPN, pretrained as this detector or as Mask R-CNN (whose P2 and box head then have no place)."""
+    """Table 7: backbone and FPN, pretrained as this detector or as Mask R-CNN (whose P2 and box head then have no
+    place).
+    """
     overrides = ("MODEL.FPN.OUT_CHANNELS=32", *TINY_C4)  # FCOS's group norms need 32 channels
-    cfg = settings(detector=name if source == "itself" else source, overrides=overrides if source == "itself" else WIDER)
+    cfg = settings(
+        detector=name if source == "itself" else source, overrides=overrides if source == "itself" else WIDER
+    )
     encoder, _ = pair(cfg, tmp_path)
     built = detector(name, overrides)
     report = load_into(built, read_weights(tmp_path), name)

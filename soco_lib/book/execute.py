@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from soco_lib import BookError, ROOT, locate
+from soco_lib import ROOT, BookError, locate
 from soco_lib.runs.parameters import Loader, Parameter, check, declared
 
 #: Where run folders go unless another folder is named.
@@ -54,10 +54,10 @@ def execute(
 ) -> Path:
     """Execute a notebook from the checkout's root; returns its executed copy, `<results>/<run_name>/<notebook>.ipynb`.
 
-    `params` override the parameters cell; `run_name` and `results` are injected too where the notebook declares them. What
-    cells print appears on the terminal, each line with `[label]` before it if there is one. `kernel` defaults to this environment's
-    `python3`, whatever the file's metadata says.
-    Raises BookError before anything runs, NotebookFailed when a cell fails; the executed copy then stays for reading.
+    `params` override the parameters cell; `run_name` and `results` are injected too where the notebook declares them.
+    What cells print appears on the terminal, each line with `[label]` before it if there is one. `kernel` defaults to
+    this environment's `python3`, whatever the file's metadata says. Raises BookError before anything runs,
+    NotebookFailed when a cell fails; the executed copy then stays for reading.
     """
     import papermill  # slow imports wait until they are needed: a kernel imports this module for `headless`
     from jupyter_client.kernelspec import NoSuchKernel
@@ -87,12 +87,20 @@ def execute(
                 config=config,
             )
     except papermill.PapermillExecutionError as error:
-        told = _last_line(error.evalue) if error.ename == "BookError" else f"{error.ename}: {_last_line(error.evalue)}".rstrip(": ")
+        told = (
+            _last_line(error.evalue)
+            if error.ename == "BookError"
+            else f"{error.ename}: {_last_line(error.evalue)}".rstrip(": ")
+        )
         raise NotebookFailed(_failure(copy, error.exec_count, told)) from error
     except DeadKernelError as error:
-        raise NotebookFailed(_failure(copy, _last_cell(copy), "the kernel died, most often for want of memory")) from error
+        raise NotebookFailed(
+            _failure(copy, _last_cell(copy), "the kernel died, most often for want of memory")
+        ) from error
     except NoSuchKernel as error:
-        raise BookError(f"this environment has no Jupyter kernel {error.name!r}: run `make setup`, or name another") from error
+        raise BookError(
+            f"this environment has no Jupyter kernel {error.name!r}: run `make setup`, or name another"
+        ) from error
     finally:
         echo.close()
     _refuse_quitters(copy)
@@ -117,12 +125,16 @@ def render(executed: Path) -> Path:
 def _placed(notebook: Path, run_name: str, results: str | Path, params: dict) -> dict:
     """`params` with the run's place, its name and the folder of all runs, where the notebook declares them."""
     if not re.fullmatch(r"\w[\w.+=,@-]*", run_name):
-        raise BookError(f"run name {run_name!r} is no folder's name: use letters, digits and _ - . + = , @, a letter or digit first")
+        raise BookError(
+            f"run name {run_name!r} is no folder's name: use letters, digits and _ - . + = , @, a letter or digit first"
+        )
     place = {"run_name": run_name} | ({} if Path(results) == RESULTS else {"results": str(results)})
     place = {name: value for name, value in place.items() if name in declared(notebook)}
     for name, value in place.items():
         if params.get(name, value) != value:
-            raise BookError(f"{name} = {params[name]!r} contradicts {value!r}, which this command gives: leave the parameter out")
+            raise BookError(
+                f"{name} = {params[name]!r} contradicts {value!r}, which this command gives: leave the parameter out"
+            )
     return params | place
 
 
@@ -176,7 +188,11 @@ def _refuse_quitters(copy: Path) -> None:
 
     for cell in nbformat.read(copy, as_version=4).cells:
         if any(output.output_type == "error" for output in cell.get("outputs", [])):
-            raise NotebookFailed(_failure(copy, cell.execution_count, "the cell quits (sys.exit); raise an error or end with the last cell"))
+            raise NotebookFailed(
+                _failure(
+                    copy, cell.execution_count, "the cell quits (sys.exit); raise an error or end with the last cell"
+                )
+            )
 
 
 def _last_cell(copy: Path) -> int:
@@ -209,7 +225,9 @@ def _read_params(files: list[str], pairs: list[list[str]], known: dict[str, Para
         try:
             values = yaml.load(path.read_text(encoding="utf-8"), Loader) or {}
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise BookError(f"{path} is not YAML ({' '.join(str(error).split())}): write `name: value` lines") from error
+            raise BookError(
+                f"{path} is not YAML ({' '.join(str(error).split())}): write `name: value` lines"
+            ) from error
         if not isinstance(values, dict):
             raise BookError(f"{path} holds a {type(values).__name__}: write `name: value` lines")
         params |= values
@@ -221,10 +239,16 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m soco_lib.book", description=__doc__.splitlines()[0])
     parser.add_argument("notebook", help="an .ipynb file with a parameters cell")
     parser.add_argument("--run-name", required=True, help="the folder under --results that takes the executed copy")
-    parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="pairs", help="set a parameter")
-    parser.add_argument("-f", action="append", default=[], metavar="FILE", dest="files", help="set parameters from a YAML file")
+    parser.add_argument(
+        "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="pairs", help="set a parameter"
+    )
+    parser.add_argument(
+        "-f", action="append", default=[], metavar="FILE", dest="files", help="set parameters from a YAML file"
+    )
     parser.add_argument("--results", default=RESULTS, help="default: results/ of the checkout")
-    parser.add_argument("--label", default="", help="goes before each line of output: for notebooks that run side by side")
+    parser.add_argument(
+        "--label", default="", help="goes before each line of output: for notebooks that run side by side"
+    )
     parser.add_argument("--no-html", action="store_true", help="leave out the HTML page")
     args = parser.parse_args(argv)
     try:

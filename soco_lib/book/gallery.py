@@ -1,11 +1,12 @@
-"""What the README shows comes from finished runs: `python -m soco_lib.book.gallery` copies it, with the records that earned it.
+"""What the README shows comes from finished runs: `python -m soco_lib.book.gallery` copies it, with the records that
+earned it.
 
-    results/gallery/views.png, curves.png, predictions.png    figures
-                    healthy-toy/                              run.json and log.jsonl of the pretraining: the reference curve
-                    table.md                                  the table, also between the README's markers
-                    voc-probe/                                made by `make probe-table`: a table there
-                    speed.md                                  of `make bench`: a table there
-                    headline.md, labels.png, …                of `make claims`
+results/gallery/views.png, curves.png, predictions.png    figures
+                healthy-toy/                              run.json and log.jsonl of the pretraining: the reference curve
+                table.md                                  the table, also between the README's markers
+                voc-probe/                                made by `make probe-table`: a table there
+                speed.md                                  of `make bench`: a table there
+                headline.md, labels.png, …                of `make claims`
 """
 
 from __future__ import annotations
@@ -14,13 +15,18 @@ import shutil
 import sys
 from pathlib import Path
 
-from soco_lib import BookError, ROOT
-from soco_lib.fields import SUBJECT, essence, require, to_dict
+from soco_lib import ROOT, BookError
 from soco_lib.config import Pretrain
+from soco_lib.fields import SUBJECT, essence, require, to_dict
 from soco_lib.runs.folder import Run
 
 #: Name of a place in the README, between two comments -> the file that fills it.
-PLACES = {"headline": "headline.md", "quickstart table": "table.md", "probe table": "voc-probe/table.md", "speed table": "speed.md"}
+PLACES = {
+    "headline": "headline.md",
+    "quickstart table": "table.md",
+    "probe table": "voc-probe/table.md",
+    "speed table": "speed.md",
+}
 #: The reference that notebook 3 draws behind a toy run.
 HEALTHY = ROOT / "results" / "gallery" / "healthy-toy"
 FIGURES = {
@@ -48,14 +54,17 @@ def reference(cfg: Pretrain) -> list[dict]:
     if not (HEALTHY / "run.json").exists():
         return []
     run = Run.read(HEALTHY)
-    settings = lambda values: {k: v for k, v in essence(values).items() if k not in SUBJECT - {"profile"}}  # noqa: E731
+    settings = lambda values: {k: v for k, v in essence(values).items() if k not in SUBJECT - {"profile"}}
     return run.rows() if settings(run.record["config"]) == settings(to_dict(cfg)) else []
 
 
 def collect(results: Path) -> None:
     """Copy the figures, tables and records. Raises BookError when a run that they are of is not finished."""
     missing = [source for source in FIGURES.values() if not (results / source).exists()]
-    require(not missing, f"{results / missing[0] if missing else ''} is missing: run `make quickstart` and `make claims` first")
+    require(
+        not missing,
+        f"{results / missing[0] if missing else ''} is missing: run `make quickstart` and `make claims` first",
+    )
     for name, source in FIGURES.items():
         target = ROOT / "results" / "gallery" / name
         target.parent.mkdir(parents=True, exist_ok=True)

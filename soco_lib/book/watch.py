@@ -7,10 +7,10 @@ import time
 import matplotlib.pyplot as plt
 from IPython.display import display
 
-from soco_lib.figures import training
 from soco_lib.book.execute import headless
-from soco_lib.runs.launch import stream
+from soco_lib.figures import plots
 from soco_lib.runs.folder import Run
+from soco_lib.runs.launch import stream
 
 #: Seconds between two updates of the figure, or two lines of text.
 EVERY = {True: 10.0, False: 3.0}
@@ -19,7 +19,8 @@ EVERY = {True: 10.0, False: 3.0}
 def watch(run: Run, panels: dict, gpus: int = 1, reference=(), **how) -> Run:
     """Start a pretraining or transfer and show how it goes; returns the finished run.
 
-    reference: log rows drawn gray behind; how: nodes, launcher, … (see launch.stream). A finished run is returned at once. Raises BookError with the run's own message when it fails.
+    reference: log rows drawn gray behind; how: nodes, launcher, … (see launch.stream). A finished run is returned at
+    once. Raises BookError with the run's own message when it fails.
     """
     if run.done:
         print(f"{run.name} is already done: showing its record")
@@ -33,7 +34,7 @@ def watch(run: Run, panels: dict, gpus: int = 1, reference=(), **how) -> Run:
         if quiet or not step:
             print(text, flush=True)
             continue
-        figure = training.curves(run.rows(), panels, text, reference)
+        figure = plots.curves(run.rows(), panels, text, reference)
         handle = handle or display(display_id=True)
         handle.update(figure)
         plt.close(figure)

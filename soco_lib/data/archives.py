@@ -1,7 +1,7 @@
 """Images inside zip and tar files: each is one positioned read, in any order, by any number of processes.
 
-The archive's own directory (zip) or its headers (tar) are read once, for where each image lies; a long listing is kept (see
-listings.py). Checksums are not verified: as with files in a folder, it is the decoder that notices damage.
+The archive's own directory (zip) or its headers (tar) are read once, for where each image lies; a long listing is kept
+(see listings.py). Checksums are not verified: as with files in a folder, it is the decoder that notices damage.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 
 from soco_lib import BookError, locate
-from soco_lib.fields import require
 from soco_lib.data.listings import Made, in_order, is_image, kept
+from soco_lib.fields import require
 
 #: How a member lies in its file: its bytes alone, or behind a zip's local header, as they are or deflated.
 BARE, STORED, DEFLATED = 0, 1, 2
@@ -89,11 +89,15 @@ def _listed(name: str, files: list[Path], rows: Callable[[], Iterable[Row]], bes
     stamps = [_stamp(file, file) for file in (*files, *beside)]
 
     def make() -> Made:
-        found = {row[0]: row for row in rows()}  # of two members with one name the later one counts, as when they are unpacked
+        found = {
+            row[0]: row for row in rows()
+        }  # of two members with one name the later one counts, as when they are unpacked
         keys = in_order(found, name)
         columns = {
             column: np.array([found[key][i] for key in keys], kind)
-            for i, (column, kind) in enumerate((("file", np.int32), ("offset", np.int64), ("size", np.int64), ("form", np.int8)), 1)
+            for i, (column, kind) in enumerate(
+                (("file", np.int32), ("offset", np.int64), ("size", np.int64), ("form", np.int8)), 1
+            )
         }
         return keys, columns, {"files": stamps}, max(changed for *_, changed in stamps) / 1e9
 
@@ -101,7 +105,8 @@ def _listed(name: str, files: list[Path], rows: Callable[[], Iterable[Row]], bes
     return keys, Archive(tuple(stamps[: len(files)]), **columns)
 
 
-# --- zip ---------------------------------------------------------------------------------------------------------------
+# --- zip
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def zip_images(file: Path) -> Listed:
@@ -122,26 +127,36 @@ def _zip_rows(file: Path) -> Iterator[Row]:
             continue
         require(not member.flag_bits & 1, f"{file}: {name} is encrypted: pack the images again without a password")
         how = {zipfile.ZIP_STORED: STORED, zipfile.ZIP_DEFLATED: DEFLATED}.get(member.compress_type)
-        require(how is not None, f"{file}: {name} is packed by method {member.compress_type}: pack the images again with `zip -0`")
+        require(
+            how is not None,
+            f"{file}: {name} is packed by method {member.compress_type}: pack the images again with `zip -0`",
+        )
         yield name, 0, member.header_offset, member.compress_size, how
 
 
 def mapped_zip_images(folder: Path, split: str) -> Listed:
-    """The images of the authors' ImageNet-Zip: <split>.zip as <split>_map.txt names them, a line "path<TAB>class number" each.
+    """The images of the authors' ImageNet-Zip: <split>.zip as <split>_map.txt names them, a line "path<TAB>class
+    number" each.
 
     Raises BookError for a malformed line and for images that the map names and the zip lacks.
     """
     file, table = folder / f"{split}.zip", folder / f"{split}_map.txt"
     known = ", ".join(sorted(f.name.removesuffix("_map.txt") for f in folder.glob("*_map.txt"))) or "none"
     for path in (file, table):
-        require(path.is_file(), f"no {path.name} in {folder}: it should hold SPLIT.zip and SPLIT_map.txt (splits there: {known})")
+        require(
+            path.is_file(),
+            f"no {path.name} in {folder}: it should hold SPLIT.zip and SPLIT_map.txt (splits there: {known})",
+        )
 
     def rows() -> Iterator[Row]:
         there = {row[0]: row for row in _zip_rows(file)}
         named = _map_names(table, file.name)
         lost = [name for name in named if name not in there]
         count = f"{len(lost)} of {len(named)}"
-        require(not lost, f"{file} lacks {count} images that {table.name} names, first {lost and lost[0]!r}: copy both again")
+        require(
+            not lost,
+            f"{file} lacks {count} images that {table.name} names, first {lost and lost[0]!r}: copy both again",
+        )
         return (there[name] for name in named)
 
     return _listed(f"archive {file} by {table.name}", [file], rows, [table])
@@ -159,13 +174,15 @@ def _map_names(table: Path, archive: str) -> list[str]:
     return names
 
 
-# --- tar ---------------------------------------------------------------------------------------------------------------
+# --- tar
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def tar_images(text: str) -> tuple[Path, Sequence[str], Archive]:
     """(where, keys, archive) of the images in one tar file, in all of a folder, or in those of a pattern such as
-    shards/{000..099}.tar: uncompressed, WebDataset's shards among them. Keys are the paths in the tar; of several files, below
-    the file's name without its suffix. A tar within a tar, as in ImageNet's training archive, counts as a folder too.
+    shards/{000..099}.tar: uncompressed, WebDataset's shards among them. Keys are the paths in the tar; of several
+    files, below the file's name without its suffix. A tar within a tar, as in ImageNet's training archive, counts as a
+    folder too.
 
     Raises BookError for what is missing, compressed or cut short.
     """
@@ -184,7 +201,10 @@ def _tar_files(text: str) -> list[Path]:
     where = locate(text)
     if where.is_dir():
         files = sorted(where.glob("*.tar"))
-        require(len(files) > 0, f"no .tar in {where}: give a tar file, a folder of them, or a pattern such as {{000..099}}.tar")
+        require(
+            len(files) > 0,
+            f"no .tar in {where}: give a tar file, a folder of them, or a pattern such as {{000..099}}.tar",
+        )
         return files
     files = [where] if where.exists() else [locate(name) for name in _expanded(text)]
     lost = [file for file in files if not file.is_file()]
@@ -229,4 +249,7 @@ def _tar_walk(file: Path, stream, begin: int, inner: str) -> Iterator[tuple[str,
         whole = os.pread(stream.fileno(), tarfile.BLOCKSIZE, archive.offset) == bytes(tarfile.BLOCKSIZE)
     except tarfile.ReadError:
         whole = False
-    require(whole, f"{file} is no tar archive, or is damaged or cut short{f' after {last.name}' if last else ''}: copy it again")
+    require(
+        whole,
+        f"{file} is no tar archive, or is damaged or cut short{f' after {last.name}' if last else ''}: copy it again",
+    )

@@ -10,9 +10,9 @@ from PIL import Image
 
 from soco_lib import BookError
 
-#: A JPEG decoded at a reduced size keeps this many pixels for one that is needed, so that the last resize still has something
-#: to average. On photographs the finished view then differs from that of the whole image by 1.4 gray levels of 255 in the
-#: mean (2.6 without a margin), and its edges are as sharp within 2 % (10 % sharper without).
+#: A JPEG decoded at a reduced size keeps this many pixels for one that is needed, so that the last resize still has
+#: something to average. On photographs the finished view then differs from that of the whole image by 1.4 gray levels
+#: of 255 in the mean (2.6 without a margin), and its edges are as sharp within 2 % (10 % sharper without).
 MARGIN = 1.5
 _REDUCED = ((8, cv2.IMREAD_REDUCED_COLOR_8), (4, cv2.IMREAD_REDUCED_COLOR_4), (2, cv2.IMREAD_REDUCED_COLOR_2))
 
@@ -20,8 +20,9 @@ _REDUCED = ((8, cv2.IMREAD_REDUCED_COLOR_8), (4, cv2.IMREAD_REDUCED_COLOR_4), (2
 def decode(data: bytes) -> np.ndarray:
     """An encoded image as (H, W, 3) uint8 RGB; gray, alpha and 16 bit are converted. Raises BookError with the reason.
 
-    EXIF orientation is ignored: the width and height that COCO and VOC boxes refer to, and the authors' loader sees, are
-    those of the stored pixels. A JPEG that ends early is refused, where some OpenCV versions return it padded with gray.
+    EXIF orientation is ignored: the width and height that COCO and VOC boxes refer to, and the authors' loader sees,
+    are those of the stored pixels. A JPEG that ends early is refused, where some OpenCV versions return it padded with
+    gray.
     """
     return _decode(data, cv2.IMREAD_COLOR)
 
@@ -29,9 +30,9 @@ def decode(data: bytes) -> np.ndarray:
 def decode_near(data: bytes, side: int) -> tuple[np.ndarray, tuple[int, int]]:
     """As `decode`, with the stored (width, height); a large JPEG comes at 1/2, 1/4 or 1/8 of it.
 
-    Both sides of the array stay >= MARGIN x `side` pixels, or it is the whole image. libjpeg drops the high frequencies that
-    a smaller picture cannot hold instead of computing them, so that a large photograph costs little more than a small one.
-    Sides are rounded up: the last of them may hold part of a pixel.
+    Both sides of the array stay >= MARGIN x `side` pixels, or it is the whole image. libjpeg drops the high frequencies
+    that a smaller picture cannot hold instead of computing them, so that a large photograph costs little more than a
+    small one. Sides are rounded up: the last of them may hold part of a pixel.
     """
     flag, size = cv2.IMREAD_COLOR, None
     if data[:2] == b"\xff\xd8":

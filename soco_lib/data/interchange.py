@@ -10,15 +10,16 @@ import numpy as np
 
 from soco_lib import BookError, locate
 from soco_lib.boxes import as_boxes
-from soco_lib.fields import require
 from soco_lib.data.shards import Row, given_row, shard_range, write_shard
 from soco_lib.data.sources import ImageSource
 from soco_lib.data.store import ProposalStore, assemble
+from soco_lib.fields import require
 
 
 def export_json(store: ProposalStore, path: str | os.PathLike) -> None:
-    """Write the boxes in the authors' format: one JSON dictionary, file name without suffix -> [[x, y, w, h], ...] in pixels
-    (x, y the left top corner), rounded to 0.01. Unreadable images are left out. Raises BookError where two names collide.
+    """Write the boxes in the authors' format: one JSON dictionary, file name without suffix -> [[x, y, w, h], ...] in
+    pixels (x, y the left top corner), rounded to 0.01. Unreadable images are left out. Raises BookError where two names
+    collide.
     """
     names = _json_names(store.table()["key"])
     path = locate(path)
@@ -33,22 +34,30 @@ def export_json(store: ProposalStore, path: str | os.PathLike) -> None:
     os.replace(path.with_suffix(".tmp"), path)
 
 
-def import_json(path: str | os.PathLike, source: ImageSource, out_dir: str | os.PathLike, progress=None) -> ProposalStore:
-    """A store from boxes in the authors' format (see export_json), as they are: no filter is applied, only clipped to the image.
+def import_json(
+    path: str | os.PathLike, source: ImageSource, out_dir: str | os.PathLike, progress=None
+) -> ProposalStore:
+    """A store from boxes in the authors' format (see export_json), as they are: no filter is applied, only clipped to
+    the image.
 
-    x2 = x + w: the release's writer means a column more by w (x2 = x + w + 1), its reader one less (x + w - 1), so this is
-    within a pixel of both. An empty list becomes the whole image. Reads the whole file. Raises BookError for a file of
-    another shape and for images that it does not name.
+    x2 = x + w: the release's writer means a column more by w (x2 = x + w + 1), its reader one less (x + w - 1), so this
+    is within a pixel of both. An empty list becomes the whole image. Reads the whole file. Raises BookError for a file
+    of another shape and for images that it does not name.
     """
     file, names = locate(path), _json_names(source.keys)
     require(file.is_file(), f"no proposals file {file}: give the authors' JSON, e.g. train_ratio3size0308post.json")
     try:
-        found = {name: as_boxes([entry[:4] for entry in entries]) for name, entries in json.loads(file.read_bytes()).items()}
+        found = {
+            name: as_boxes([entry[:4] for entry in entries]) for name, entries in json.loads(file.read_bytes()).items()
+        }
     except (ValueError, TypeError, AttributeError, KeyError):
         form = "a dictionary, file name without suffix -> [[x, y, w, h], ...]"
         raise BookError(f"{file} is not the authors' format: {form}") from None
     missing = [name for name in names if name not in found]
-    require(not missing, f"{file} names no boxes for {len(missing)} of {len(names)} images of {source.spec}, first {missing[:1]}")
+    require(
+        not missing,
+        f"{file} names no boxes for {len(missing)} of {len(names)} images of {source.spec}, first {missing[:1]}",
+    )
 
     def row(index: int) -> Row:
         boxes = found[names[index]]

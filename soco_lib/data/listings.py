@@ -1,9 +1,10 @@
 """Names of the images in a folder or archive, found once.
 
-Walking the folders of 1.28 million images takes seconds on a disk of one's own and minutes on a shared one, an archive's headers
-take longer. A long listing is therefore kept as an Arrow file below `$SOCO_CACHE` (default: `$XDG_CACHE_HOME/soco`, else
-`~/.cache/soco`); processes map it, so it costs them next to no memory of their own. It is made anew as soon as what it lists has
-changed: a folder by its and its subfolders' modification times, an archive by size and modification time.
+Walking the folders of 1.28 million images takes seconds on a disk of one's own and minutes on a shared one, an
+archive's headers take longer. A long listing is therefore kept as an Arrow file below `$SOCO_CACHE` (default:
+`$XDG_CACHE_HOME/soco`, else `~/.cache/soco`); processes map it, so it costs them next to no memory of their own. It is
+made anew as soon as what it lists has changed: a folder by its and its subfolders' modification times, an archive by
+size and modification time.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ def fingerprint(keys: Sequence[str]) -> str:
 
 
 class Keys(Sequence):
-    """The keys of a kept listing: read from the file's pages when asked for, and sent to other processes as the file's name."""
+    """The keys of a kept listing: read from the file's pages when asked for, and sent to other processes as the file's
+    name.
+    """
 
     def __init__(self, file: Path, expected: str):
         try:
@@ -63,7 +66,9 @@ class Keys(Sequence):
         except (OSError, ValueError, KeyError):
             table, told = None, {}
         same = told.get("fingerprint") == expected
-        require(same, f"the listing {file} was replaced while processes were starting: the images have changed, run again")
+        require(
+            same, f"the listing {file} was replaced while processes were starting: the images have changed, run again"
+        )
         self.file, self.fingerprint, self._column = file, expected, table["key"].chunk(0)
 
     def __len__(self) -> int:
@@ -81,7 +86,9 @@ class Keys(Sequence):
 
 
 def kept(name: str, holds: Callable[[dict], bool], make: Callable[[], Made]) -> Listing:
-    """The listing called `name` (it says what of): the one that is kept, where what it was made of `holds`, else a new one."""
+    """The listing called `name` (it says what of): the one that is kept, where what it was made of `holds`, else a new
+    one.
+    """
     file = cache_folder() / "listings" / f"{hashlib.sha256(name.encode()).hexdigest()[:24]}.arrow"
     with contextlib.suppress(OSError, ValueError, KeyError):  # none, of another version, or torn
         table, told = _mapped(file)
@@ -103,7 +110,9 @@ def cache_folder() -> Path:
 
 
 def _listing(file: Path, table, told: dict) -> Listing:
-    columns = {name: table[name].chunk(0).to_numpy() for name in table.column_names if name != "key"}  # views of the file
+    columns = {
+        name: table[name].chunk(0).to_numpy() for name in table.column_names if name != "key"
+    }  # views of the file
     return Keys(file, told["fingerprint"]), columns
 
 
@@ -160,5 +169,7 @@ def _walk(root: Path) -> tuple[list[str], list[tuple[str, int]]]:
                     elif not entry.name.startswith(".") and entry.is_dir():  # class folders are often links
                         todo.append(f"{inner}{entry.name}/")
         except OSError as error:
-            raise BookError(f"the folder {folder} cannot be read ({error.strerror}): allow it, or leave it out") from None
+            raise BookError(
+                f"the folder {folder} cannot be read ({error.strerror}): allow it, or leave it out"
+            ) from None
     return names, folders

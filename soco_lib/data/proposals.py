@@ -1,7 +1,8 @@
-"""Object proposals: selective search and its stand-ins, the paper's filter (Sec. 3.2), and the work over many images in shards.
+"""Object proposals: selective search and its stand-ins, the paper's filter (Sec. 3.2), and the work over many images in
+shards.
 
-Selective search groups pixels by colour, texture, size and fill, bottom-up and without labels (Uijlings et al., 2013; OpenCV
-contrib). Boxes are `x1 y1 x2 y2`, half-open, float32 (N, 4), in pixels of the image.
+Selective search groups pixels by colour, texture, size and fill, bottom-up and without labels (Uijlings et al., 2013;
+OpenCV contrib). Boxes are `x1 y1 x2 y2`, half-open, float32 (N, 4), in pixels of the image.
 """
 
 from __future__ import annotations
@@ -54,13 +55,17 @@ class ProposalConfig:
         return {name: getattr(self, name) for name in ("generator", *_USED[self.generator])}
 
 
-def selective_search(image: np.ndarray, mode: str = "fast", max_side: int | None = 128, base_k: int = 100) -> np.ndarray:
-    """All boxes that selective search proposes for `image` (H, W, 3) uint8 RGB, unfiltered: (N, 4) in its pixels, N >= 1.
+def selective_search(
+    image: np.ndarray, mode: str = "fast", max_side: int | None = 128, base_k: int = 100
+) -> np.ndarray:
+    """All boxes that selective search proposes for `image` (H, W, 3) uint8 RGB, unfiltered: (N, 4) in its pixels, N >=
+    1.
 
-    The search runs on a copy whose longer side is at most `max_side` pixels (None or 0: full size); boxes are scaled back.
-    The longer side, because it bounds the pixels searched, and so the time, whatever the image's shape. Exact duplicates
-    (many groupings end in the same box) are removed, since training draws boxes uniformly; the rest is sorted, so that the
-    result does not depend on OpenCV's random ranking. Deterministic. Raises BookError for an unknown mode.
+    The search runs on a copy whose longer side is at most `max_side` pixels (None or 0: full size); boxes are scaled
+    back. The longer side, because it bounds the pixels searched, and so the time, whatever the image's shape. Exact
+    duplicates (many groupings end in the same box) are removed, since training draws boxes uniformly; the rest is
+    sorted, so that the result does not depend on OpenCV's random ranking. Deterministic. Raises BookError for an
+    unknown mode.
     """
     one_of("mode", mode, MODES)
     height, width = image.shape[:2]
@@ -84,9 +89,9 @@ def selective_search(image: np.ndarray, mode: str = "fast", max_side: int | None
 def paper_filter(boxes: np.ndarray, width: int, height: int, fallback: bool = True) -> tuple[np.ndarray, str]:
     """The boxes (N, 4) that pretraining may draw from in an image of `width` x `height`, and the rule that chose them.
 
-    "paper": 1/3 <= w/h <= 3 and 0.3 <= sqrt(wh)/sqrt(WH) <= 0.8 (Sec. 3.2). Where none survives, as the authors' release
-    does: "aspect" (the aspect alone, sides >= 32 px), then "side" (sides >= 32 px), then "whole" (the image as one box).
-    With `fallback=False` the rule is always "paper" and the result may be empty.
+    "paper": 1/3 <= w/h <= 3 and 0.3 <= sqrt(wh)/sqrt(WH) <= 0.8 (Sec. 3.2). Where none survives, as the authors'
+    release does: "aspect" (the aspect alone, sides >= 32 px), then "side" (sides >= 32 px), then "whole" (the image as
+    one box). With `fallback=False` the rule is always "paper" and the result may be empty.
     """
     boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
     for rule, keep in fulfilled(boxes, width, height).items():
@@ -104,8 +109,8 @@ def fulfilled(boxes: np.ndarray, width: int, height: int) -> dict[str, np.ndarra
 def random_proposals(rng: np.random.Generator, width: int, height: int, count: int = 64) -> np.ndarray:
     """(count, 4) random boxes inside the image that the paper's filter keeps (Table 5c, "Random").
 
-    sqrt(wh)/sqrt(WH) is uniform in [0.3, 0.8] and w/h log-uniform in [1/3, 3]; boxes that do not fit are drawn again; the
-    place is uniform. Empty (0, 4) where the image is too narrow for any box of the filter's range.
+    sqrt(wh)/sqrt(WH) is uniform in [0.3, 0.8] and w/h log-uniform in [1/3, 3]; boxes that do not fit are drawn again;
+    the place is uniform. Empty (0, 4) where the image is too narrow for any box of the filter's range.
     """
     kept = np.empty((0, 4), np.float32)
     for _ in range(20):

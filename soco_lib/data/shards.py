@@ -24,16 +24,17 @@ import numpy as np
 import PIL.Image
 
 from soco_lib import BookError
-from soco_lib.runs import locks
 from soco_lib.boxes import clip, valid
-from soco_lib.fields import require
 from soco_lib.data.proposals import STATUSES, ProposalConfig, fulfilled, propose, whole_image
 from soco_lib.data.sources import ImageSource
+from soco_lib.fields import require
+from soco_lib.runs import locks
 
 Say = Callable[[str], None]  # receives a line of progress
 #: An image's entry in a shard: (width, height), boxes (n, 4), status, error text.
 Row = tuple[tuple[int, int], np.ndarray, str, str]
-#: Seconds between two looks at what the others do, and those that a participant is given to begin in before it counts as absent.
+#: Seconds between two looks at what the others do, and those that a participant is given to begin in before it counts
+#: as absent.
 POLL, GRACE = 1.0, 60.0
 
 
@@ -48,13 +49,14 @@ def shard_range(shard: Path) -> range:
 
 
 def share(environment: Mapping[str, str]) -> tuple[int, int]:
-    """(rank, count): which of how many participants this process is, by the variables of torchrun, srun and SLURM arrays.
+    """(rank, count): which of how many participants this process is, by the variables of torchrun, srun and SLURM
+    arrays.
 
     (0, 1) without any. An array whose tasks start several processes each counts them all. srun is known by its
-    SLURM_STEP_NUM_TASKS: a batch script has SLURM_PROCID and SLURM_NTASKS too, though it runs once. Raises BookError for an
-    array with gaps and numbers that do not fit.
+    SLURM_STEP_NUM_TASKS: a batch script has SLURM_PROCID and SLURM_NTASKS too, though it runs once. Raises BookError
+    for an array with gaps and numbers that do not fit.
     """
-    number = lambda name, default: int(environment.get(name, default))  # noqa: E731
+    number = lambda name, default: int(environment.get(name, default))
     rank, count = 0, 1
     if "WORLD_SIZE" in environment:
         rank, count = number("RANK", -1), number("WORLD_SIZE", 1)
@@ -101,7 +103,9 @@ def make_shards(shards: list[Path], source: ImageSource, config: ProposalConfig,
         say(f"{len(shards) - len(missing)} of {len(shards)} shards were made before; going on")
     for count in _finished(missing, source, config, workers):
         done, now = done + count, time.monotonic()
-        if done < todo and now - told >= min(30.0, max(2.0, (now - start) / done * todo / 10)):  # ten lines, or two a minute
+        if done < todo and now - told >= min(
+            30.0, max(2.0, (now - start) / done * todo / 10)
+        ):  # ten lines, or two a minute
             rate, told = done / (now - start), now
             left = _clock((todo - done) / rate)
             say(f"proposals: {done}/{todo} images, {rate:.1f} images/s with {workers} workers, {left} to go")
@@ -109,11 +113,12 @@ def make_shards(shards: list[Path], source: ImageSource, config: ProposalConfig,
 
 @contextlib.contextmanager
 def to_merge(shards: list[Path], done: Path, part: tuple[int, int], make: Callable, say: Say) -> Iterator[bool]:
-    """`make` each count-th shard, those of the participant `part` = (rank, count), then wait until all participants' are there.
+    """`make` each count-th shard, those of the participant `part` = (rank, count), then wait until all participants'
+    are there.
 
-    Yields True to one participant, who merges while it holds the lock, and False to the others, when the file `done` is there.
-    The lock lies among the shards, shared by those who make some, exclusive to who merges; the system frees a dead one's.
-    Raises BookError when shards are missing that nobody makes, and for a file system without locks.
+    Yields True to one participant, who merges while it holds the lock, and False to the others, when the file `done` is
+    there. The lock lies among the shards, shared by those who make some, exclusive to who merges; the system frees a
+    dead one's. Raises BookError when shards are missing that nobody makes, and for a file system without locks.
     """
     (rank, count), folder, told, idle = part, shards[0].parent, time.monotonic(), None
     with locks.lockable(folder / "lock") as lock:
@@ -139,7 +144,9 @@ def to_merge(shards: list[Path], done: Path, part: tuple[int, int], make: Callab
 
 def _missing(shards: list[Path], lock: IO) -> list[int] | None:
     """None while others make shards or merge them, else the numbers of missing ones; [] is returned with the lock held."""
-    there = set(path.name for path in shards[0].parent.glob("*.npz"))  # before the lock, or those who wait disturb each other
+    there = set(
+        path.name for path in shards[0].parent.glob("*.npz")
+    )  # before the lock, or those who wait disturb each other
     if not locks.take(lock):  # also where one on another machine has merged and removed it
         return None if there else list(range(len(shards)))
     missing = [n for n, shard in enumerate(shards) if shard.name not in there]

@@ -1,7 +1,8 @@
 """Where images come from: a folder tree, a list file, zip or tar archives, or a labelled set in COCO or VOC layout.
 
-A source is an ordered set of keys (posix paths, relative to its root), and a key is what identifies an image wherever one is
-named: in proposals, in training, in errors. Row i of a proposal store is `keys[i]`. Sources are picklable for worker processes.
+A source is an ordered set of keys (posix paths, relative to its root), and a key is what identifies an image wherever
+one is named: in proposals, in training, in errors. Row i of a proposal store is `keys[i]`. Sources are picklable for
+worker processes.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from pathlib import Path
 import numpy as np
 
 from soco_lib import BookError, locate
-from soco_lib.data.archives import Archive, mapped_zip_images, tar_images, zip_images
 from soco_lib.boxes import as_boxes
-from soco_lib.fields import require
+from soco_lib.data.archives import Archive, mapped_zip_images, tar_images, zip_images
 from soco_lib.data.decoding import decode, decode_near
 from soco_lib.data.listings import fingerprint, folder_keys, in_order
+from soco_lib.fields import require
 
 KINDS = (
     "folder:PATH, list:FILE, coco:ANNOTATIONS.json[@IMAGE_FOLDER], voc:ROOT[@SPLIT], zip:FILE.zip, "
@@ -62,7 +63,9 @@ class ImageSource:
             raise UnreadableImage(f"{self.keys[index]}: cannot be read from {self.root} ({error.strerror})") from None
 
     def load(self, index: int) -> np.ndarray:
-        """Image `index` as (H, W, 3) uint8 RGB. Raises UnreadableImage when it cannot be read, decoded, or is cut short."""
+        """Image `index` as (H, W, 3) uint8 RGB. Raises UnreadableImage when it cannot be read, decoded, or is cut
+        short.
+        """
         return self._decoded(index, decode)
 
     def load_near(self, index: int, side: int) -> tuple[np.ndarray, tuple[int, int]]:
@@ -74,7 +77,9 @@ class ImageSource:
             return by(self.read(index))
         except BookError as error:
             reason = str(error)
-            raise UnreadableImage(reason if reason.startswith(self.keys[index]) else f"{self.keys[index]}: {reason}") from None
+            raise UnreadableImage(
+                reason if reason.startswith(self.keys[index]) else f"{self.keys[index]}: {reason}"
+            ) from None
 
     def annotations(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Labelled objects of image `index`: boxes (N, 4) float32 in its pixels and labels (N,) int64 into `classes`.
@@ -86,10 +91,10 @@ class ImageSource:
 
 def open_source(spec: str) -> ImageSource:
     """The images that `spec` names: `folder:PATH`, `list:FILE` (one path a line, relative to the file), `zip:FILE.zip`,
-    `tar:FILE.tar` (or a folder of tars, or a pattern as `shards/{000..099}.tar`), `imagenet-zip:FOLDER[@SPLIT]` (the authors'
-    SPLIT.zip and SPLIT_map.txt, default train), `coco:ANNOTATIONS.json[@IMAGE_FOLDER]`, `voc:ROOT[@SPLIT]` (default trainval), or
-    a bare path whose kind is seen from what lies there. Paths resolve by `soco_lib.locate`. Raises BookError for what is
-    missing, empty or of an unknown kind.
+    `tar:FILE.tar` (or a folder of tars, or a pattern as `shards/{000..099}.tar`), `imagenet-zip:FOLDER[@SPLIT]` (the
+    authors' SPLIT.zip and SPLIT_map.txt, default train), `coco:ANNOTATIONS.json[@IMAGE_FOLDER]`, `voc:ROOT[@SPLIT]`
+    (default trainval), or a bare path whose kind is seen from what lies there. Paths resolve by `soco_lib.locate`.
+    Raises BookError for what is missing, empty or of an unknown kind.
     """
     spec = str(spec).strip()
     kind, colon, rest = spec.partition(":")
@@ -97,7 +102,9 @@ def open_source(spec: str) -> ImageSource:
         require(rest != "", f"images={spec!r} lacks a path (known: {KINDS})")
         return _OPENERS[kind](spec, rest)
     path = split_spec(spec)[0]
-    require(spec != "" and path.exists(), f"no images at {spec!r} (looked for {path}): give an existing path, as {KINDS}")
+    require(
+        spec != "" and path.exists(), f"no images at {spec!r} (looked for {path}): give an existing path, as {KINDS}"
+    )
     if path.is_dir():
         voc = (path / "JPEGImages").is_dir() and (path / "ImageSets").is_dir()
         return _OPENERS["voc" if voc else "folder"](spec, spec)
@@ -106,7 +113,8 @@ def open_source(spec: str) -> ImageSource:
     return _OPENERS[kind](spec, spec)
 
 
-# --- without labels ----------------------------------------------------------------------------------------------------
+# --- without labels
+# ----------------------------------------------------------------------------------------------------
 
 
 def _open_folder(spec: str, path: str) -> ImageSource:
@@ -120,7 +128,9 @@ def _open_list(spec: str, path: str) -> ImageSource:
     require(file.is_file(), f"no list file {file}: give a text file with one image path a line")
     lines = (line.strip() for line in file.read_text().splitlines())
     keys = in_order([posixpath.normpath(line) for line in lines if line and line[0] != "#"], f"list {file}")
-    require((file.parent / keys[0]).is_file(), f"{file}: no image {keys[0]!r} there; paths are relative to {file.parent}")
+    require(
+        (file.parent / keys[0]).is_file(), f"{file}: no image {keys[0]!r} there; paths are relative to {file.parent}"
+    )
     return ImageSource(spec, file.parent, keys)
 
 
@@ -152,7 +162,8 @@ def _open_imagenet_zip(spec: str, path: str) -> ImageSource:
     return ArchiveSource(spec, folder, *mapped_zip_images(folder, split or "train"))
 
 
-# --- with labels -------------------------------------------------------------------------------------------------------
+# --- with labels
+# -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,7 +231,9 @@ class VocSource(ImageSource):
         file = self.root / "Annotations" / f"{Path(self.keys[index]).stem}.xml"
         require(file.is_file(), f"{self.keys[index]}: no annotation {file}; the test split of VOC has none to give")
         label = {name: i for i, name in enumerate(self.classes)}
-        objects = [o for o in ElementTree.parse(file).iterfind("object") if (o.findtext("difficult") or "0").strip() != "1"]
+        objects = [
+            o for o in ElementTree.parse(file).iterfind("object") if (o.findtext("difficult") or "0").strip() != "1"
+        ]
         corners = [[float(o.findtext(f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax")] for o in objects]
         labels = np.array([label[o.findtext("name").strip()] for o in objects], np.int64)
         return as_boxes(corners) - np.array([1, 1, 0, 0], np.float32), labels

@@ -6,8 +6,8 @@
     images.parquet  key, width, height, count, status, error of each image: for people, queries and error messages
     store.json      settings, source, fingerprint, versions, counts, seconds; written last: a folder with it is complete
 
-Row i is the image `source.keys[i]`. float32 and not half the bytes: a lookup is then a view of the file's pages, which all
-processes of a machine share. While it is built, the folder holds `shards/`; a rerun makes only the missing ones.
+Row i is the image `source.keys[i]`. float32 and not half the bytes: a lookup is then a view of the file's pages, which
+all processes of a machine share. While it is built, the folder holds `shards/`; a rerun makes only the missing ones.
 
     python -m soco_lib.data.store --images folder:photos --out data/photos-proposals     # with --share: README, On GPUs
 """
@@ -28,18 +28,20 @@ import cv2
 import numpy as np
 
 from soco_lib import BookError, locate, one_line_errors
-from soco_lib.runs import machine
-from soco_lib.fields import require
 from soco_lib.data.proposals import STATUSES, ProposalConfig
 from soco_lib.data.shards import make_shards, shard_paths, share, to_merge
 from soco_lib.data.sources import ImageSource, open_source
+from soco_lib.fields import require
+from soco_lib.runs import machine
 
 FORMAT = 1
 
 
 @dataclass(frozen=True, eq=False)
 class ProposalStore:
-    """A complete store. Opening reads a few hundred bytes; arrays are mapped on first use, again in each worker process."""
+    """A complete store. Opening reads a few hundred bytes; arrays are mapped on first use, again in each worker
+    process.
+    """
 
     path: Path
     meta: dict  # store.json
@@ -51,13 +53,20 @@ class ProposalStore:
         remedy = f"build it: python -m soco_lib.data.store --images … --out {path}"
         require(path.is_dir(), f"no proposals at {path}; {remedy}")
         done = (path / "store.json").is_file()
-        require(done, f"proposals in {path} are {'unfinished' if (path / 'shards').is_dir() else 'not there'}; {remedy}")
+        require(
+            done, f"proposals in {path} are {'unfinished' if (path / 'shards').is_dir() else 'not there'}; {remedy}"
+        )
         try:
             meta = json.loads((path / "store.json").read_text())
         except ValueError:
             raise BookError(f"{path}/store.json is damaged: delete the folder and build the proposals again") from None
-        require(meta.get("format") == FORMAT, f"{path} has store format {meta.get('format')}, this is {FORMAT}; build it again")
-        gone = [name for name in ("boxes.npy", "offsets.npy", "sizes.npy", "images.parquet") if not (path / name).is_file()]
+        require(
+            meta.get("format") == FORMAT,
+            f"{path} has store format {meta.get('format')}, this is {FORMAT}; build it again",
+        )
+        gone = [
+            name for name in ("boxes.npy", "offsets.npy", "sizes.npy", "images.parquet") if not (path / name).is_file()
+        ]
         require(not gone, f"{path} lacks {', '.join(gone)}: delete the folder and build the proposals again")
         return cls(path, meta)
 
@@ -106,14 +115,18 @@ class ProposalStore:
             return
         keys = self.table()["key"]
         pairs = ((a, b) for a, b in zip(keys, source.keys) if a != b)
-        a, b = next(pairs, ("its end", source.keys[len(keys)]) if len(source) > len(keys) else (keys[len(source)], "its end"))
+        a, b = next(
+            pairs, ("its end", source.keys[len(keys)]) if len(source) > len(keys) else (keys[len(source)], "its end")
+        )
         raise BookError(
             f"proposals in {self.path} (of {self.meta['source']}, {len(self)} images) do not belong to {source.spec} "
             f"({len(source)} images): first difference {a!r} there, {b!r} here; build them for these images"
         )
 
     def summary(self) -> dict:
-        """Images, boxes, images a status (how their boxes were chosen), and quantiles of boxes an image, over readable ones."""
+        """Images, boxes, images a status (how their boxes were chosen), and quantiles of boxes an image, over readable
+        ones.
+        """
         counts = np.diff(self._offsets)[self.readable]
         quantiles = {f"boxes_q{q:02d}": float(np.quantile(counts, q / 100)) for q in (5, 25, 50, 75, 95)}
         return {"images": len(self), "boxes": self.meta["boxes"], **self.meta["status"], **quantiles}
@@ -131,10 +144,10 @@ def build_store(
     """Make the proposals of all images of `source` in the folder `out_dir`, or go on making them, or find them made.
 
     `workers` processes (None: one a usable core) make shards of `shard_size` images (None: 16 to 1024, by the number of
-    images), each written at once; `progress` receives a line of text now and then. `part` = (rank, count): one of several
-    that return when all is made (shards.to_merge). An image that cannot be read is recorded with its error and counted.
-    Raises BookError for a folder with something else or proposals of other images or settings, when no image at all can be
-    read, and when other participants stay away.
+    images), each written at once; `progress` receives a line of text now and then. `part` = (rank, count): one of
+    several that return when all is made (shards.to_merge). An image that cannot be read is recorded with its error and
+    counted. Raises BookError for a folder with something else or proposals of other images or settings, when no image
+    at all can be read, and when other participants stay away.
     """
     for name, number in (("workers", workers), ("shard_size", shard_size)):
         require(number is None or number >= 1, f"{name}={number} must be at least 1")
@@ -164,7 +177,9 @@ def assemble(out: Path, source: ImageSource, essence: dict, shard_size: int, mak
 def _same_settings(where: Path, there: dict, asked: dict) -> None:
     names = [name for name in sorted({*there, *asked}) if there.get(name) != asked.get(name)]
     different = ", ".join(f"{name}={there.get(name)!r} there, {asked.get(name)!r} asked" for name in names)
-    require(not names, f"proposals in {where} have other settings ({different}): choose another folder or delete this one")
+    require(
+        not names, f"proposals in {where} have other settings ({different}): choose another folder or delete this one"
+    )
 
 
 def _plan(out: Path, source: ImageSource, essence: dict, shard_size: int) -> list[Path]:
@@ -193,11 +208,21 @@ def _merge(out: Path, shards: list[Path], source: ImageSource, essence: dict, sa
     if not counts.any():
         error = np.load(shards[0])["error"][0]
         shutil.rmtree(out / "shards")  # or a rerun would find these failures made
-        raise BookError(f"none of the {len(source)} images of {source.spec} can be read (first: {error}); check the files")
+        raise BookError(
+            f"none of the {len(source)} images of {source.spec} can be read (first: {error}); check the files"
+        )
     offsets = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
     boxes = open(out / "boxes.npy", "wb")  # written on and on: pages of a map would count as this process's memory
-    np.lib.format.write_array_header_1_0(boxes, {"descr": "<f4", "fortran_order": False, "shape": (int(offsets[-1]), 4)})
-    sizes, status, seconds, first, writer = np.empty((len(counts), 2), np.int32), np.zeros(len(STATUSES), int), 0.0, 0, None
+    np.lib.format.write_array_header_1_0(
+        boxes, {"descr": "<f4", "fortran_order": False, "shape": (int(offsets[-1]), 4)}
+    )
+    sizes, status, seconds, first, writer = (
+        np.empty((len(counts), 2), np.int32),
+        np.zeros(len(STATUSES), int),
+        0.0,
+        0,
+        None,
+    )
     for path in shards:
         with np.load(path) as file:
             shard = dict(file)
@@ -241,10 +266,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--images", required=True, help="folder:, list:, coco:, voc:, zip: or a bare path")
     parser.add_argument("--out", required=True, help="folder of the store")
     parser.add_argument("--workers", type=int, help="processes (default: one a usable core)")
-    parser.add_argument("--share", action="store_true", help="one of the participants of torchrun, srun or a SLURM array")
+    parser.add_argument(
+        "--share", action="store_true", help="one of the participants of torchrun, srun or a SLURM array"
+    )
     for field in fields(ProposalConfig):
         default = field.default
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(default), default=default, help=f"default {default}")
+        parser.add_argument(
+            f"--{field.name.replace('_', '-')}", type=type(default), default=default, help=f"default {default}"
+        )
     given = vars(parser.parse_args(argv))
     images, out, workers, shared = (given.pop(name) for name in ("images", "out", "workers", "share"))
     part, say = share(os.environ) if shared else (0, 1), functools.partial(print, flush=True)

@@ -1,4 +1,5 @@
-"""What pretrained features see: the nearest objects of an object, and where an image looks like a box. Nothing is trained here.
+"""What pretrained features see: the nearest objects of an object, and where an image looks like a box. Nothing is
+trained here.
 
 N objects, D feature dimension, S side of V1 in pixels.
 """
@@ -15,11 +16,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from soco_lib.config import Pretrain
-from soco_lib.fields import require
+from soco_lib.data.sources import ImageSource
 from soco_lib.dataset import MEAN, STD
 from soco_lib.encoder import Encoder
 from soco_lib.features.probe import batches, measured, pooled
-from soco_lib.data.sources import ImageSource
+from soco_lib.fields import require
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,9 @@ def draw_nearest(found: dict[str, Objects], queries, classes: tuple[str, ...], c
 
 
 def agreement(found: Objects, count: int = 6) -> float:
-    """Share of the `count` nearest objects of each object that are of its class, each class counting alike; chance is 1 / classes."""
+    """Share of the `count` nearest objects of each object that are of its class, each class counting alike; chance is 1
+    / classes.
+    """
     rows = nearest(found, np.arange(len(found.labels)), count)
     same = (found.labels[rows] == found.labels[:, None]).mean(1)
     return float(np.mean([same[found.labels == label].mean() for label in np.unique(found.labels)]))
@@ -117,19 +120,21 @@ def similarity(encoder: Encoder, cfg: Pretrain, image: Tensor, box: Tensor, cell
 
 
 def draw_similarity(networks: dict[str, Encoder], cfg: Pretrain, source: ImageSource, indices, rows: int = 3) -> Figure:
-    """For one object of each of the first images of `indices`: the image with its box, and a map of `similarity` a network.
+    """For one object of each of the first images of `indices`: the image with its box, and a map of `similarity` a
+    network.
 
-    The object is the largest of up to half of the view's side, which leaves room to look around; images without one are passed over.
+    The object is the largest of up to half of the view's side, which leaves room to look around; images without one are
+    passed over.
 
-    networks: name -> encoder; they are measured on the images of `indices`. A map lies where the centres of its boxes do; its
-    colours run from its own least to its own largest value, which stand above it.
+    networks: name -> encoder; they are measured on the images of `indices`. A map lies where the centres of its boxes
+    do; its colours run from its own least to its own largest value, which stand above it.
     """
     cfg = pooled(cfg, next(iter(networks.values())))[0]
     ready = {name: measured(pooled(cfg, net)[1], cfg, source, indices) for name, net in networks.items()}
     size = (2.3 * (1 + len(ready)), 2.4 * rows)
     figure, axes = plt.subplots(rows, 1 + len(ready), figsize=size, squeeze=False, layout="constrained")
     views = ((image, box) for images, boxes, _ in batches(source, cfg, indices) for image, box in zip(images, boxes))
-    small = lambda boxes: boxes[(boxes[:, 2:] - boxes[:, :2]).amax(1) <= cfg.size / 2]  # noqa: E731
+    small = lambda boxes: boxes[(boxes[:, 2:] - boxes[:, :2]).amax(1) <= cfg.size / 2]
     for line, (image, boxes) in zip(axes, ((image, small(boxes)) for image, boxes in views if len(small(boxes)))):
         box = boxes[(boxes[:, 2:] - boxes[:, :2]).amax(1).argmax()]
         x1, y1, x2, y2 = box.tolist()
@@ -140,7 +145,9 @@ def draw_similarity(networks: dict[str, Encoder], cfg: Pretrain, source: ImageSo
         for ax, (name, net) in zip(line[1:], ready.items()):
             found = similarity(net, cfg, image, box)
             w, h = (x2 - x1) / 2, (y2 - y1) / 2
-            ax.imshow(found, extent=(w, cfg.size - w, cfg.size - h, h), cmap="viridis", alpha=0.75, interpolation="bilinear")
+            ax.imshow(
+                found, extent=(w, cfg.size - w, cfg.size - h, h), cmap="viridis", alpha=0.75, interpolation="bilinear"
+            )
             ax.set(xlim=(0, cfg.size), ylim=(cfg.size, 0))
             ax.set_title(f"{name}: {found.min():.2f} to {found.max():.2f}", fontsize=9)
     return figure

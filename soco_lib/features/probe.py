@@ -1,7 +1,7 @@
 """Do the features know objects? Class of labelled boxes from frozen RoI features, each class counting alike.
 
-`python -m soco_lib.features.probe results/RUN --data voc:ROOT@test --fit voc:ROOT@trainval` compares a pretraining with random weights of
-the same network.
+`python -m soco_lib.features.probe results/RUN --data voc:ROOT@test --fit voc:ROOT@trainval` compares a pretraining with
+random weights of the same network.
 
 M objects, D feature dimension, C classes that occur in both halves.
 """
@@ -22,16 +22,16 @@ from torch import Tensor, nn
 
 from soco_lib import boxes as box_math
 from soco_lib import one_line_errors
-from soco_lib.runs import checkpoint, processes
 from soco_lib.config import Pretrain
-from soco_lib.fields import from_dict, require
+from soco_lib.data.sources import ImageSource, UnreadableImage, open_source
 from soco_lib.dataset import normalize
 from soco_lib.encoder import Encoder
+from soco_lib.fields import from_dict, require
+from soco_lib.runs import checkpoint, processes
 from soco_lib.runs.folder import Run, write_json
-from soco_lib.data.sources import ImageSource, UnreadableImage, open_source
 from soco_lib.views import resize
 
-from fvcore.nn.precise_bn import update_bn_stats  # noqa: E402  (after soco_lib.detector, which silences its imports)
+from fvcore.nn.precise_bn import update_bn_stats
 
 #: Objects whose box is smaller than this, in view pixels a side, are left out: they hold no feature of their own.
 SMALLEST = 8.0
@@ -88,14 +88,18 @@ def features(encoder: nn.Module, cfg: Pretrain, source: ImageSource, indices) ->
         x.append(encoder(images.to(device), boxes))
         labels.append(names)
         read += len(images)
-    require(sum(map(len, x)) > 0, f"{source.spec} holds no labelled object of at least {SMALLEST:g} pixels at {cfg.size} px")
+    require(
+        sum(map(len, x)) > 0, f"{source.spec} holds no labelled object of at least {SMALLEST:g} pixels at {cfg.size} px"
+    )
     return F.normalize(torch.cat(x), dim=1), np.concatenate(labels), read
 
 
 def fresh(cfg: Pretrain, state: Mapping[str, Tensor] | None = None, device: torch.device | str = "cpu") -> Encoder:
-    """An encoder with the weights `state` (None: random ones, from the run's own seed) and batch norm of its own process.
+    """An encoder with the weights `state` (None: random ones, from the run's own seed) and batch norm of its own
+    process.
 
-    Never a copy of one that trains: its synchronised norms, in one process alone, would wait for the others or mix with their step.
+    Never a copy of one that trains: its synchronised norms, in one process alone, would wait for the others or mix with
+    their step.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
@@ -107,7 +111,8 @@ def fresh(cfg: Pretrain, state: Mapping[str, Tensor] | None = None, device: torc
 
 @torch.no_grad()
 def measured(encoder: nn.Module, cfg: Pretrain, source: ImageSource, indices) -> nn.Module:
-    """A copy of the encoder in evaluation mode, on its device, whose batch-norm statistics are those of up to 64 of these images.
+    """A copy of the encoder in evaluation mode, on its device, whose batch-norm statistics are those of up to 64 of
+    these images.
 
     Random weights have no statistics of their own, and a young run's lag behind its weights.
     """
@@ -148,11 +153,15 @@ def knn(x: Tensor, y: Tensor, queries: Tensor, classes: int, k: int = 20, temper
 
 
 def linear(x: Tensor, y: Tensor, queries: Tensor, classes: int, decay: float = 1e-3) -> Tensor:
-    """Class of each query (Q,) by a linear classifier fitted to x (M, D), y (M,), with class-balanced cross-entropy and L2."""
+    """Class of each query (Q,) by a linear classifier fitted to x (M, D), y (M,), with class-balanced cross-entropy and
+    L2.
+    """
     mean, deviation = x.mean(0), x.std(0).clamp(min=1e-6)
     x, queries = (x - mean) / deviation, (queries - mean) / deviation
     weight = (len(y) / classes / torch.bincount(y, minlength=classes)).to(x.dtype)
-    layer = nn.utils.skip_init(nn.Linear, x.shape[1], classes, device=x.device)  # draws nothing: a training's own draws stay as they are
+    layer = nn.utils.skip_init(
+        nn.Linear, x.shape[1], classes, device=x.device
+    )  # draws nothing: a training's own draws stay as they are
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=100, line_search_fn="strong_wolfe")
@@ -171,9 +180,9 @@ def linear(x: Tensor, y: Tensor, queries: Tensor, classes: int, decay: float = 1
 def probe(encoder: Encoder, cfg: Pretrain, data: str, images: int = 0, seed: int = 0, fit: str = "") -> Scores:
     """Score an encoder on the labelled COCO- or VOC-layout set `data`, from the labels of `fit`.
 
-    fit: a second set of the same classes; "": half of the images of `data`, drawn by `seed`. images: at most so many of each
-    (0: all). A network without RoI pooling is scored by RoIAlign on its last stage (the second row of Table 4). Raises
-    BookError for data without labels or without a class in both.
+    fit: a second set of the same classes; "": half of the images of `data`, drawn by `seed`. images: at most so many of
+    each (0: all). A network without RoI pooling is scored by RoIAlign on its last stage (the second row of Table 4).
+    Raises BookError for data without labels or without a class in both.
     """
     cfg, encoder = pooled(cfg, encoder)
     tested, known = open_source(data), open_source(fit or data)
@@ -186,7 +195,9 @@ def probe(encoder: Encoder, cfg: Pretrain, data: str, images: int = 0, seed: int
         test_on, fit_on = order, np.random.default_rng(seed).permutation(len(known))[: images or None]
     test_on, fit_on = np.sort(test_on), np.sort(fit_on)
     encoder = measured(encoder, cfg, known, fit_on)
-    (x, labels, read), (queries, truth, read_too) = (features(encoder, cfg, *part) for part in ((known, fit_on), (tested, test_on)))
+    (x, labels, read), (queries, truth, read_too) = (
+        features(encoder, cfg, *part) for part in ((known, fit_on), (tested, test_on))
+    )
     counts = [np.bincount(found, minlength=len(tested.classes)) for found in (labels, truth)]
     scored = np.flatnonzero(np.minimum(*counts) >= FEWEST)
     require(len(scored) > 1, f"{data} has fewer than two classes with {FEWEST} objects in each part: probe more images")
@@ -213,7 +224,9 @@ def pooled(cfg: Pretrain, encoder: Encoder) -> tuple[Pretrain, Encoder]:
 
 
 def trained_encoder(run: Run, device: torch.device | str = "cpu") -> tuple[Pretrain, Encoder, int]:
-    """A pretraining's settings, its online encoder and the step of the checkpoint. Raises BookError when it has none yet."""
+    """A pretraining's settings, its online encoder and the step of the checkpoint. Raises BookError when it has none
+    yet.
+    """
     cfg, state = from_dict(Pretrain, run.record["config"]), checkpoint.newest(run.folder)
     require(state is not None, f"{run.folder} holds no checkpoint yet")
     prefix = "online.encoder."
@@ -229,7 +242,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", required=True, help="labelled images: coco:JSON or voc:ROOT@SPLIT")
     parser.add_argument("--fit", default="", help="labelled images to learn the classes from (default: half of --data)")
     parser.add_argument("--images", type=int, default=0, help="at most so many (default: all)")
-    parser.add_argument("--device", default=processes.own_device(), type=torch.device, help="cpu, cuda, ... (default: the GPU if any)")
+    parser.add_argument(
+        "--device", default=processes.own_device(), type=torch.device, help="cpu, cuda, ... (default: the GPU if any)"
+    )
     given = parser.parse_args(arguments)
     run = Run.read(given.folder)
     cfg, trained, step = trained_encoder(run, given.device)
@@ -237,7 +252,12 @@ def main(arguments: list[str] | None = None) -> None:
     scores = {name: probe(encoder, cfg, given.data, given.images, fit=given.fit) for name, encoder in both.items()}
     for name, score in scores.items():
         print(f"{name:>8}: {score.describe()}")
-    record = {"data": given.data, "fit": given.fit, "step": step, **{name: vars(score) for name, score in scores.items()}}
+    record = {
+        "data": given.data,
+        "fit": given.fit,
+        "step": step,
+        **{name: vars(score) for name, score in scores.items()},
+    }
     write_json(run.folder / "probe.json", record)
 
 

@@ -1,4 +1,5 @@
-"""Probes of several pretrainings as one table: `python -m soco_lib.features.probe_table OUT RUN...` with RUN folders that `make probe` scored.
+"""Probes of several pretrainings as one table: `python -m soco_lib.features.probe_table OUT RUN...` with RUN folders
+that `make probe` scored.
 
 Runs that differ in nothing but their seed are one row. The records that the table comes from are copied beside it.
 """
@@ -24,7 +25,8 @@ KEPT = ("run.json", "metrics.json", "log.jsonl", "probe.json")
 
 
 def collect(folders: list[Path]) -> pd.DataFrame:
-    """One row a run: run, seed, arm (its name without the seed), scale, images_seen, <score>_random and <score>, in percent.
+    """One row a run: run, seed, arm (its name without the seed), scale, images_seen, <score>_random and <score>, in
+    percent.
 
     Raises BookError for a run that is not done or not probed, and for probes of different data.
     """
@@ -46,8 +48,10 @@ def collect(folders: list[Path]) -> pd.DataFrame:
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row an experiment: its seeds, mean ± sd of random weights and of trained ones, mean gain with its 95 % interval."""
-    spread = lambda x: f"{x.mean():.1f} ± {x.std():.1f}" if len(x) > 1 else f"{x.mean():.1f}"  # noqa: E731
+    """One row an experiment: its seeds, mean ± sd of random weights and of trained ones, mean gain with its 95 %
+    interval.
+    """
+    spread = lambda x: f"{x.mean():.1f} ± {x.std():.1f}" if len(x) > 1 else f"{x.mean():.1f}"
     rows = []
     for _, runs in frame.groupby("settings", sort=False):
         first = runs.iloc[0]
@@ -62,7 +66,9 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def interval(differences: pd.Series) -> str:
-    """Mean and 95 % confidence interval (Student's t over seeds) of paired differences; the mean alone where they have no spread."""
+    """Mean and 95 % confidence interval (Student's t over seeds) of paired differences; the mean alone where they have
+    no spread.
+    """
     mean = differences.mean()
     if differences.nunique() < 2:
         return f"{mean:+.1f}"

@@ -1,10 +1,10 @@
 """Everything that is drawn.
 
-    claims           Figures of notebook 10
-    detection_plots  Bars of a detector's evaluation: classes and error kinds
-    detections       A transfer's predictions beside the ground truth
-    speed            Benchmarks' records: where the time goes, what is gained, what growth costs
-    studies          A study's figure
-    study_plots      What notebook 8 shows of a study beside its table and figure
-    training         Figures of the book. Everything that is drawn comes from images, boxes and run records
+claims           Figures of notebook 10
+detection_plots  Bars of a detector's evaluation: classes and error kinds
+detections       A transfer's predictions beside the ground truth
+speed            Benchmarks' records: where the time goes, what is gained, what growth costs
+studies          A study's figure
+study_plots      What notebook 8 shows of a study beside its table and figure
+plots            Figures of the book. Everything that is drawn comes from images, boxes and run records
 """

@@ -1,4 +1,6 @@
-"""Figures of notebook 10: scores against labels and iterations, what pretraining changes for each class and size; from records."""
+"""Figures of notebook 10: scores against labels and iterations, what pretraining changes for each class and size; from
+records.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from soco_lib.figures.studies import LINES
 from soco_lib.runs import records
 from soco_lib.tables.claims import bootstrap
-from soco_lib.figures.studies import LINES
 from soco_lib.tables.study_rows import Row
 
 VERDICTS = {"confirmed": "#009E73", "contradicted": "#D55E00", "undecided": "#888888"}
@@ -22,16 +24,24 @@ SIZES = {"APs": "small", "APm": "medium", "APl": "large"}
 
 def _runs(row: Row) -> dict[int, object]:
     """Seed -> finished transfer."""
-    return {seed: end.run for seed in row.cells if (end := row.outcome(seed)).kind == "transfer" and end.state.word == "done"}
+    return {
+        seed: end.run
+        for seed in row.cells
+        if (end := row.outcome(seed)).kind == "transfer" and end.state.word == "done"
+    }
 
 
 def _alike(rows: list[Row]) -> list[Row]:
-    """The rows of variants with finished runs, of each only the seeds that the first of them finished on the same benchmark: means
-    are then of the same seeds."""
+    """The rows of variants with finished runs, of each only the seeds that the first of them finished on the same
+    benchmark: means are then of the same seeds.
+    """
     ran = {row.variant.name for row in rows if _runs(row)}
     rows = [row for row in rows if row.variant.name in ran]
     base = {row.benchmark: {*_runs(row)} for row in rows if row.variant is rows[0].variant}
-    return [dataclasses.replace(row, cells={seed: cell for seed, cell in row.cells.items() if seed in base[row.benchmark]}) for row in rows]
+    return [
+        dataclasses.replace(row, cells={seed: cell for seed, cell in row.cells.items() if seed in base[row.benchmark]})
+        for row in rows
+    ]
 
 
 def _finish(ax, title: str, x: str, y: str) -> None:
@@ -50,8 +60,10 @@ def _whiskers(values: list[float]) -> tuple[float, float, float]:
 
 
 def verdicts(frame: pd.DataFrame) -> Figure:
-    """Every claim at a glance, a line each, of claims.table's frame: mean difference with the bootstrap's interval (thick) and Student's
-    (thin, cut at the border), coloured by verdict; at the right the paper's difference. What was not run is left out."""
+    """Every claim at a glance, a line each, of claims.table's frame: mean difference with the bootstrap's interval
+    (thick) and Student's (thin, cut at the border), coloured by verdict; at the right the paper's difference. What was
+    not run is left out.
+    """
     ran = frame[frame["n"] > 0].reset_index(drop=True)
     figure, ax = plt.subplots(figsize=(10, 0.24 * len(ran) + 1), layout="constrained")
     colours = ran["verdict"].map(VERDICTS)
@@ -75,13 +87,20 @@ def verdicts(frame: pd.DataFrame) -> Figure:
     _finish(ax, "difference of two arms that share their seeds, toy scale", "points of AP", "")
     ax.tick_params(axis="y", labelsize=8)
     found = [word for word in VERDICTS if (ran["verdict"] == word).any()]
-    ax.legend([Line2D([], [], color=VERDICTS[word], lw=4) for word in found], found, fontsize=9, frameon=False, loc="upper left")
+    ax.legend(
+        [Line2D([], [], color=VERDICTS[word], lw=4) for word in found],
+        found,
+        fontsize=9,
+        frameon=False,
+        loc="upper left",
+    )
     return figure
 
 
 def labels(rows: list[Row], metric: str = "AP_bb") -> Figure:
-    """Left: score against labelled images, a line a variant, a small dot a seed that the first variant has too (_alike). Right: the
-    difference to it, paired over seeds. Whiskers are 95 % bootstrap intervals of the mean."""
+    """Left: score against labelled images, a line a variant, a small dot a seed that the first variant has too
+    (_alike). Right: the difference to it, paired over seeds. Whiskers are 95 % bootstrap intervals of the mean.
+    """
     rows = _alike(rows)
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
     names = list(dict.fromkeys(row.variant.name for row in rows))
@@ -91,13 +110,26 @@ def labels(rows: list[Row], metric: str = "AP_bb") -> Figure:
             images = records.numbers(run)["train_images"]
             points[row.variant.name].setdefault(images, {})[seed] = row.scores(metric)[seed]
     for i, name in enumerate(names):
-        scores, base, shift = dict(sorted(points[name].items())), points[names[0]], 1 + 0.07 * (i - (len(names) - 1) / 2)
+        scores, base, shift = (
+            dict(sorted(points[name].items())),
+            points[names[0]],
+            1 + 0.07 * (i - (len(names) - 1) / 2),
+        )
         differences = {n: {seed: score - base[n][seed] for seed, score in each.items()} for n, each in scores.items()}
         for ax, shown in ((left, scores), (right, differences if i else {})):
             if not shown:
                 continue
             x, middle = np.array([*shown]) * shift, np.array([_whiskers([*each.values()]) for each in shown.values()])
-            ax.errorbar(x, middle[:, 0], middle[:, 1:].T, color=LINES[i], marker="o", ms=5, capsize=3, label=name if ax is left else None)
+            ax.errorbar(
+                x,
+                middle[:, 0],
+                middle[:, 1:].T,
+                color=LINES[i],
+                marker="o",
+                ms=5,
+                capsize=3,
+                label=name if ax is left else None,
+            )
             for at, each in zip(x, shown.values()):
                 ax.plot([at * 1.02] * len(each), [*each.values()], ".", ms=4, color=LINES[i], alpha=0.5, zorder=0)
     ticks = sorted({n for each in points.values() for n in each})
@@ -115,10 +147,15 @@ def labels(rows: list[Row], metric: str = "AP_bb") -> Figure:
 
 
 def iterations(of_study: dict[str, list[Row]]) -> Figure:
-    """AP of boxes against iterations of fine-tuning, a panel a study and benchmark with finished runs, a thin line a seed that the
-    first variant has too, a thick one their mean; of_study: study's name -> its rows."""
+    """AP of boxes against iterations of fine-tuning, a panel a study and benchmark with finished runs, a thin line a
+    seed that the first variant has too, a thick one their mean; of_study: study's name -> its rows.
+    """
     of_study = {study: _alike(rows) for study, rows in of_study.items()}
-    panels = [(study, name) for study, rows in of_study.items() for name in dict.fromkeys(row.benchmark for row in rows if _runs(row))]
+    panels = [
+        (study, name)
+        for study, rows in of_study.items()
+        for name in dict.fromkeys(row.benchmark for row in rows if _runs(row))
+    ]
     figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.6), squeeze=False, layout="constrained")
     for ax, (study, benchmark) in zip(axes[0], panels):
         labelled = "no"
@@ -133,7 +170,15 @@ def iterations(of_study: dict[str, list[Row]]) -> Figure:
                         courses[step].append(score)
             if courses:
                 steps = sorted(courses)
-                ax.plot(steps, [np.mean(courses[step]) for step in steps], marker="o", ms=4, lw=2, color=LINES[i], label=name)
+                ax.plot(
+                    steps,
+                    [np.mean(courses[step]) for step in steps],
+                    marker="o",
+                    ms=4,
+                    lw=2,
+                    color=LINES[i],
+                    label=name,
+                )
         _finish(ax, f"{study}: {labelled} labelled images", "iterations of fine-tuning", "AP_bb (%), toy scale")
         ax.set_ylim(bottom=0)
         ax.legend(fontsize=9, frameon=False)
@@ -142,7 +187,9 @@ def iterations(of_study: dict[str, list[Row]]) -> Figure:
 
 def changes(rows: list[Row], of: str, against: str, benchmark: str) -> pd.DataFrame:
     """Differences of box AP by class and by size, paired over seeds: name, change, low, high (95 % bootstrap), n."""
-    sides = [_runs(row) for name in (of, against) for row in rows if (row.variant.name, row.benchmark) == (name, benchmark)]
+    sides = [
+        _runs(row) for name in (of, against) for row in rows if (row.variant.name, row.benchmark) == (name, benchmark)
+    ]
     if len(sides) < 2:
         return pd.DataFrame(columns=["name", "change", "low", "high", "n"])
     found: dict[str, list[float]] = defaultdict(list)

@@ -8,8 +8,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from soco_lib.figures.plots import COLOURS
 from soco_lib.transfer.errors import KINDS, ErrorKinds
-from soco_lib.figures.training import COLOURS
 
 BOX, MASK = COLOURS[1], COLOURS[4]
 
@@ -17,8 +17,8 @@ BOX, MASK = COLOURS[1], COLOURS[4]
 def class_bars(values: dict[str, dict[str, float]], title: str, label: str, most: int = 40) -> Figure:
     """One horizontal bar a class, best first; values: task -> class -> number, the first task as bars, others as dots.
 
-    With more than `most` classes the best and the worst halves of that number are shown. Classes without a number (no test
-    object) are left out and counted.
+    With more than `most` classes the best and the worst halves of that number are shown. Classes without a number (no
+    test object) are left out and counted.
     """
     (task, numbers), *others = values.items()
     known = sorted((name for name, value in numbers.items() if not math.isnan(value)), key=lambda name: -numbers[name])
@@ -44,7 +44,9 @@ def class_bars(values: dict[str, dict[str, float]], title: str, label: str, most
 
 
 def error_bars(kinds: dict[str, ErrorKinds], title: str) -> Figure:
-    """How often each kind of error occurs, and what repairing it alone would add to AP50; kinds: name of a run -> its errors."""
+    """How often each kind of error occurs, and what repairing it alone would add to AP50; kinds: name of a run -> its
+    errors.
+    """
     size = 9, 1.3 + 0.2 * len(KINDS) * (1 + len(kinds))
     figure, axes = plt.subplots(1, 2, figsize=size, sharey=True, layout="constrained")
     height = 0.8 / len(kinds)

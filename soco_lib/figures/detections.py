@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from pycocotools import mask as rle
 
 from soco_lib.fields import require
-from soco_lib.figures.training import COLOURS, draw_boxes
+from soco_lib.figures.plots import COLOURS, draw_boxes
 from soco_lib.transfer.predictions import Predictions, read
 
 
@@ -50,8 +50,8 @@ def _panel(ax, image: np.ndarray, objects: list[dict], classes: dict[int, str], 
 def draw_predictions(folder: str | Path, n: int = 4, seed: int = 0, score: float = 0.3, most: int = 10) -> Figure:
     """n test images drawn by `seed`, ground truth left of the (at most `most`) predictions scored `score` or more.
 
-    Where an image has none so sure, its best one is shown. Raises BookError when the run has no saved predictions or its
-    test data is gone.
+    Where an image has none so sure, its best one is shown. Raises BookError when the run has no saved predictions or
+    its test data is gone.
     """
     seen = read(folder)
     truth, classes = seen.objects(), seen.classes
@@ -61,7 +61,9 @@ def draw_predictions(folder: str | Path, n: int = 4, seed: int = 0, score: float
     chosen = [labelled[i] for i in sorted(np.random.default_rng(seed).choice(len(labelled), n, replace=False))]
     columns = min(2, n)  # pairs a row
     rows = -(-n // columns)
-    figure, axes = plt.subplots(rows, 2 * columns, figsize=(6.4 * columns, 2.6 * rows), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        rows, 2 * columns, figsize=(6.4 * columns, 2.6 * rows), squeeze=False, layout="constrained"
+    )
     for ax in axes.flat:
         ax.axis("off")
     for image, (left, right) in zip(chosen, axes.reshape(-1, 2)):
@@ -75,7 +77,7 @@ def draw_predictions(folder: str | Path, n: int = 4, seed: int = 0, score: float
 def draw_both(a: Predictions, b: Predictions, scores: dict[int, tuple]) -> Figure:
     """One image a row: ground truth, predictions of `a`, of `b`, each at its own best threshold.
 
-    scores: see comparison.most_different; rows are in its order. Raises BookError when an image is gone.
+    scores: see compare.most_different; rows are in its order. Raises BookError when an image is gone.
     """
     require(len(scores) >= 1, "show at least one image")
     truth, classes = a.objects(), a.classes
@@ -85,5 +87,7 @@ def draw_both(a: Predictions, b: Predictions, scores: dict[int, tuple]) -> Figur
         pixels = a.pixels(images[image])
         _panel(row[0], pixels, truth[image], classes, f"ground truth: {len(truth[image])} objects")
         for ax, seen, name, (f1, threshold) in zip(row[1:], (a, b), "AB", both):
-            _panel(ax, pixels, seen.of_image(image, threshold, most=30), classes, f"{name}: {seen.run.name}, F1 {f1:.2f}")
+            _panel(
+                ax, pixels, seen.of_image(image, threshold, most=30), classes, f"{name}: {seen.run.name}, F1 {f1:.2f}"
+            )
     return figure

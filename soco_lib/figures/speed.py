@@ -1,4 +1,6 @@
-"""Figures of benchmarks' records (results/bench/*.json, see timing.Bench): where the time goes, what is gained, what growth costs."""
+"""Figures of benchmarks' records (results/bench/*.json, see timing.Bench): where the time goes, what is gained, what
+growth costs.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from soco_lib.figures.training import save
+from soco_lib.figures.plots import save
 from soco_lib.runs.folder import read_json
 
 #: Ours, the plain formulation, and further ways.
@@ -26,8 +28,8 @@ def records(folder: Path) -> dict[str, dict]:
 
 def goals(found: dict[str, dict]) -> pd.DataFrame:
     """A row a goal of all records: benchmark, goal, limit, measured, reached."""
-    sign = lambda goal: "≥" if goal["at_least"] else "≤"  # noqa: E731
-    met = lambda goal: (goal["value"] >= goal["limit"]) if goal["at_least"] else (goal["value"] <= goal["limit"])  # noqa: E731
+    sign = lambda goal: "≥" if goal["at_least"] else "≤"
+    met = lambda goal: (goal["value"] >= goal["limit"]) if goal["at_least"] else (goal["value"] <= goal["limit"])
     rows = [
         {
             "benchmark": name,
@@ -43,7 +45,9 @@ def goals(found: dict[str, dict]) -> pd.DataFrame:
 
 
 def gains(found: dict[str, dict]) -> Figure:
-    """A bar a measured quantity that has a plain way beside it: how many times better ours is; growth curves are left out."""
+    """A bar a measured quantity that has a plain way beside it: how many times better ours is; growth curves are left
+    out.
+    """
     rows = [
         (f"{name}: {row['what']} ({row['way']})", row["ratio"])
         for name, record in found.items()
@@ -61,8 +65,12 @@ def gains(found: dict[str, dict]) -> Figure:
     return figure
 
 
-def show(found: dict[str, dict], name: str, draw: Callable[[dict], Figure | None], folder: Path) -> dict[str, list[dict]]:
-    """Draw one benchmark's figure, if its record is there and has one, to `folder`; returns its tables that are no stages."""
+def show(
+    found: dict[str, dict], name: str, draw: Callable[[dict], Figure | None], folder: Path
+) -> dict[str, list[dict]]:
+    """Draw one benchmark's figure, if its record is there and has one, to `folder`; returns its tables that are no
+    stages.
+    """
     if name not in found:
         print(f"no record of bench-{name}: make bench-{name} makes it")
         return {}
@@ -75,16 +83,27 @@ def show(found: dict[str, dict], name: str, draw: Callable[[dict], Figure | None
 
 def stages(record: dict) -> Figure | None:
     """One bar a stage and way, from the record's tables with a column `stage`; None where there is no such table."""
-    tables = {title: pd.DataFrame(rows).set_index(STAGE) for title, rows in record["tables"].items() if rows and STAGE in rows[0]}
+    tables = {
+        title: pd.DataFrame(rows).set_index(STAGE)
+        for title, rows in record["tables"].items()
+        if rows and STAGE in rows[0]
+    }
     if not tables:
         return None
     lines = [len(frame) * max(1, frame.shape[1]) for frame in tables.values()]
     figure, axes = plt.subplots(
-        len(tables), 1, figsize=(8, 0.9 * len(tables) + 0.22 * sum(lines)), squeeze=False, height_ratios=lines, layout="constrained"
+        len(tables),
+        1,
+        figsize=(8, 0.9 * len(tables) + 0.22 * sum(lines)),
+        squeeze=False,
+        height_ratios=lines,
+        layout="constrained",
     )
     for ax, (title, frame) in zip(axes.flat, tables.items()):
         frame = frame.select_dtypes("number")
-        frame.iloc[::-1, ::-1].plot.barh(ax=ax, width=0.8, color=WAYS[: frame.shape[1]][::-1], legend=frame.shape[1] > 1)
+        frame.iloc[::-1, ::-1].plot.barh(
+            ax=ax, width=0.8, color=WAYS[: frame.shape[1]][::-1], legend=frame.shape[1] > 1
+        )
         for bars in ax.containers:
             ax.bar_label(bars, fmt="%.3g", fontsize=7, padding=2)
         ax.set_title(title, fontsize=10)
@@ -97,7 +116,9 @@ def stages(record: dict) -> Figure | None:
 
 
 def growth(record: dict) -> Figure | None:
-    """A panel a variable and quantity: median against the variable, a line a way, bars from lowest to highest; None without one."""
+    """A panel a variable and quantity: median against the variable, a line a way, bars from lowest to highest; None
+    without one.
+    """
     points = [row for row in record["rows"] if row["over"]]
     if not points:
         return None
@@ -106,7 +127,9 @@ def growth(record: dict) -> Figure | None:
         panels.setdefault((row["over"], row["what"], row["unit"]), {}).setdefault(row["way"], []).append(row)
     columns = min(3, len(panels))
     height = -(-len(panels) // columns)
-    figure, axes = plt.subplots(height, columns, figsize=(3.6 * columns, 2.7 * height), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        height, columns, figsize=(3.6 * columns, 2.7 * height), squeeze=False, layout="constrained"
+    )
     for ax in axes.flat[len(panels) :]:
         ax.axis("off")
     for ax, ((over, what, unit), ways) in zip(axes.flat, panels.items()):
@@ -141,7 +164,8 @@ def _settings(record: dict) -> pd.DataFrame | None:
 
 
 def tradeoff(record: dict) -> Figure | None:
-    """Recall, mean best overlap and precision of each setting of selective search against its seconds; None without labels.
+    """Recall, mean best overlap and precision of each setting of selective search against its seconds; None without
+    labels.
 
     Colour: mode; marker: base k; the number beside a point: searched side; hollow: fewer images than the others.
     """
@@ -156,7 +180,9 @@ def tradeoff(record: dict) -> Figure | None:
             for (base_k, points), marker in zip(group.groupby("base k"), "os^"):
                 full = points["images"] == frame["images"].max()
                 style = {"s": 22, "marker": marker, "ec": colour, "label": f"{mode}, base k {base_k}"}
-                ax.scatter(points["s an image"], points[score], c=[colour if whole else "none" for whole in full], **style)
+                ax.scatter(
+                    points["s an image"], points[score], c=[colour if whole else "none" for whole in full], **style
+                )
             for _, point in group[group["base k"] == frame["base k"].median()].iterrows():
                 place = (point["s an image"], point[score])
                 ax.annotate(point["side"], place, (3, 3), textcoords="offset points", fontsize=7, color=colour)
@@ -175,19 +201,25 @@ def tradeoff(record: dict) -> Figure | None:
 
 
 def choice(record: dict) -> str:
-    """One sentence that reads the sweep of bench-proposals: where the default stands among the settings that reach all goals."""
+    """One sentence that reads the sweep of bench-proposals: where the default stands among the settings that reach all
+    goals.
+    """
     frame = _settings(record)
     if frame is None:
         return "That record is of images without labels: it tells seconds, not quality."
     limits = {goal["what"].split()[0]: goal["limit"] for goal in record["goals"]}
     good = frame[frame["recall"].ge(limits["recall@0.5"]) & frame["mean best IoU"].ge(limits["mean"])]
-    good = good[good["images"].eq(frame["images"].max()) & good["s an image"].le(limits["search"])].sort_values("s an image")
-    named = lambda row: f"{row['mode']} at {row['side']} px, base k {row['base k']}"  # noqa: E731
+    good = good[good["images"].eq(frame["images"].max()) & good["s an image"].le(limits["search"])].sort_values(
+        "s an image"
+    )
+    named = lambda row: f"{row['mode']} at {row['side']} px, base k {row['base k']}"
     scores = ("recall", "mean best IoU", "precision")
-    told = lambda row: ", ".join([f"{row['s an image']:.3f} s", *(f"{score} {row[score]:.3f}" for score in scores)])  # noqa: E731
+    told = lambda row: ", ".join([f"{row['s an image']:.3f} s", *(f"{score} {row[score]:.3f}" for score in scores)])
     default = frame[frame["default"] == "yes"].iloc[0]
     text = f"{len(good)} of {len(frame)} settings reach all goals on all images; the default, {named(default)}: {told(default)}"
     if len(good):
         first = good.iloc[0]
-        text += "; it is the fastest of them" if first.name == default.name else f"; fastest, {named(first)}: {told(first)}"
+        text += (
+            "; it is the fastest of them" if first.name == default.name else f"; fastest, {named(first)}: {told(first)}"
+        )
     return text + "."

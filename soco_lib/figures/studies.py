@@ -1,4 +1,6 @@
-"""A study's figure: our scores, their differences to the base, the paper's scores; from records alone, the same bytes each time."""
+"""A study's figure: our scores, their differences to the base, the paper's scores; from records alone, the same bytes
+each time.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,12 @@ import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 
-from soco_lib.figures.training import COLOURS
+from soco_lib.figures.plots import COLOURS
 from soco_lib.studies.study import Study
 from soco_lib.tables.study_rows import Row
 
-#: Colours of lines: COLOURS without its white and yellow, then dark ones, since the largest studies have seven variants.
+#: Colours of lines: COLOURS without its white and yellow, then dark ones, since the largest studies have seven
+#: variants.
 LINES = (*[colour for colour in COLOURS if colour not in ("#FFFFFF", "#F0E442")], "#000000", "#8C6D31")
 MARKS = "osD^vP"
 
@@ -30,10 +33,11 @@ def _finish(ax, title: str, unit: str, names: list[str], base: str) -> None:
 
 
 def draw(study: Study, rows: list[Row], frame: pd.DataFrame, profile: str) -> Figure:
-    """A row of three panels a benchmark, each with a scale of its own, the base in bold; frame: study_tables.table's.
+    """A row of three panels a benchmark, each with a scale of its own, the base in bold; frame: study_table.table's.
 
-    Ours: a dot a seed, their mean and standard deviation. Ours minus the base: paired over seeds, with the 95 % interval where
-    there are two. The paper's: as printed, "NaN" where it diverged. A variant without a number has its place and no mark.
+    Ours: a dot a seed, their mean and standard deviation. Ours minus the base: paired over seeds, with the 95 %
+    interval where there are two. The paper's: as printed, "NaN" where it diverged. A variant without a number has its
+    place and no mark.
     """
     names, found = [v.name for v in study.variants], list(frame.groupby("benchmark", sort=False))
     figure = Figure(figsize=(max(10.5, 1.6 * len(names)), 3.5 * len(found) + 0.5), layout="constrained")
@@ -48,13 +52,17 @@ def draw(study: Study, rows: list[Row], frame: pd.DataFrame, profile: str) -> Fi
             ours.errorbar(places, part["value"].astype(float), part["sd"].astype(float), capsize=3, **style)
             for row in (row for row in rows if row.benchmark == benchmark):
                 scores = list(row.scores(metric).values())
-                ours.plot([places[names.index(row.variant.name)]] * len(scores), scores, ".", ms=4, color="0.25", alpha=0.7)
+                ours.plot(
+                    [places[names.index(row.variant.name)]] * len(scores), scores, ".", ms=4, color="0.25", alpha=0.7
+                )
             middle, low, high = (part[name].astype(float) for name in ("change", "low", "high"))
             change.errorbar(places, middle, [middle - low, high - middle], capsize=3, **style)
             theirs.plot(places, [float(text) if text else math.nan for text in part["paper"].fillna("")], **style)
             for x, text in enumerate(part["paper"]):
                 if text == "NaN" and not i:
-                    theirs.text(x, 0.03, "NaN", transform=theirs.get_xaxis_transform(), ha="center", fontsize=9, color="0.4")
+                    theirs.text(
+                        x, 0.03, "NaN", transform=theirs.get_xaxis_transform(), ha="center", fontsize=9, color="0.4"
+                    )
         change.axhline(0, color="0.4", lw=0.8)
         least, most = (int(end) for end in lines.loc[lines["n"] > 0, "n"].agg(["min", "max"]).fillna(0))
         seeds = f"{least} to {most} seeds" if least < most else f"{most} seed{'s' * (most != 1)}"
@@ -64,7 +72,9 @@ def draw(study: Study, rows: list[Row], frame: pd.DataFrame, profile: str) -> Fi
         _finish(theirs, f"the paper, Table {study.tables}", "AP (%)", names, study.baseline)
         if len(found) > 1:
             ours.set_ylabel(f"{benchmark}\nAP (%)", fontsize=9)
-    figure.legend(*panels[0][2].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=9, frameon=False)
+    figure.legend(
+        *panels[0][2].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=9, frameon=False
+    )
     return figure
 
 

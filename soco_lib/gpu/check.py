@@ -1,7 +1,9 @@
-"""Does this machine do what the book says? `make check-gpu`, or without any set-up but torch's: `python -m soco_lib.gpu`.
+"""Does this machine do what the book says? `make check-gpu`, or without any set-up but torch's: `python -m
+soco_lib.gpu`.
 
-A line a check, tables of speed and memory, and results/gpu/<device>.json; the exit status is 1 if a check fails. On a GPU at the
-paper's size, meant to take 8 minutes (--quick: 2); on a CPU small, which says nothing about a GPU. Nothing is downloaded.
+A line a check, tables of speed and memory, and results/gpu/<device>.json; the exit status is 1 if a check fails. On a
+GPU at the paper's size, meant to take 8 minutes (--quick: 2); on a CPU small, which says nothing about a GPU. Nothing
+is downloaded.
 """
 
 from __future__ import annotations
@@ -19,17 +21,19 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from soco_lib import BookError, ROOT, one_line_errors
-from soco_lib.gpu import checks as gpu_checks, group as gpu_group, speed as gpu_speed
-from soco_lib.runs import processes
-from soco_lib.scenes import write as scenes
-from soco_lib.fields import one_of
-from soco_lib.gpu.checks import Found
-from soco_lib.runs.machine import cores
+from soco_lib import ROOT, BookError, one_line_errors
 from soco_lib.data.proposals import ProposalConfig
-from soco_lib.runs.folder import provenance, write_json
 from soco_lib.data.sources import open_source
 from soco_lib.data.store import build_store
+from soco_lib.fields import one_of
+from soco_lib.gpu import checks as gpu_checks
+from soco_lib.gpu import group as gpu_group
+from soco_lib.gpu import speed as gpu_speed
+from soco_lib.gpu.checks import Found
+from soco_lib.runs import processes
+from soco_lib.runs.folder import provenance, write_json
+from soco_lib.runs.machine import cores
+from soco_lib.scenes import write as scenes
 
 #: Checks of several processes, by name.
 GROUP = ("several processes", "one checkpoint for all", "probe, and a killed process")
@@ -73,7 +77,16 @@ def checked(name: str, check) -> Line:
     start = time.perf_counter()
     try:
         found = check()
-    except (BookError, ArithmeticError, AssertionError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+    except (
+        BookError,
+        ArithmeticError,
+        AssertionError,
+        KeyError,
+        OSError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         found = Found(False, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
     return Line(name, found.passed, found.said, time.perf_counter() - start)
 
@@ -99,7 +112,9 @@ def table(rows: list[dict]) -> str:
 
 
 def outlook(name: str, rate: float, loads: float, workers: int) -> list[str]:
-    """What follows from images a second of the GPU `name` and of `workers` loader processes: which binds, hours, the goal."""
+    """What follows from images a second of the GPU `name` and of `workers` loader processes: which binds, hours, the
+    goal.
+    """
     each = ", ".join(f"{gpu_speed.hours(rate, n):.1f} on {n}" for n in (1, 8, 16))
     gpus, hours = gpu_speed.PAPER_GPUS, gpu_speed.PAPER_HOURS
     binds, needed = "the loader" if loads < rate else "the GPU", max(1, math.ceil(rate / (loads / workers)))
@@ -165,7 +180,10 @@ def main(arguments: list[str] | None = None) -> int:
     took = time.perf_counter() - start
     passed = sum(line.passed is True for line in lines)
     left_out = f", {len(lines) - passed - len(failed)} left out" * (passed + len(failed) < len(lines))
-    print(f"{passed} of {len(lines)} checks passed{left_out}, in {took:.0f} s" + f"; FAILED: {', '.join(failed)}" * bool(failed))
+    print(
+        f"{passed} of {len(lines)} checks passed{left_out}, in {took:.0f} s"
+        + f"; FAILED: {', '.join(failed)}" * bool(failed)
+    )
     return 1 if failed else 0
 
 

@@ -1,6 +1,7 @@
 """Does this device compute what the method says? Checks in one process; `soco_lib.gpu` runs them and group.py's.
 
-On a GPU the network and the views are the paper's, and the judge is the CPU; on a CPU they are small, and the judge is float64.
+On a GPU the network and the views are the paper's, and the judge is the CPU; on a CPU they are small, and the judge is
+float64.
 """
 
 from __future__ import annotations
@@ -20,30 +21,38 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from soco_lib.runs import checkpoint
 from soco_lib.config import Pretrain, View, plan
-from soco_lib.fields import to_dict
 from soco_lib.dataset import Batch, ProposalViews, build_loader, normalize
-from soco_lib.runs.processes import Process
 from soco_lib.encoder import Encoder, send
+from soco_lib.fields import to_dict
 from soco_lib.model import SoCo
+from soco_lib.runs import checkpoint
+from soco_lib.runs.processes import Process
 from soco_lib.train import Trainer
 
-#: float32 against the judge, of a smooth network whose batch norm has given statistics: loss, absolute; gradients, relative to their norm.
-#: Rounding of 1e-5 in every layer stays within both; TF32's reaches 4e-5 and 3e-4.
+#: float32 against the judge, of a smooth network whose batch norm has given statistics: loss, absolute; gradients,
+#: relative to their norm. Rounding of 1e-5 in every layer stays within both; TF32's reaches 4e-5 and 3e-4.
 LOSS, GRADIENT = 1e-5, 1e-4
 #: The same of the network as it is, where rounding switches a ReLU: loss, and the least cosine between gradients.
 SWITCHED, ALIKE = 3e-4, 0.99
-#: The loss with the batch's own statistics, in training mode: batch norm of untrained features magnifies rounding. TF32: 2e-2.
+#: The loss with the batch's own statistics, in training mode: batch norm of untrained features magnifies rounding.
+#: TF32: 2e-2.
 TRAINING = 5e-3
-#: bf16 and fp16 against float32: loss (of -8 to 8), and the least cosine between the gradients; here 0.007 and 0.80, 0.001 and 0.97.
+#: bf16 and fp16 against float32: loss (of -8 to 8), and the least cosine between the gradients; here 0.007 and 0.80,
+#: 0.001 and 0.97.
 HALF = {"bf16": (0.1, 0.5), "fp16": (0.02, 0.9)}
 #: More images than bf16 counts exactly; an image's number in binary digits is what its channels hold.
 IMAGES, DIGITS = 600, 10
 
 PAPER = Pretrain("", "", batch=8, steps=100, precision="fp32")
 SMALL = dataclasses.replace(
-    PAPER, detector="toy-mask-rcnn-narrow-r50-fpn", size=96, views=(View(96), View(48, "V2")), canonical=41, hidden=64, embedding=32
+    PAPER,
+    detector="toy-mask-rcnn-narrow-r50-fpn",
+    size=96,
+    views=(View(96), View(48, "V2")),
+    canonical=41,
+    hidden=64,
+    embedding=32,
 )
 
 
@@ -66,7 +75,8 @@ def alone(device: torch.device) -> Process:
 
 
 def a_batch(cfg: Pretrain, count: int, seed: int = 0) -> Batch:
-    """`count` images of coloured blobs in views of one place, boxes of 0.3 to 0.8 of the side, a few of them lost in V2 and its like.
+    """`count` images of coloured blobs in views of one place, boxes of 0.3 to 0.8 of the side, a few of them lost in V2
+    and its like.
 
     Not noise: seen from afar that is one gray, and what batch norm then magnifies is rounding.
     """
@@ -125,11 +135,15 @@ def fitted(cfg: Pretrain, batch: Batch, device: torch.device) -> SoCo:
 
 
 def one_pass(cfg: Pretrain, batch: Batch, device: torch.device, like: SoCo) -> tuple[float, list[Tensor]]:
-    """Loss and gradients (on the CPU, float32) of one micro-batch in the training loop's own way, by the network and mode of `like`."""
+    """Loss and gradients (on the CPU, float32) of one micro-batch in the training loop's own way, by the network and
+    mode of `like`.
+    """
     trainer = a_trainer(cfg, device, like.state_dict())
     trainer.model.train(like.training)
     if trainer.scaler.is_enabled():
-        trainer.scaler = torch.amp.GradScaler(device.type, init_scale=2.0**10)  # training finds a scale without overflow by itself
+        trainer.scaler = torch.amp.GradScaler(
+            device.type, init_scale=2.0**10
+        )  # training finds a scale without overflow by itself
     loss = float(trainer.backward(pinned(batch, trainer.model, device), last=True)["loss"])
     scale = trainer.scaler.get_scale()
     return loss, [p.grad.float().cpu() / scale for p in learned(trainer.model)]
@@ -150,13 +164,16 @@ def cosine(a: list[Tensor], b: list[Tensor]) -> float:
     return float(sum((x.double() * y.double()).sum() for x, y in zip(a, b))) / norm(a) / norm(b)
 
 
-# --- the checks --------------------------------------------------------------------------------------------------------
+# --- the checks
+# --------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def smooth() -> Iterator[None]:
-    """Within, networks have SiLU for ReLU and mean for max pooling: no unit that rounding switches on or off, whatever the machine."""
-    pool = lambda x, kernel_size, stride=None, padding=0: F.avg_pool2d(x, kernel_size, stride, padding)  # noqa: E731
+    """Within, networks have SiLU for ReLU and mean for max pooling: no unit that rounding switches on or off, whatever
+    the machine.
+    """
+    pool = lambda x, kernel_size, stride=None, padding=0: F.avg_pool2d(x, kernel_size, stride, padding)
     other = {"relu": lambda x, inplace=False: F.silu(x), "relu_": F.silu, "max_pool2d": pool}
     before = {name: getattr(F, name) for name in other}
     try:
@@ -192,7 +209,9 @@ def float32(device: torch.device) -> Found:
 
 def half(device: torch.device, precision: str) -> Found:
     """Loss and gradients under autocast against float32 on the same device."""
-    cfg = dataclasses.replace(settings(device), batch=8 if device.type == "cuda" else 4)  # no CPU of ours computes in fp16
+    cfg = dataclasses.replace(
+        settings(device), batch=8 if device.type == "cuda" else 4
+    )  # no CPU of ours computes in fp16
     batch = a_batch(cfg, cfg.batch)
     model = fitted(cfg, batch, device)
     expected, theirs = one_pass(cfg, batch, device, model)
@@ -203,9 +222,13 @@ def half(device: torch.device, precision: str) -> Found:
 
 
 def numbered(dtype: torch.dtype, device: torch.device, strides=(4, 8, 16, 32), side: int = 64) -> list[Tensor]:
-    """Feature maps of IMAGES images of `side` pixels, every pixel of image n the digits of n: (IMAGES, DIGITS, h, w) each."""
+    """Feature maps of IMAGES images of `side` pixels, every pixel of image n the digits of n: (IMAGES, DIGITS, h, w)
+    each.
+    """
     digits = (torch.arange(IMAGES)[:, None] >> torch.arange(DIGITS)) & 1
-    return [digits[:, :, None, None].expand(-1, -1, side // s, side // s).to(device, dtype).contiguous() for s in strides]
+    return [
+        digits[:, :, None, None].expand(-1, -1, side // s, side // s).to(device, dtype).contiguous() for s in strides
+    ]
 
 
 def number(pooled: Tensor) -> list[int]:
@@ -226,7 +249,11 @@ def regions(device: torch.device, dtype: torch.dtype) -> Found:
     far = encoder.levels_of_boxes.rois([torch.tensor([[1301.0, 13, 1327, 37]])]).moved(send(device))
     align = encoder.pooler.level_poolers[0]
     with torch.no_grad(), autocast:
-        moved = float((align(ramp, far.rows).float() - align(ramp.float(), far.rows).to(dtype).float()).abs().max()) * 4 * 64
+        moved = (
+            float((align(ramp, far.rows).float() - align(ramp.float(), far.rows).to(dtype).float()).abs().max())
+            * 4
+            * 64
+        )
     said = f"{wrong} of {len(found)} from another image; at 1327 px corners are off by {moved:.2f} px"
     return Found(wrong == 0 and moved == 0, said)
 
@@ -245,23 +272,33 @@ def variant(device: torch.device, cfg: Pretrain | None = None, **changes) -> Fou
 
 
 def resumed(device: torch.device, data: dict) -> Found:
-    """A trainer that goes on from another's checkpoint has its state, and computes its next loss. data: see check_gpu.drawn."""
-    cfg = dataclasses.replace(SMALL, images=data["images"], proposals=data["proposals"], steps=6, warmup_epochs=0, workers=0)
+    """A trainer that goes on from another's checkpoint has its state, and computes its next loss. data: see
+    check_gpu.drawn.
+    """
+    cfg = dataclasses.replace(
+        SMALL, images=data["images"], proposals=data["proposals"], steps=6, warmup_epochs=0, workers=0
+    )
     dataset, at = ProposalViews(cfg), 3
     numbers = plan(cfg, len(dataset))
     first, second = (Trainer(cfg, numbers, alone(device)) for _ in range(2))
-    feed = lambda trainer, start: iter(build_loader(dataset, numbers, 0, start, device.type == "cuda", trainer.model.count))  # noqa: E731
+    feed = lambda trainer, start: iter(
+        build_loader(dataset, numbers, 0, start, device.type == "cuda", trainer.model.count)
+    )
     batches = feed(first, 0)
     for step in range(at):
         first.update(step, batches)
     with tempfile.TemporaryDirectory() as folder:
         checkpoint.save(Path(folder), at, to_dict(cfg), 1, **first.state())
         done = second.resume(Path(folder))
-    states = [[*t.model.state_dict().values(), *(s["momentum"] for s in t.optimizer.state.values())] for t in (first, second)]
+    states = [
+        [*t.model.state_dict().values(), *(s["momentum"] for s in t.optimizer.state.values())] for t in (first, second)
+    ]
     same = all(torch.equal(a, b) for a, b in zip(*states))
     off = abs(float(first.update(at, batches)["loss"] - second.update(done, feed(second, done))["loss"]))
     limit = TRAINING if device.type == "cuda" else 0.0  # a GPU adds in another order each time
-    said = f"after step {done}: {'the same' if same else 'another'} state, next losses differ by {off:.1e} (<= {limit:g})"
+    said = (
+        f"after step {done}: {'the same' if same else 'another'} state, next losses differ by {off:.1e} (<= {limit:g})"
+    )
     return Found(done == at and same and off <= limit, said)
 
 
@@ -298,7 +335,9 @@ class _Kernels(TorchDispatchMode):
 
 @contextlib.contextmanager
 def counted_waits(device: torch.device) -> Iterator[list[str]]:
-    """Within, each wait of the host for the device is noted: CUDA's own word for it; on a CPU, what would be one on a GPU."""
+    """Within, each wait of the host for the device is noted: CUDA's own word for it; on a CPU, what would be one on a
+    GPU.
+    """
     found = []
     if device.type != "cuda":
         with _Values(found), _Kernels(found):
@@ -327,7 +366,9 @@ def waits(device: torch.device, precision: str) -> Found:
 
 
 def compiled(device: torch.device) -> Found:
-    """The compiled trunk against plain, of a ResNet-18, which compiles soonest; on a CPU it would take a C++ compiler and minutes."""
+    """The compiled trunk against plain, of a ResNet-18, which compiles soonest; on a CPU it would take a C++ compiler
+    and minutes.
+    """
     if device.type != "cuda":
         return Found(None, "only on a GPU")
     return variant(device, dataclasses.replace(SMALL, detector="toy-mask-rcnn-r18-fpn"), compile=True)

@@ -1,7 +1,7 @@
-"""Do several processes compute what one does, and live through what happens to them? NCCL on all visible GPUs; two gloo processes
-on a single one, where batch norm is synchronised as well; two on a CPU, where it is not.
+"""Do several processes compute what one does, and live through what happens to them? NCCL on all visible GPUs; two gloo
+processes on a single one, where batch norm is synchronised as well; two on a CPU, where it is not.
 
-    torchrun ... -m soco_lib.gpu.group FOLDER      is what a process of these checks runs: training, if it is a run's folder
+    torchrun ... -m soco_lib.gpu.group FOLDER    what a process of these checks runs: training, if it is a run's folder
 """
 
 from __future__ import annotations
@@ -20,21 +20,37 @@ import torch
 import torch.distributed as dist
 
 from soco_lib import BookError, train
-from soco_lib.runs import checkpoint, processes
 from soco_lib.config import Pretrain, plan
-from soco_lib.fields import from_dict, to_dict
 from soco_lib.dataset import Batch
-from soco_lib.runs.processes import Process
-from soco_lib.gpu.checks import GRADIENT, LOSS, SMALL, TRAINING, Found, a_batch, a_trainer, cosine, difference, fitted, learned
-from soco_lib.gpu.checks import one_pass, pinned, settings, smooth
-from soco_lib.runs.launch import command, environment
+from soco_lib.fields import from_dict, to_dict
+from soco_lib.gpu.checks import (
+    GRADIENT,
+    LOSS,
+    SMALL,
+    TRAINING,
+    Found,
+    a_batch,
+    a_trainer,
+    cosine,
+    difference,
+    fitted,
+    learned,
+    one_pass,
+    pinned,
+    settings,
+    smooth,
+)
+from soco_lib.runs import checkpoint, processes
 from soco_lib.runs.folder import Run, write_json
+from soco_lib.runs.launch import command, environment
+from soco_lib.runs.processes import Process
 
 #: What torchrun starts: this module.
 MODULE = "soco_lib.gpu.group"
 #: Seconds after which a group counts as hung.
 LIMIT = 300.0
-#: Least cosine between gradients of synchronised batch norm and of one process's: both round, and batch norm magnifies it.
+#: Least cosine between gradients of synchronised batch norm and of one process's: both round, and batch norm magnifies
+#: it.
 SYNCHRONISED = 0.99
 STEPS, SAVE_EVERY, DIES_AT = 6, 2, 3
 
@@ -64,7 +80,8 @@ def perform(folder: Path, world: int, restarts: int = 0) -> str:
     return f"exit {status}: {(errors or lines or [''])[0][:200]}" if status else ""
 
 
-# --- by whom the checks are asked -----------------------------------------------------------------------------------------
+# --- by whom the checks are asked
+# -----------------------------------------------------------------------------------------
 
 
 def alike(device: torch.device, folder: Path) -> Found:
@@ -105,11 +122,16 @@ def save_two(folder: Path, cfg: Pretrain) -> None:
 
 
 def one_checkpoint(folder: Path) -> Found:
-    """All processes go on from the same checkpoint, though the file system shows one of them the newest and not the others."""
+    """All processes go on from the same checkpoint, though the file system shows one of them the newest and not the
+    others.
+    """
     if not (folder / "found.json").exists():
         return Found(False, "the processes ended before they came to it")
     steps = json.loads((folder / "found.json").read_text())["steps"]
-    return Found(set(steps) == {4.0}, f"went on from steps {', '.join(f'{step:g}' for step in steps)}; the first process sees step 4")
+    return Found(
+        set(steps) == {4.0},
+        f"went on from steps {', '.join(f'{step:g}' for step in steps)}; the first process sees step 4",
+    )
 
 
 def training(device: torch.device, folder: Path, data: dict, labelled: str) -> Found:
@@ -127,16 +149,19 @@ def training(device: torch.device, folder: Path, data: dict, labelled: str) -> F
     rows = run.rows()
     probes, lives = sum("knn" in row for row in rows), len(run.record["sessions"])
     good = run.done and lives == 2 and probes == STEPS // SAVE_EVERY and rows[-1]["step"] == STEPS
-    return Found(good, f"{run.record['status']} after step {rows[-1]['step']} of {STEPS}, {probes} probes, {lives - 1} restart")
+    return Found(
+        good, f"{run.record['status']} after step {rows[-1]['step']} of {STEPS}, {probes} probes, {lives - 1} restart"
+    )
 
 
-# --- in a process of the group --------------------------------------------------------------------------------------------
+# --- in a process of the group
+# --------------------------------------------------------------------------------------------
 
 
 def share(batch: Batch, process: Process) -> Batch:
     """This process's part of a global batch."""
     n = len(batch.images[0]) // process.world
-    cut = lambda tensors: [t[process.rank * n : (process.rank + 1) * n] for t in tensors]  # noqa: E731
+    cut = lambda tensors: [t[process.rank * n : (process.rank + 1) * n] for t in tensors]
     return Batch(cut(batch.images), cut(batch.boxes), cut(batch.valid))
 
 
@@ -152,12 +177,16 @@ def compute(folder: Path, process: Process) -> None:
         trainer.model.train(mode != modes[0])
         trainer.optimizer.zero_grad()
         with smooth():
-            loss = float(processes.mean(trainer.backward(pinned(batch, trainer.model, process.device), last=True)["loss"]))
+            loss = float(
+                processes.mean(trainer.backward(pinned(batch, trainer.model, process.device), last=True)["loss"])
+            )
         if process.main:
             torch.save((loss, [p.grad.float().cpu() for p in learned(trainer.model)]), folder / f"{mode}.pt")
     if not process.main:
         seen = checkpoint.paths
-        checkpoint.paths = lambda folder: seen(folder)[:-1]  # a file system that does not tell this process of the newest yet
+        checkpoint.paths = lambda folder: seen(folder)[
+            :-1
+        ]  # a file system that does not tell this process of the newest yet
     trainer.resume(folder)
     steps = [None] * process.world
     dist.all_gather_object(steps, float(trainer.model.predictor[0].weight.mean()))

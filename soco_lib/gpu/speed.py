@@ -1,4 +1,6 @@
-"""How fast this device makes the paper's step, what memory that takes, and what holds it up. Random pixels; no download."""
+"""How fast this device makes the paper's step, what memory that takes, and what holds it up. Random pixels; no
+download.
+"""
 
 from __future__ import annotations
 
@@ -15,18 +17,18 @@ import cv2
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from soco_lib.runs import processes
-from soco_lib.transfer.benchmarks import Transfer
 from soco_lib.config import Pretrain, plan
-from soco_lib.dataset import AHEAD, ProposalViews, build_loader, shared_bytes
-from soco_lib.detector import detector_config, for_finetuning
-from soco_lib.gpu.checks import SMALL, a_batch, a_trainer, counted_waits, pinned, settings
-from soco_lib.runs.loader import Feed, batches_ahead
 from soco_lib.data.proposals import ProposalConfig
 from soco_lib.data.sources import open_source
 from soco_lib.data.store import build_store
+from soco_lib.dataset import AHEAD, ProposalViews, build_loader, shared_bytes
+from soco_lib.detector import detector_config, for_finetuning
+from soco_lib.gpu.checks import SMALL, a_batch, a_trainer, counted_waits, pinned, settings
+from soco_lib.runs import processes
+from soco_lib.runs.loader import Feed, batches_ahead
+from soco_lib.transfer.benchmarks import Transfer
 
-from detectron2.modeling import build_model  # noqa: E402  (soco_lib.detector silences its imports)
+from detectron2.modeling import build_model
 from detectron2.solver import build_optimizer
 from detectron2.structures import Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
@@ -95,7 +97,7 @@ def step(cfg: Pretrain, device: torch.device) -> dict:
     forget(device)
     trainer = a_trainer(cfg, device)
     batches = itertools.repeat(pinned(a_batch(cfg, cfg.batch), trainer.model, device))
-    update = lambda: trainer.update(0, batches)  # noqa: E731
+    update = lambda: trainer.update(0, batches)
     taken = seconds(update, device, *((5, 2) if device.type == "cuda" else (2, 1)))
     memory = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else None
     with counted_waits(device) as found:
@@ -105,7 +107,11 @@ def step(cfg: Pretrain, device: torch.device) -> dict:
 
 def why(error: Exception) -> str:
     """A row's word for what could not be measured."""
-    return "out of memory" if isinstance(error, torch.OutOfMemoryError) else (str(error).splitlines() or [type(error).__name__])[0][:80]
+    return (
+        "out of memory"
+        if isinstance(error, torch.OutOfMemoryError)
+        else (str(error).splitlines() or [type(error).__name__])[0][:80]
+    )
 
 
 def forget(device: torch.device) -> None:
@@ -128,7 +134,10 @@ def sweep(device: torch.device, quick: bool) -> list[dict]:
         row = {"precision": precision, "images at once": count, "how": ", ".join(changes) or "plain"}
         try:
             row |= step(cfg, device)
-        except (RuntimeError, ArithmeticError) as error:  # out of memory, which cuDNN may say in words of its own; no compiler
+        except (
+            RuntimeError,
+            ArithmeticError,
+        ) as error:  # out of memory, which cuDNN may say in words of its own; no compiler
             rows.append(row | {"images/s": None, "why": why(error)})
             continue
         rate = each * row["images/s"]
@@ -137,7 +146,9 @@ def sweep(device: torch.device, quick: bool) -> list[dict]:
 
 
 def loaded(folder: Path, scenes: str, device: torch.device, workers: int, limit: float) -> float:
-    """Images a second that `workers` processes make into the paper's views, from JPEGs of ImageNet's size; for `limit` seconds."""
+    """Images a second that `workers` processes make into the paper's views, from JPEGs of ImageNet's size; for `limit`
+    seconds.
+    """
     folder.mkdir()
     source = open_source(scenes)
     for index in range(len(source)):
@@ -162,11 +173,14 @@ def hours(rate: float, gpus: int = 1) -> float:
     return IMAGENET * EPOCHS / rate / gpus / 3600
 
 
-# --- fine-tuning -----------------------------------------------------------------------------------------------------------
+# --- fine-tuning
+# -----------------------------------------------------------------------------------------------------------
 
 
 def detector_step(cfg: Transfer, count: int, device: torch.device) -> Callable[[], None]:
-    """An update of the detector on `count` random images with ten objects each, at the middle one of the training sizes."""
+    """An update of the detector on `count` random images with ten objects each, at the middle one of the training
+    sizes.
+    """
     warnings.filterwarnings("ignore", "torch.meshgrid")  # Detectron2's, harmless
     d2 = detector_config(cfg.detector, cfg.overrides)
     d2.MODEL.DEVICE = device.type
@@ -177,7 +191,10 @@ def detector_step(cfg: Transfer, count: int, device: torch.device) -> Callable[[
     boxes = torch.cat([corner, corner + short / 4], 1)
     objects = Instances((short, width), gt_boxes=Boxes(boxes), gt_classes=torch.zeros(10).long())
     objects.gt_masks = PolygonMasks([[[x1, y1, x2, y1, x2, y2, x1, y2]] for x1, y1, x2, y2 in boxes.tolist()])
-    images = [{"image": torch.randint(0, 256, (3, short, width), dtype=torch.uint8), "instances": objects} for _ in range(count)]
+    images = [
+        {"image": torch.randint(0, 256, (3, short, width), dtype=torch.uint8), "instances": objects}
+        for _ in range(count)
+    ]
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(cfg.precision)
     d2.SOLVER.BASE_LR = 1e-6  # random images teach nothing, and a loss that leaves the finite numbers ends the step
     optimizer = build_optimizer(d2, model)
@@ -196,16 +213,24 @@ def transfers(device: torch.device, quick: bool) -> list[dict]:
     """Mask R-CNN R50-FPN at 800 pixels, two images (16 over 8 GPUs) and 16; a narrow one at 64 without a GPU."""
     cuda, rows = device.type == "cuda", []
     processes.arithmetic(fixed_sizes=False)  # as in a transfer
-    base = Transfer("", "", min_sizes=(800,)) if cuda else Transfer("", "", detector="toy-mask-rcnn-slim-r50-fpn", min_sizes=(64,))
+    base = (
+        Transfer("", "", min_sizes=(800,))
+        if cuda
+        else Transfer("", "", detector="toy-mask-rcnn-slim-r50-fpn", min_sizes=(64,))
+    )
     for count, precision in TRANSFERS[: 2 if quick else 4] if cuda else TRANSFERS[:1]:
         forget(device)
         row = {"images at once": count, "precision": precision}
         try:
-            taken = seconds(detector_step(dataclasses.replace(base, precision=precision), count, device), device, 5 if cuda else 2)
+            taken = seconds(
+                detector_step(dataclasses.replace(base, precision=precision), count, device), device, 5 if cuda else 2
+            )
         except (RuntimeError, ArithmeticError) as error:
             rows.append(row | {"updates/s": None, "why": why(error)})
             continue
         memory = torch.cuda.max_memory_allocated() / 1e9 if cuda else None
         row |= {"updates/s": 1 / taken, "GB": memory}
-        rows.append(row | ({"hours of 1x": base.iterations * taken / 3600, "GPUs": base.batch // count} if cuda else {}))
+        rows.append(
+            row | ({"hours of 1x": base.iterations * taken / 3600, "GPUs": base.batch // count} if cuda else {})
+        )
     return rows

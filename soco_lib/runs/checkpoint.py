@@ -27,7 +27,9 @@ def of_step(folder: Path, step: int) -> Path:
 
 
 def save(folder: Path, step: int, config: dict, keep: int, **state) -> Path:
-    """Write <folder>/checkpoints/step_<step>.pt (state after `step` updates) by write-then-rename; drop all but the last `keep`."""
+    """Write <folder>/checkpoints/step_<step>.pt (state after `step` updates) by write-then-rename; drop all but the
+    last `keep`.
+    """
     path = of_step(folder, step)
     path.parent.mkdir(exist_ok=True)
     temporary = path.with_suffix(".tmp")
@@ -67,8 +69,8 @@ def newest(folder: Path, say=print) -> dict | None:
 def chosen(folder: Path, first: bool, say=print) -> dict | None:
     """The newest sound checkpoint in the eyes of the first process, in every process; a collective.
 
-    A network file system may show processes different folders: if each chose for itself they would differ without a word.
-    Raises BookError where the chosen file does not appear in time, or is another.
+    A network file system may show processes different folders: if each chose for itself they would differ without a
+    word. Raises BookError where the chosen file does not appear in time, or is another.
     """
     found = newest(folder, say) if first else None
     step = processes.from_first(found and found["step"])

@@ -1,9 +1,9 @@
 """Run records: a folder that explains itself and is finished when its run.json says so and its metrics.json exists.
 
-    results/<name>/run.json      what was run, where, by which code, in which state
-                   log.jsonl     one row a logged step, appended
-                   metrics.json  the numbers, by write-then-rename, before run.json says "done"
-                   *.ipynb, *.html, figures; checkpoints/ (not tracked)
+results/<name>/run.json      what was run, where, by which code, in which state
+               log.jsonl     one row a logged step, appended
+               metrics.json  the numbers, by write-then-rename, before run.json says "done"
+               *.ipynb, *.html, figures; checkpoints/ (not tracked)
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import weakref
 from collections.abc import Iterable
 from pathlib import Path
 
-from soco_lib import BookError, ROOT
-from soco_lib.runs import locks
+from soco_lib import ROOT, BookError
 from soco_lib.fields import differences, essence, identity, require, to_dict
+from soco_lib.runs import locks
 
 PACKAGES = ("torch", "torchvision", "numpy", "opencv-contrib-python-headless", "sal-detectron2", "detectron2", "pycocotools", "lvis",
             "papermill")  # fmt: skip
@@ -61,17 +61,22 @@ def _git(*args: str) -> str:
 
 
 def processor(cpuinfo: str) -> str:
-    """A processor by name, out of the text of Linux's /proc/cpuinfo, with the numbers that tell designs of one name apart.
+    """A processor by name, out of the text of Linux's /proc/cpuinfo, with the numbers that tell designs of one name
+    apart.
 
     Clouds call several generations "AMD EPYC"; sums of floats come out in another order, and so otherwise, on each.
     """
     known = dict(re.findall(r"^(\w[\w ]*?)\s*: (.*)$", cpuinfo, re.MULTILINE))
     numbers = [f"{word} {known[key]}" for key, word in DESIGN.items() if key in known]
-    return known.get("model name", platform.processor() or platform.machine()) + f" ({', '.join(numbers)})" * bool(numbers)
+    return known.get("model name", platform.processor() or platform.machine()) + f" ({', '.join(numbers)})" * bool(
+        numbers
+    )
 
 
 def one_kind(processors: Iterable[str]) -> bool:
-    """False where `processor` tells that they are of two designs; a name alone, as older records have it, is any design of that name."""
+    """False where `processor` tells that they are of two designs; a name alone, as older records have it, is any design
+    of that name.
+    """
     return all(b == a or b.startswith(f"{a} (") for a, b in itertools.combinations(sorted({*processors}), 2))
 
 
@@ -86,12 +91,18 @@ def provenance() -> dict:
     cpuinfo = Path("/proc/cpuinfo")
     import torch  # here, because reading records needs no torch
 
-    changes = _git("status", "--porcelain", "--", ".", ":(exclude)results")  # what runs leave there is no change of the code
+    changes = _git(
+        "status", "--porcelain", "--", ".", ":(exclude)results"
+    )  # what runs leave there is no change of the code
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "git": {"commit": _git("rev-parse", "HEAD"), "dirty": bool(changes)},
         "versions": {"python": platform.python_version(), **versions},
-        "hardware": {"cpu": processor(cpuinfo.read_text() if cpuinfo.exists() else ""), "cores": os.cpu_count(), "gpus": gpus},
+        "hardware": {
+            "cpu": processor(cpuinfo.read_text() if cpuinfo.exists() else ""),
+            "cores": os.cpu_count(),
+            "gpus": gpus,
+        },
     }
 
 
@@ -114,7 +125,9 @@ class Run:
         Raises BookError when the folder holds a run of another configuration (naming the differing fields) or cannot be
         written.
         """
-        require(bool(re.fullmatch(r"[\w][\w.+-]*", name)), f"run name {name!r} may hold letters, digits, '_', '-', '+', '.'")
+        require(
+            bool(re.fullmatch(r"[\w][\w.+-]*", name)), f"run name {name!r} may hold letters, digits, '_', '-', '+', '.'"
+        )
         folder, plain = ROOT / results / name, to_dict(config)
         if (folder / "run.json").exists():
             run = cls.read(folder)
@@ -123,7 +136,9 @@ class Run:
                 changed = {"kind": (run.record["kind"], kind), **changed}
             if changed:
                 listed = "; ".join(f"{field}: {old!r} there, {new!r} now" for field, (old, new) in changed.items())
-                raise BookError(f"{folder} holds a run of another configuration ({listed}): choose another run name or delete it")
+                raise BookError(
+                    f"{folder} holds a run of another configuration ({listed}): choose another run name or delete it"
+                )
             if run.record["config"] == plain:
                 return run
             run.record["config"] = plain
@@ -156,13 +171,16 @@ class Run:
         write_json(self.folder / "run.json", self.record)
 
     def lock(self):
-        """Take the folder for this process until `end` or its own end. Raises BookError when another process has it, and for a
-        file system without locks."""
+        """Take the folder for this process until `end` or its own end. Raises BookError when another process has it,
+        and for a file system without locks.
+        """
         self._lock = locks.lockable(self.folder / ".lock")
         held = weakref.ref(self._lock)  # a killed process's loader workers must not keep the lock
         os.register_at_fork(after_in_child=lambda: (file := held()) and file.close())
         if not locks.take(self._lock):
-            raise BookError(f"{self.folder} is being written by another process: wait for it or choose another run name")
+            raise BookError(
+                f"{self.folder} is being written by another process: wait for it or choose another run name"
+            )
 
     def begin(self, **facts) -> None:
         """A process starts (or goes on with) the work: record where and by which code."""
@@ -173,7 +191,10 @@ class Run:
     def end(self, status: str, metrics: dict | None = None, error: str = "") -> None:
         """status: done (with metrics), failed or stopped (with the last line of the error)."""
         self.record["status"] = status
-        self.record["sessions"][-1] |= {"end": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **({"error": error} if error else {})}
+        self.record["sessions"][-1] |= {
+            "end": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            **({"error": error} if error else {}),
+        }
         if metrics is not None:  # first: whoever reads "done" finds them
             write_json(self.folder / "metrics.json", metrics)
         self.write()
@@ -186,7 +207,9 @@ class Run:
             file.write(json.dumps(row) + "\n")
 
     def rows(self) -> list[dict]:
-        """Rows of log.jsonl, one a step (a resumed run repeats some: the last value counts); a torn last line is left out."""
+        """Rows of log.jsonl, one a step (a resumed run repeats some: the last value counts); a torn last line is left
+        out.
+        """
         path, rows = self.folder / "log.jsonl", {}
         for line in path.read_text().splitlines() if path.exists() else []:
             try:

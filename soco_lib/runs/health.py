@@ -11,15 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-#: Below this spread the cosine of two objects is above 0.96 on average. The projector's batch norm spreads random weights'
-#: embeddings to about 0.8 whatever the images, and a healthy toy run stays above 0.6: a young run gives no false alarm.
+#: Below this spread the cosine of two objects is above 0.96 on average. The projector's batch norm spreads random
+#: weights' embeddings to about 0.8 whatever the images, and a healthy toy run stays above 0.6: a young run gives no
+#: false alarm.
 COLLAPSED = 0.2
 #: Above this cosine between the views of an object, mean over the boxes of every pair, nothing is left to learn.
 AGREED = 0.995
 
 
 def spread(z: Tensor) -> float:
-    """Mean standard deviation of the normalised embeddings' components times sqrt(E): 0 collapsed, 1 uniform on the sphere.
+    """Mean standard deviation of the normalised embeddings' components times sqrt(E): 0 collapsed, 1 uniform on the
+    sphere.
 
     z: (M, E), M >= 2.
     """
@@ -27,7 +29,9 @@ def spread(z: Tensor) -> float:
 
 
 def effective_rank(z: Tensor) -> float:
-    """RankMe (Garrido et al. 2023): exp of the entropy of the normalised singular values of z (M, E); in [1, min(M, E)]."""
+    """RankMe (Garrido et al. 2023): exp of the entropy of the normalised singular values of z (M, E); in [1, min(M,
+    E)].
+    """
     p = torch.linalg.svdvals(z.float())
     p = p / p.sum().clamp(min=1e-12)
     return float(torch.exp(-(p * (p + 1e-12).log()).sum()))

@@ -1,7 +1,7 @@
 """One run in a process of its own, as a study's runner starts it: `python -m soco_lib.runs.job RUN_FOLDER`.
 
-It has its own environment (devices, threads, SLURM's variables), and it ends with whoever started it: when its standard input
-closes, or upon SIGTERM, it stops the run's processes, which save, or cancels the SLURM job.
+It has its own environment (devices, threads, SLURM's variables), and it ends with whoever started it: when its standard
+input closes, or upon SIGTERM, it stops the run's processes, which save, or cancels the SLURM job.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 
 from soco_lib import BookError
 from soco_lib.runs import session
-from soco_lib.runs.launch import LAUNCHERS, launch
 from soco_lib.runs.folder import Run
+from soco_lib.runs.launch import LAUNCHERS, launch
 
 
 def _end_with_parent() -> None:

@@ -1,9 +1,10 @@
-"""From a run folder to running processes: one for one device, torchrun (one node or several) for more, SLURM for a cluster.
+"""From a run folder to running processes: one for one device, torchrun (one node or several) for more, SLURM for a
+cluster.
 
     python -m soco_lib.runs.launch join RUN_FOLDER --gpus 8 --nodes 2 --rendezvous HOST:PORT
 
-runs one node's processes of a run that was started elsewhere: `make pretrain NODES=2 …` or `make transfer NODES=2 …` on the
-first node, `join` on the others. Which module works on a run follows from its kind, which its record tells.
+runs one node's processes of a run that was started elsewhere: `make pretrain NODES=2 …` or `make transfer NODES=2 …` on
+the first node, `join` on the others. Which module works on a run follows from its kind, which its record tells.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from soco_lib import BookError, ROOT, one_line_errors
-from soco_lib.runs import machine, slurm
+from soco_lib import ROOT, BookError, one_line_errors
 from soco_lib.fields import one_of, require
+from soco_lib.runs import machine, slurm
 from soco_lib.runs.folder import Run
 
 LAUNCHERS = ("local", "slurm")
@@ -32,11 +33,15 @@ MODULES = {"pretrain": "soco_lib.train", "transfer": "soco_lib.transfer"}
 def module_of(run: Run) -> str:
     """The module that works on a run. Raises BookError for a record of another kind, such as a notebook's own."""
     kind = run.record.get("kind")
-    require(kind in MODULES, f"{run.folder} is of kind {kind!r}: give the folder of a run of kind {' or '.join(MODULES)}")
+    require(
+        kind in MODULES, f"{run.folder} is of kind {kind!r}: give the folder of a run of kind {' or '.join(MODULES)}"
+    )
     return MODULES[kind]
 
 
-def command(module: str, folder: Path, gpus: int = 1, nodes: int = 1, rendezvous: str = "", restarts: int = 0) -> list[str]:
+def command(
+    module: str, folder: Path, gpus: int = 1, nodes: int = 1, rendezvous: str = "", restarts: int = 0
+) -> list[str]:
     """The command of one node: plain Python for one process, else torchrun with `gpus` processes a node.
 
     rendezvous: host:port that all nodes reach, needed when nodes > 1. restarts: how often torchrun starts all processes
@@ -63,7 +68,8 @@ def environment(gpus: int) -> dict[str, str]:
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "90",  # seconds to save in when told to stop; 30 otherwise
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # torch 2.14's shared store gives restarted processes the dead ones' addresses
     }
-    # Waiting threads spin briefly: spinning on starves busy cores (up to ten times slower), not spinning halves free ones.
+    # Waiting threads spin briefly: spinning on starves busy cores (up to ten times slower), not spinning halves free
+    # ones.
     ours["GOMP_SPINCOUNT"] = "10000"
     return {**ours, **os.environ, "PYTHONUNBUFFERED": "1"}
 
@@ -71,7 +77,8 @@ def environment(gpus: int) -> dict[str, str]:
 def visible_devices(gpus: int, jobs: int = 1) -> int:
     """The number of CUDA devices that are visible here, of which `jobs` runs of `gpus` processes take one a process.
 
-    Raises BookError where there are some and too few. Without any, processes are gloo's on the CPU, as many as one likes.
+    Raises BookError where there are some and too few. Without any, processes are gloo's on the CPU, as many as one
+    likes.
     """
     import torch  # here, because a command line should not wait for it before it has read its words
 
@@ -127,8 +134,9 @@ def _tells_an_end(run: Run, before: Run) -> bool:
 
 
 def _going(child, before: Run, patience: float) -> Callable[[], bool]:
-    """For `follow`: true while `child` goes on, and for at most `patience` seconds more until the run's record tells its end:
-    what another machine wrote may come late."""
+    """For `follow`: true while `child` goes on, and for at most `patience` seconds more until the run's record tells
+    its end: what another machine wrote may come late.
+    """
     over = None
 
     def going() -> bool:
@@ -147,7 +155,9 @@ def _going(child, before: Run, patience: float) -> Callable[[], bool]:
 
 
 def _end_with_parent() -> None:
-    """In a child, before it becomes a run's process: have the kernel send it SIGTERM, upon which it saves, when its parent dies."""
+    """In a child, before it becomes a run's process: have the kernel send it SIGTERM, upon which it saves, when its
+    parent dies.
+    """
     machine.end_with_parent(signal.SIGTERM)
 
 
@@ -165,11 +175,11 @@ def stream(
 ) -> Iterator[str]:
     """Start a run's processes and yield their lines of output as they come; the output is kept in <run>/output.txt.
 
-    launcher: "local" starts this node's processes here, "slurm" submits a job for all nodes (partition, minutes, cpus: see
-    slurm.submit). Whoever leaves the iteration stops the processes or cancels the job; the run can go on later. A caller that is
-    killed takes this node's processes along: they save and end (on Linux). The record of a job that has left the queue is
-    looked at for PATIENCE seconds until it tells an end.
-    Raises BookError for a bad value, and with the run's own error when it fails.
+    launcher: "local" starts this node's processes here, "slurm" submits a job for all nodes (partition, minutes, cpus:
+    see slurm.submit). Whoever leaves the iteration stops the processes or cancels the job; the run can go on later. A
+    caller that is killed takes this node's processes along: they save and end (on Linux). The record of a job that has
+    left the queue is looked at for PATIENCE seconds until it tells an end. Raises BookError for a bad value, and with
+    the run's own error when it fails.
     """
     one_of("LAUNCHER", launcher, LAUNCHERS)
     module, output, folder = module_of(run), run.folder / "output.txt", run.folder.resolve()
@@ -184,7 +194,9 @@ def stream(
     else:
         words = command(module, folder, gpus, nodes, rendezvous, restarts)
         visible_devices(gpus)
-        with open(output, "a") as file:  # a file and no pipe: with several nodes the process that speaks may be another's
+        with open(
+            output, "a"
+        ) as file:  # a file and no pipe: with several nodes the process that speaks may be another's
             child = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, env=environment(gpus),
                                      preexec_fn=_end_with_parent)  # fmt: skip
     last = ""
@@ -203,12 +215,16 @@ def stream(
         waited = f", by what its record tells {patience:.0f} seconds later" if patience and not told else ""
         failed = f"failed (exit {status})" if status else f"ended before it was done{waited}"
         how = "was stopped" if told and run.record["status"] == "stopped" else failed
-        reason = (run.record["sessions"] or [{}])[-1].get("error") if told else ""  # else it may be an earlier session's
+        reason = (
+            (run.record["sessions"] or [{}])[-1].get("error") if told else ""
+        )  # else it may be an earlier session's
         raise BookError(f"{run.name} {how}: {reason or last or 'it said nothing'}; all output is in {output}")
 
 
 def launch(run: Run, gpus: int = 1, say: Callable[[str], None] = print, **how) -> dict:
-    """Run to the end, `say`-ing each line; returns the metrics. A finished run is returned at once. `how`: see `stream`."""
+    """Run to the end, `say`-ing each line; returns the metrics. A finished run is returned at once. `how`: see
+    `stream`.
+    """
     if not run.done:
         for text in stream(run, gpus, **how):
             say(text)

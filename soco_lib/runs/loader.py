@@ -1,4 +1,5 @@
-"""What feeds a run: whether the memory that its loader's workers share is large enough, and waiting for them without being deaf.
+"""What feeds a run: whether the memory that its loader's workers share is large enough, and waiting for them without
+being deaf.
 
 A worker hands a batch over in shared memory (/dev/shm, which a container often has 64 MB of).
 """
@@ -27,7 +28,8 @@ SPARE = 5 * PAGE
 POLL = 5.0
 #: Seconds that the rest of an update is waited for once the process shall stop: what was computed of it would be lost.
 GRACE = 30.0
-#: Seconds without a batch that end a run: less than distributed.TIMEOUT, after which the other processes give up without a reason.
+#: Seconds without a batch that end a run: less than processes.TIMEOUT, after which the other processes give up
+#: without a reason.
 STARVED = 480.0
 
 
@@ -58,10 +60,12 @@ def pages(*sizes: int) -> int:
 
 
 def batches_ahead(most: int, batch: int, workers: int, processes: int, test: int = 0, say: Callable = print) -> int:
-    """How many batches each worker may have ready, at most `most`, so that all of them fit into what is free of /dev/shm.
+    """How many batches each worker may have ready, at most `most`, so that all of them fit into what is free of
+    /dev/shm.
 
-    batch: bytes of one (see `pages`). processes: that start here, each with `workers`. test: bytes of one of an evaluation's,
-    whose workers, as many, keep two ready beside the others. Raises BookError when not even one batch a worker fits.
+    batch: bytes of one (see `pages`). processes: that start here, each with `workers`. test: bytes of one of an
+    evaluation's, whose workers, as many, keep two ready beside the others. Raises BookError when not even one batch a
+    worker fits.
     """
     if not (workers > 0 and SHM.is_dir()):
         return most
@@ -94,14 +98,16 @@ def batches_ahead(most: int, batch: int, workers: int, processes: int, test: int
 
 
 def start_worker(_number: int = 0) -> None:
-    """To be called first in a worker: it ends with its process, even from amid a sample, and does not lose a batch in silence."""
+    """To be called first in a worker: it ends with its process, even from amid a sample, and does not lose a batch in
+    silence.
+    """
     end_with_parent(signal.SIGKILL)
     multiprocessing.queues.Queue._on_queue_feeder_error = _send_error
 
 
 def _send_error(queue, error: Exception, item: tuple) -> None:
     """In place of a batch that cannot be put into shared memory; else it is dropped there, and waited for without end."""
-    from torch._utils import ExceptionWrapper  # what a DataLoader raises in its own process; not needed outside of workers
+    from torch._utils import ExceptionWrapper  # what a DataLoader raises in its own process; needed by workers only
 
     told = Unfed(f"a loader's worker could not hand a batch over: {_first_line(error)}{_REMEDY}")
     queue.put((item[0], ExceptionWrapper((Unfed, told, None))))
@@ -124,7 +130,9 @@ def _first_line(error: BaseException) -> str:
 
 
 def reason(error: BaseException) -> BaseException:
-    """`error`, or in its place one line: for what a worker of a loader died of, and for a BookError that was raised in one."""
+    """`error`, or in its place one line: for what a worker of a loader died of, and for a BookError that was raised in
+    one.
+    """
     if isinstance(error, RuntimeError) and _BROKEN.match(str(error)):
         return Unfed(f"the loader broke: {_first_line(error)}{_REMEDY}")
     if isinstance(error, BookError) and str(error).startswith("Caught "):  # and the worker's traceback
@@ -133,10 +141,11 @@ def reason(error: BaseException) -> BaseException:
 
 
 class Feed:
-    """Iterator over a DataLoader's batches, whose workers it starts. The DataLoader's timeout is POLL where it has workers.
+    """Iterator over a DataLoader's batches, whose workers it starts. The DataLoader's timeout is POLL where it has
+    workers.
 
-    share: batches that make up an update, of which none is lost if it can be helped. told: no longer empty once the process
-    shall stop. Raises Waiting then, if no batch comes, and Unfed after STARVED seconds without one.
+    share: batches that make up an update, of which none is lost if it can be helped. told: no longer empty once the
+    process shall stop. Raises Waiting then, if no batch comes, and Unfed after STARVED seconds without one.
     """
 
     def __init__(self, batches: Iterable, share: int = 1, told: Sequence = ()):
@@ -163,7 +172,9 @@ class Feed:
             since = since or (now if self.told else None)
             if since and (between or now - since >= GRACE):
                 raise Waiting(between)
-            pins = getattr(self.batches, "_pin_memory_thread", None)  # which a DataLoader with a timeout does not look after
+            pins = getattr(
+                self.batches, "_pin_memory_thread", None
+            )  # which a DataLoader with a timeout does not look after
             if pins and not pins.is_alive():
                 raise Unfed(f"the loader broke: the thread that pins its memory has ended{_REMEDY}")
             if now - began >= STARVED:

@@ -13,8 +13,8 @@ from soco_lib import BookError
 def lockable(path: Path) -> IO:
     """The file at `path`, made if missing, to take locks on.
 
-    Open for reading and writing: NFS makes fcntl's locks of these, and a shared one of those needs a file open for reading, an
-    exclusive one a file open for writing.
+    Open for reading and writing: NFS makes fcntl's locks of these, and a shared one of those needs a file open for
+    reading, an exclusive one a file open for writing.
     """
     return open(path, "a+")
 
@@ -22,8 +22,8 @@ def lockable(path: Path) -> IO:
 def take(file: IO, *, shared: bool = False, wait: bool = False) -> bool:
     """Take the lock on an open file, or change the one that it holds; the file's end gives it up.
 
-    False while another holds one that excludes it (never when told to `wait`), and when one on another machine has removed the
-    file. Raises BookError where the file system takes no locks.
+    False while another holds one that excludes it (never when told to `wait`), and when one on another machine has
+    removed the file. Raises BookError where the file system takes no locks.
     """
     try:
         fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))

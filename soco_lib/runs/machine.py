@@ -21,7 +21,9 @@ def cores() -> int:
 
 
 def peak_memory() -> int:
-    """Largest resident bytes of this process so far. Not getrusage's on Linux: a child takes over its parent's peak there."""
+    """Largest resident bytes of this process so far. Not getrusage's on Linux: a child takes over its parent's peak
+    there.
+    """
     for line in STATUS.read_text().splitlines() if STATUS.exists() else ():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024

@@ -7,12 +7,12 @@ import time
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from soco_lib.runs import processes, health
 from soco_lib.config import Plan, Pretrain
-from soco_lib.runs.machine import peak_memory
-from soco_lib.optim import target_momentum
 from soco_lib.features.probe import fresh, probe
+from soco_lib.optim import target_momentum
+from soco_lib.runs import health, processes
 from soco_lib.runs.folder import Run
+from soco_lib.runs.machine import peak_memory
 
 
 class Meter:
@@ -63,7 +63,9 @@ class Meter:
 
 
 def line(row: dict, steps: int) -> str:
-    """A log row as one plain line: after the loss that of each pair of views; after the rate the range of LARS's trust ratios."""
+    """A log row as one plain line: after the loss that of each pair of views; after the rate the range of LARS's trust
+    ratios.
+    """
     trust = "  trust {:.0e}..{:.0e}".format(*row["trust"]) if "trust" in row else ""
     eta = f"{row['eta_s']:.0f} s" if row["eta_s"] < 7200 else f"{row['eta_s'] / 3600:.1f} h"
     return (

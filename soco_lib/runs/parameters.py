@@ -17,7 +17,16 @@ import yaml
 
 from soco_lib import BookError, locate
 
-_TYPES = {"bool": bool, "int": int, "float": float, "str": str, "list": list, "tuple": tuple, "dict": dict, "None": type(None)}
+_TYPES = {
+    "bool": bool,
+    "int": int,
+    "float": float,
+    "str": str,
+    "list": list,
+    "tuple": tuple,
+    "dict": dict,
+    "None": type(None),
+}
 _EXPONENT = re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
 
 
@@ -74,13 +83,19 @@ def declared(notebook: str | Path) -> dict[str, Parameter]:
         cells = nbformat.read(path, as_version=4).cells
     except (ValueError, AttributeError, nbformat.ValidationError) as error:
         raise BookError(f"{path} is not a readable notebook: name an .ipynb file that JupyterLab opens") from error
-    tagged = [cell.source for cell in cells if cell.cell_type == "code" and "parameters" in cell.metadata.get("tags", [])]
+    tagged = [
+        cell.source for cell in cells if cell.cell_type == "code" and "parameters" in cell.metadata.get("tags", [])
+    ]
     if len(tagged) != 1:
-        raise BookError(f"{path.name} has {len(tagged)} code cells tagged 'parameters': tag exactly one (JupyterLab, property inspector)")
+        raise BookError(
+            f"{path.name} has {len(tagged)} code cells tagged 'parameters': tag exactly one (JupyterLab, property inspector)"
+        )
     try:
         statements = ast.parse(tagged[0]).body
     except SyntaxError as error:
-        raise BookError(f"{path.name}: line {error.lineno} of the parameters cell is not plain Python: keep to `name = value`") from error
+        raise BookError(
+            f"{path.name}: line {error.lineno} of the parameters cell is not plain Python: keep to `name = value`"
+        ) from error
     found = {}
     for line in statements:
         if isinstance(line, ast.Assign) and len(line.targets) == 1 and isinstance(line.targets[0], ast.Name):
@@ -100,8 +115,14 @@ def check(notebook: str | Path, params: dict[str, Any]) -> None:
             raise BookError(f"{name_of} has no parameter {name!r}{asked} It has: {', '.join(known) or 'none'}")
         if not known[name].takes(value):
             wanted = " or ".join(sorted(kind.__name__ for kind in known[name].kinds)).replace("NoneType", "None")
-            as_text = [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, str) and _EXPONENT.match(v)]
-            remedy = f"YAML reads {as_text[0]} as text, write 1.0e-3 for 1e-3" if as_text else f"give one like {known[name].default!r}"
+            as_text = [
+                v for v in (value if isinstance(value, list) else [value]) if isinstance(v, str) and _EXPONENT.match(v)
+            ]
+            remedy = (
+                f"YAML reads {as_text[0]} as text, write 1.0e-3 for 1e-3"
+                if as_text
+                else f"give one like {known[name].default!r}"
+            )
             raise BookError(f"{name_of}: {name} = {value!r} ({type(value).__name__}), but it takes {wanted}: {remedy}")
 
 

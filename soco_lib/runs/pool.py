@@ -15,12 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from soco_lib import ROOT
-from soco_lib.runs import machine
 from soco_lib.fields import require
-from soco_lib.runs.launch import visible_devices
+from soco_lib.runs import machine
 from soco_lib.runs.folder import Run
+from soco_lib.runs.launch import visible_devices
 
-#: Seconds between two lines of a run that tell its loss; what else it says, scores too, comes seldom and is passed on whole.
+#: Seconds between two lines of a run that tell its loss; what else it says, scores too, comes seldom and is passed on
+#: whole.
 EVERY = 30.0
 
 
@@ -58,7 +59,8 @@ class Crew:
 
 
 def slots(jobs: int, gpus: int, launcher: str) -> queue.Queue:
-    """For each of `jobs` runs at a time its environment: its share of the GPUs that are visible here, or else of the cores.
+    """For each of `jobs` runs at a time its environment: its share of the GPUs that are visible here, or else of the
+    cores.
 
     Raises BookError where there are fewer GPUs than jobs x gpus.
     """

@@ -1,7 +1,8 @@
 """This process among the others: rank, device, and collectives that are no-ops when it is alone.
 
-Torch's own group, NCCL where there are GPUs, is for what the devices compute; gloo groups on the CPU are for what the processes agree
-on and wait for, so that nobody's GPU is asked and NCCL's watchdog sees no collective that waits for work of one process alone.
+Torch's own group, NCCL where there are GPUs, is for what the devices compute; gloo groups on the CPU are for what the
+processes agree on and wait for, so that nobody's GPU is asked and NCCL's watchdog sees no collective that waits for
+work of one process alone.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from soco_lib.fields import require
 
-#: After so long in one collective a run counts as hung and is ended. NCCL's own 10 minutes are short for a slow file system's checkpoint.
+#: After so long in one collective a run counts as hung and is ended. NCCL's own 10 minutes are short for a slow file
+#: system's checkpoint.
 TIMEOUT = timedelta(hours=1)
 #: The first process may work alone for so long (LVIS's evaluation, a probe) while the others wait in `wait`.
 LONE_WORK = timedelta(days=1)
@@ -91,9 +93,9 @@ def start(share_gpus: bool = False) -> Process:
 def arithmetic(fixed_sizes: bool) -> dict:
     """Set how this process's GPU computes, and return it for the run's record; {} without a GPU.
 
-    float32 is float32: cuDNN's convolutions would silently use TF32, 10 bits of mantissa in place of 23. fixed_sizes: images keep
-    their sizes, so that cuDNN's trials of algorithms pay (pretraining: only the box head's count varies, by some dozens, and each is tried
-    once; a detector's images vary).
+    float32 is float32: cuDNN's convolutions would silently use TF32, 10 bits of mantissa in place of 23. fixed_sizes:
+    images keep their sizes, so that cuDNN's trials of algorithms pay (pretraining: only the box head's count varies, by
+    some dozens, and each is tried once; a detector's images vary).
     """
     if not torch.cuda.is_available():
         return {}
@@ -103,8 +105,8 @@ def arithmetic(fixed_sizes: bool) -> dict:
 
 
 def own_buffers() -> dict[str, bool]:
-    """What tells DistributedDataParallel to leave buffers alone, by the name that this torch has for it: norms are synchronised, or
-    (gloo) each process's own, and nobody needs the first one's statistics.
+    """What tells DistributedDataParallel to leave buffers alone, by the name that this torch has for it: norms are
+    synchronised, or (gloo) each process's own, and nobody needs the first one's statistics.
     """
     known = inspect.signature(DistributedDataParallel.__init__).parameters
     return {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
@@ -129,7 +131,9 @@ def anyone(flag: bool) -> bool:
 
 
 def from_first(value: Any) -> Any:
-    """The first process's value, in every process: for what each would read from a file system that may answer them differently."""
+    """The first process's value, in every process: for what each would read from a file system that may answer them
+    differently.
+    """
     if not dist.is_initialized():
         return value
     values = [value]
@@ -144,10 +148,15 @@ def wait() -> None:
 
 
 class Later:
-    """Numbers that a device computes, for the host to read when they have come over: reading a tensor waits for all that is queued."""
+    """Numbers that a device computes, for the host to read when they have come over: reading a tensor waits for all
+    that is queued.
+    """
 
     def __init__(self, values: torch.Tensor):
-        self._values, self._event = values.to("cpu", non_blocking=True), None  # to pinned memory, where the copy needs no host
+        self._values, self._event = (
+            values.to("cpu", non_blocking=True),
+            None,
+        )  # to pinned memory, where the copy needs no host
         if values.is_cuda:
             self._event = torch.cuda.Event()
             self._event.record()

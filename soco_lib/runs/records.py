@@ -1,6 +1,7 @@
-"""What a run's record says, whatever its kind: state, cost, provenance; and the small copies of records that git tracks.
+"""What a run's record says, whatever its kind: state, cost, provenance; and the small copies of records that git
+tracks.
 
-    results/studies/<table or study>/<run>/run.json, metrics.json    as the run left them (and probe.json, where there is one)
+    results/studies/<table or study>/<run>/run.json, metrics.json    as the run left them, and probe.json
                                            log.jsonl                 a few rows and columns of its log
 
 Tables are made from these alone: with the runs, and on a fresh clone without them, the bytes are the same.
@@ -83,7 +84,11 @@ def state_of(run: Run | None) -> State:
     if run is None:
         return State("missing")
     if run.done:  # run.json says so, and a run writes metrics.json in one piece: no number in it is another's work
-        return State("done", "done") if numbers(run) else State("failed", f"failed: {run.name}/metrics.json is torn or empty")
+        return (
+            State("done", "done")
+            if numbers(run)
+            else State("failed", f"failed: {run.name}/metrics.json is torn or empty")
+        )
     error = (run.record["sessions"] or [{}])[-1].get("error", "")
     if found := _DIVERGED.search(error):
         return State("diverged", f"diverged at step {found[1]}")
@@ -95,7 +100,8 @@ def state_of(run: Run | None) -> State:
 
 
 def found(results: Path) -> tuple[dict[str, Run], list[str]]:
-    """Every run under `results` by name, a record in place of one that is gone or further back; and a line on each torn file.
+    """Every run under `results` by name, a record in place of one that is gone or further back; and a line on each torn
+    file.
 
     Records of trials (trials.py) are left out: they were for finding a setting, not for a table.
     """
@@ -109,7 +115,9 @@ def found(results: Path) -> tuple[dict[str, Run], list[str]]:
 
 
 def by_state(texts: dict[int, str]) -> str:
-    """States of several seeds as one cell: seed -> text becomes "done (s0 s2); diverged at step 7 (s1)"; "" is not told."""
+    """States of several seeds as one cell: seed -> text becomes "done (s0 s2); diverged at step 7 (s1)"; "" is not
+    told.
+    """
     seeds: dict[str, list[str]] = {}
     for seed, text in texts.items():
         if text:
@@ -136,7 +144,15 @@ def cost(run: Run) -> dict:
     seen = metrics.get("images_seen") or metrics.get("iterations", 0) * metrics.get("batch", 0)
     hardware = ", ".join(where.get("gpus") or [f"{where['cores']} x {where['cpu']}"] if where else [])
     commit = git.get("commit", "")[:10] + "+changes" * bool(git.get("dirty"))
-    words = (run.name, state.text or state.word, hardware, last.get("processes"), f"{'≥' * more}{time:.1f}", seen or None, commit)
+    words = (
+        run.name,
+        state.text or state.word,
+        hardware,
+        last.get("processes"),
+        f"{'≥' * more}{time:.1f}",
+        seen or None,
+        commit,
+    )
     return dict(zip(COST, words))
 
 

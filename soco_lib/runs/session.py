@@ -15,12 +15,13 @@ from pathlib import Path
 import torch
 
 from soco_lib import BookError
-from soco_lib.runs import processes, loader
+from soco_lib.runs import loader, processes
 from soco_lib.runs.folder import Run, write_text
 
 #: Exit status of a run that was told to stop and saved a checkpoint: the shell's number for SIGTERM.
 STOPPED = 128 + signal.SIGTERM
-#: In a run folder, while several processes work on it: why another than the first one, which keeps the record, got no batches.
+#: In a run folder, while several processes work on it: why another than the first one, which keeps the record, got no
+#: batches.
 UNFED = ".unfed"
 #: Seconds that the first process gives another to say so.
 HEARSAY = 2.0
@@ -43,8 +44,8 @@ def told_to_stop() -> Iterator[list]:
 
 @contextlib.contextmanager
 def deaf_children() -> Iterator[None]:
-    """Processes started within never hear SIGTERM, which a cluster sends to all of a job's: a loader's have to deliver what the
-    last update or an evaluation needs. A SIGTERM to this process waits for the end of the block.
+    """Processes started within never hear SIGTERM, which a cluster sends to all of a job's: a loader's have to deliver
+    what the last update or an evaluation needs. A SIGTERM to this process waits for the end of the block.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
@@ -71,8 +72,8 @@ def main(description: str, work: Callable[[Run, processes.Process], dict], argum
          fixed_sizes: bool) -> int:  # fmt: skip
     """Command line of a module that works on a run folder; returns the exit status: 0, 1 or STOPPED.
 
-    work(run, process) returns the metrics; fixed_sizes: see distributed.arithmetic. A BookError becomes one line; run.json says done,
-    failed or stopped.
+    work(run, process) returns the metrics; fixed_sizes: see processes.arithmetic. A BookError becomes one line;
+    run.json says done, failed or stopped.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="run folder with run.json (a notebook or Run.start makes it)")
@@ -101,7 +102,9 @@ def main(description: str, work: Callable[[Run, processes.Process], dict], argum
         before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
         error = loader.reason(raised)
         message = str(error) if isinstance(error, BookError) else f"{type(error).__name__}: {error}"
-        message = _reason_of_all(run, process, error, message)  # before anything is let go of: the connection to the others too
+        message = _reason_of_all(
+            run, process, error, message
+        )  # before anything is let go of: the connection to the others too
         loader.end_workers()
         traceback.clear_frames(raised.__traceback__)  # lets go of the loader
         if ours:

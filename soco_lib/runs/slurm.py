@@ -1,7 +1,9 @@
-"""A run's processes as a SLURM job, through submitit: requeued when it is preempted or out of time, cancelled from here.
+"""A run's processes as a SLURM job, through submitit: requeued when it is preempted or out of time, cancelled from
+here.
 
-One task a node runs one command, `python -m soco_lib.runs.launch join …`: torchrun, so that a worker that dies is started anew
-inside the job. What SLURM does to the job reaches the command as SIGTERM, upon which training saves and ends (session.py, train.py).
+One task a node runs one command, `python -m soco_lib.runs.launch join …`: torchrun, so that a worker that dies is
+started anew inside the job. What SLURM does to the job reaches the command as SIGTERM, upon which training saves and
+ends (session.py, train.py).
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from soco_lib import BookError, ROOT
+from soco_lib import ROOT, BookError
 from soco_lib.fields import one_of, require
 
 #: Stands for host:port in a command; only the running job knows its first host.
@@ -39,7 +41,9 @@ def ask(*words: str) -> str:
 
 
 def state(job: str) -> str:
-    """'RUNNING', 'PENDING (Resources)', … as squeue says it, which unlike sacct needs no accounting database; '' when over."""
+    """'RUNNING', 'PENDING (Resources)', … as squeue says it, which unlike sacct needs no accounting database; '' when
+    over.
+    """
     try:
         found, _, reason = ask("squeue", "--noheader", "--jobs", job, "--format", "%T %r").partition(" ")
     except BookError as error:
@@ -60,7 +64,8 @@ class Node:
 
         first = TorchDistributedEnvironment()
         words = [word.replace(RENDEZVOUS, f"{first.master_addr}:{first.master_port}") for word in self.words]
-        # SLURM sends USR2, "time is nearly up", to every process of the job and it would kill them: submitit handles it, here.
+        # SLURM sends USR2, "time is nearly up", to every process of the job and it would kill them: submitit handles
+        # it, here.
         self.child = subprocess.Popen(words, cwd=ROOT, preexec_fn=lambda: signal.signal(signal.SIGUSR2, signal.SIG_IGN))
         status = self.child.wait()
         if status:
@@ -73,7 +78,9 @@ class Node:
 
         if self.child:
             self.child.terminate()
-            with contextlib.suppress(ChildProcessError):  # __call__ is inside wait(): look at the end, leave it to be reaped
+            with contextlib.suppress(
+                ChildProcessError
+            ):  # __call__ is inside wait(): look at the end, leave it to be reaped
                 os.waitid(os.P_PID, self.child.pid, os.WEXITED | os.WNOWAIT)
         return DelayedSubmission(Node(self.words))
 
@@ -113,12 +120,16 @@ def submit(words: list[str], folder: Path, gpus: int, nodes: int, partition: str
     cpus: cores a node, 0 for the cluster's default. GPUs are asked for where the partition has any.
     Raises BookError when SLURM is absent, does not know the partition or refuses the job.
     """
-    require(minutes > 0, f"MINUTES={minutes} must be positive: the job's time limit, after which it is requeued and goes on")
+    require(
+        minutes > 0, f"MINUTES={minutes} must be positive: the job's time limit, after which it is requeued and goes on"
+    )
     # Name, name with "*" for the default one, and "gpu:8" or "(null)"; a partition has a line for each kind of node.
     known = [line.split() for line in ask("sinfo", "--noheader", "--format", "%R %P %G").splitlines()]
     if partition:
         one_of("PARTITION", partition, sorted({name for name, _, _ in known}))
-    has_gpus = any("gpu" in kinds for name, mark, kinds in known if (name == partition if partition else mark.endswith("*")))
+    has_gpus = any(
+        "gpu" in kinds for name, mark, kinds in known if (name == partition if partition else mark.endswith("*"))
+    )
     from submitit import SlurmExecutor
     from submitit.core.utils import FailedJobError
     from submitit.helpers import clean_env
@@ -144,7 +155,9 @@ def submit(words: list[str], folder: Path, gpus: int, nodes: int, partition: str
 
 
 def start(words: list[str], folder: Path, **asked) -> Job:
-    """The run's job: the one that is in the queue already (this process's forerunner may have been killed), else a new one."""
+    """The run's job: the one that is in the queue already (this process's forerunner may have been killed), else a new
+    one.
+    """
     mark = folder / "slurm" / "job"
     if not (mark.exists() and state(mark.read_text())):
         number = submit(words, folder, **asked)

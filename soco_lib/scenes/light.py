@@ -64,7 +64,9 @@ def paint_part(sprite, part, to_canvas, scale, light):
 def _cover(rings, holes, x1, y1, x2, y2):
     """A part's alpha in 0..1 and its pixels' distance to the outline, both (y2 - y1, x2 - x1) float32."""
     w, h = int(x2 - x1), int(y2 - y1)
-    twice = np.zeros((2 * h, 2 * w), np.uint8)  # twice the size, then averaged: smoother than OpenCV's antialiasing alone
+    twice = np.zeros(
+        (2 * h, 2 * w), np.uint8
+    )  # twice the size, then averaged: smoother than OpenCV's antialiasing alone
     for ring, value in [(r, 255) for r in rings] + [(r, 0) for r in holes]:
         cv2.fillPoly(twice, [np.round((2 * (ring - (x1, y1)) + 0.5) * 16).astype(np.int32)], value, cv2.LINE_AA, 4)
     alpha = cv2.resize(twice, (w, h), interpolation=cv2.INTER_AREA)
@@ -80,8 +82,13 @@ def _texture(part, back, scale, shape):
         size, per_unit = size // 2, per_unit / 2
     move = per_unit * np.array([[c, s], [-s, c]]) @ back
     move[:, 2] += 40
-    return cv2.warpAffine(shrunk(part.texture, size), move, shape[::-1], flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-                          borderMode=cv2.BORDER_WRAP)
+    return cv2.warpAffine(
+        shrunk(part.texture, size),
+        move,
+        shape[::-1],
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_WRAP,
+    )
 
 
 def _slopes(part, back, scale, depth, texture):
@@ -110,5 +117,5 @@ def _shade_beneath(sprite, alpha, corner, reach, light):
     shift = np.float32([[1, 0, -light[0] * reach * 1.2], [0, 1, -light[1] * reach * 1.2]])
     shadow = cv2.GaussianBlur(cv2.warpAffine(shadow, shift, shadow.shape[::-1]), (0, 0), 0.5 + 0.4 * reach)
     x, y = corner[0] - pad, corner[1] - pad
-    roi = sprite[:3, max(y, 0):y + shadow.shape[0], max(x, 0):x + shadow.shape[1]]
-    roi *= 1 - np.float32(0.5) * shadow[max(-y, 0):, max(-x, 0):][:roi.shape[1], :roi.shape[2]]
+    roi = sprite[:3, max(y, 0) : y + shadow.shape[0], max(x, 0) : x + shadow.shape[1]]
+    roi *= 1 - np.float32(0.5) * shadow[max(-y, 0) :, max(-x, 0) :][: roi.shape[1], : roi.shape[2]]

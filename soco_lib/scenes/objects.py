@@ -11,8 +11,8 @@ import numpy as np
 
 from soco_lib.scenes.light import Part, paint_part
 
-
 # --- outlines: all return (K, 2) float64 ---------------------------------------------------------------------------
+
 
 def _smooth(points, n=7):
     """Closed Catmull-Rom curve through `points` (K, 2): (K * n, 2)."""
@@ -53,11 +53,16 @@ def _revolved(profile, n=8):
 
 # --- materials -----------------------------------------------------------------------------------------------------
 
+
 def _rgb(rng, hue=None, saturation=(0.15, 0.8), value=(0.42, 0.95)):
-    """A random colour; `hue` is a centre to stray from a little, None any: mostly the warm ones and blues of real paints."""
+    """A random colour; `hue` is a centre to stray from a little, None any: mostly the warm ones and blues of real
+    paints.
+    """
     if hue is None:
         hue = rng.choice((0.0, 0.03, 0.07, 0.11, 0.15, 0.3, 0.57, 0.62, rng.uniform()))
-    return np.array(colorsys.hsv_to_rgb((hue + rng.normal(0, 0.035)) % 1.0, rng.uniform(*saturation), rng.uniform(*value)))
+    return np.array(
+        colorsys.hsv_to_rgb((hue + rng.normal(0, 0.035)) % 1.0, rng.uniform(*saturation), rng.uniform(*value))
+    )
 
 
 def _paint(rng, names=("fine", "fine", "clouds", "stripes", "dots", "checks", "gravel", "brick"), hue=None, **given):
@@ -66,8 +71,18 @@ def _paint(rng, names=("fine", "fine", "clouds", "stripes", "dots", "checks", "g
     colour = _rgb(rng, hue)
     contrast = name in ("stripes", "dots", "checks") and rng.uniform() < 0.6
     second = _rgb(rng) if contrast else colour * rng.uniform(0.45, 0.7)
-    return dict(colour=tuple(colour), second=tuple(second), texture=name, repeat=rng.uniform(0.5, 1.3),
-                turn=rng.uniform(0, np.pi), gloss=rng.uniform(0.05, 0.6), bump=rng.uniform(0.2, 0.8)) | given
+    return (
+        dict(
+            colour=tuple(colour),
+            second=tuple(second),
+            texture=name,
+            repeat=rng.uniform(0.5, 1.3),
+            turn=rng.uniform(0, np.pi),
+            gloss=rng.uniform(0.05, 0.6),
+            bump=rng.uniform(0.2, 0.8),
+        )
+        | given
+    )
 
 
 def _plain(colour, **given):
@@ -77,35 +92,58 @@ def _plain(colour, **given):
 
 # --- categories: rng -> parts --------------------------------------------------------------------------------------
 
+
 def _bottle(rng):
     r, neck, shoulder, top = rng.uniform((0.22, 0.08, -0.45, -0.95), (0.36, 0.13, -0.05, -0.7))
     glass = _paint(rng, ("fine", "clouds"), gloss=rng.uniform(0.5, 0.9), tube=(0, r))
     waist = r * rng.uniform(0.85, 1.05)
     body = _revolved([(top, neck), (shoulder - 0.22, neck), (shoulder, r), (0.5, waist), (0.92, r), (0.99, 0.85 * r)])
     label = _box(-0.97 * r, shoulder + rng.uniform(0.12, 0.3), 0.97 * r, rng.uniform(0.5, 0.8))
-    return [Part([body], **glass), Part([label], **_paint(rng, tube=(0, r), bump=0.1)),
-            Part([_box(-1.25 * neck, top - 0.14, 1.25 * neck, top + 0.02)], **_plain(_rgb(rng), tube=(0, 1.25 * neck)))]
+    return [
+        Part([body], **glass),
+        Part([label], **_paint(rng, tube=(0, r), bump=0.1)),
+        Part([_box(-1.25 * neck, top - 0.14, 1.25 * neck, top + 0.02)], **_plain(_rgb(rng), tube=(0, 1.25 * neck))),
+    ]
 
 
 def _car(rng):
     roof, front, rear, nose, wheel = rng.uniform((-0.5, -0.55, 0.45, -0.14, 0.17), (-0.34, -0.25, 0.9, -0.04, 0.22))
     paint = _paint(rng, ("fine", "fine", "fine", "clouds"), gloss=0.9, bump=0.05, relief=0.7)
-    body = _smooth([(-1, 0.16), (-1, 0.02), (-0.9, nose), (front - 0.08, nose - 0.06), (front + 0.22, roof),
-                    (0.1, roof - 0.03), (rear - 0.22, roof + 0.02), (rear, -0.1), (0.97, -0.07), (1, 0.16), (0.9, 0.21),
-                    (-0.9, 0.21)])
+    body = _smooth(
+        [
+            (-1, 0.16),
+            (-1, 0.02),
+            (-0.9, nose),
+            (front - 0.08, nose - 0.06),
+            (front + 0.22, roof),
+            (0.1, roof - 0.03),
+            (rear - 0.22, roof + 0.02),
+            (rear, -0.1),
+            (0.97, -0.07),
+            (1, 0.16),
+            (0.9, 0.21),
+            (-0.9, 0.21),
+        ]
+    )
     pillar, sill = rng.uniform(0.02, 0.2), nose - 0.05
     glass = _plain((0.2, 0.26, 0.32), gloss=0.8, relief=0.5, texture="clouds", repeat=0.4)
-    windows = [[(front + 0.06, sill), (front + 0.26, roof + 0.06), (pillar - 0.03, roof + 0.05), (pillar - 0.03, sill)],
-               [(pillar + 0.03, sill), (pillar + 0.03, roof + 0.05), (rear - 0.27, roof + 0.07), (rear - 0.12, sill)]]
+    windows = [
+        [(front + 0.06, sill), (front + 0.26, roof + 0.06), (pillar - 0.03, roof + 0.05), (pillar - 0.03, sill)],
+        [(pillar + 0.03, sill), (pillar + 0.03, roof + 0.05), (rear - 0.27, roof + 0.07), (rear - 0.12, sill)],
+    ]
     parts = [Part([body], **paint)] + [Part([np.array(w)], **glass) for w in windows]
-    parts += [Part([_box(-0.98, 0.1, 0.98, 0.2)], **_plain(0.35 * np.array(paint["colour"]), relief=0.5)),
-              Part([_arc(-0.93, nose + 0.09, 0.05, 0.05)], **_plain((0.95, 0.92, 0.75), gloss=1)),
-              Part([_arc(0.96, 0.02, 0.03, 0.06)], **_plain((0.8, 0.1, 0.08), gloss=1))]
+    parts += [
+        Part([_box(-0.98, 0.1, 0.98, 0.2)], **_plain(0.35 * np.array(paint["colour"]), relief=0.5)),
+        Part([_arc(-0.93, nose + 0.09, 0.05, 0.05)], **_plain((0.95, 0.92, 0.75), gloss=1)),
+        Part([_arc(0.96, 0.02, 0.03, 0.06)], **_plain((0.8, 0.1, 0.08), gloss=1)),
+    ]
     for x in (-0.58, 0.58):
-        disc = lambda y, r: [_arc(x, y, r * wheel, r * wheel)]
-        parts += [Part(disc(0.2, 1.18), **_plain((0.06, 0.06, 0.07), gloss=0)),
-                  Part(disc(0.22, 1.0), **_plain((0.16, 0.16, 0.17), relief=0.4, texture="clouds", repeat=3)),
-                  Part(disc(0.22, 0.55), **_plain((0.75, 0.76, 0.78), gloss=0.9, texture="clouds", repeat=4))]
+        disc = lambda y, r, x=x: [_arc(x, y, r * wheel, r * wheel)]
+        parts += [
+            Part(disc(0.2, 1.18), **_plain((0.06, 0.06, 0.07), gloss=0)),
+            Part(disc(0.22, 1.0), **_plain((0.16, 0.16, 0.17), relief=0.4, texture="clouds", repeat=3)),
+            Part(disc(0.22, 0.55), **_plain((0.75, 0.76, 0.78), gloss=0.9, texture="clouds", repeat=4)),
+        ]
     return parts
 
 
@@ -114,18 +152,31 @@ def _fish(rng):
     skin = _paint(rng, ("scales", "scales", "stripes", "dots"), turn=rng.uniform(-0.3, 0.3), gloss=0.6)
     pale = tuple(0.9 * np.array(skin["second"]) + 0.08)
     fin = _paint(rng, ("grain",), repeat=1.2, turn=np.pi / 2, relief=0.3, colour=pale)
-    body = _smooth([(-0.95, 0.02), (-0.75, -0.55 * h), (bulge, -h), (0.25, -0.6 * h), (0.66, -0.09), (0.66, 0.09),
-                    (0.25, 0.6 * h), (bulge, h), (-0.75, 0.55 * h)])
+    body = _smooth(
+        [
+            (-0.95, 0.02),
+            (-0.75, -0.55 * h),
+            (bulge, -h),
+            (0.25, -0.6 * h),
+            (0.66, -0.09),
+            (0.66, 0.09),
+            (0.25, 0.6 * h),
+            (bulge, h),
+            (-0.75, 0.55 * h),
+        ]
+    )
     fork, sail = rng.uniform((0.72, 0.12), (0.92, 0.28))
     back = [(bulge - 0.1, -0.9 * h), (bulge + 0.15, -h - sail), (0.4, -0.62 * h - 0.1), (0.4, -0.35 * h)]
     end = [(0.58, 0), (0.8, -0.8 * tail), (1.02, -tail), (fork, 0), (1.02, tail), (0.8, 0.8 * tail)]
-    return [Part([_smooth(end)], **fin),
-            Part([_smooth(back), _smooth([(bulge, 0.8 * h), (bulge + 0.3, h + 0.14), (bulge + 0.35, 0.6 * h)])], **fin),
-            Part([body], **skin),
-            Part([_smooth([(-0.35, 0.05), (-0.1, 0.02), (0.02, 0.2), (-0.15, 0.24)])], **fin | dict(lift=0.03)),
-            Part([_arc(-0.68, -0.12 * h - 0.03, 0.065, 0.065)], **_plain((0.93, 0.9, 0.8))),
-            Part([_arc(-0.69, -0.12 * h - 0.03, 0.035, 0.035)], **_plain((0.03, 0.03, 0.03), gloss=1)),
-            Part([_ribbon([(-0.94, 0.06), (-0.85, 0.1), (-0.78, 0.1)], 0.02)], **_plain(0.3 * np.array(skin["colour"])))]
+    return [
+        Part([_smooth(end)], **fin),
+        Part([_smooth(back), _smooth([(bulge, 0.8 * h), (bulge + 0.3, h + 0.14), (bulge + 0.35, 0.6 * h)])], **fin),
+        Part([body], **skin),
+        Part([_smooth([(-0.35, 0.05), (-0.1, 0.02), (0.02, 0.2), (-0.15, 0.24)])], **fin | dict(lift=0.03)),
+        Part([_arc(-0.68, -0.12 * h - 0.03, 0.065, 0.065)], **_plain((0.93, 0.9, 0.8))),
+        Part([_arc(-0.69, -0.12 * h - 0.03, 0.035, 0.035)], **_plain((0.03, 0.03, 0.03), gloss=1)),
+        Part([_ribbon([(-0.94, 0.06), (-0.85, 0.1), (-0.78, 0.1)], 0.02)], **_plain(0.3 * np.array(skin["colour"]))),
+    ]
 
 
 def _house(rng):
@@ -139,8 +190,10 @@ def _house(rng):
     slope = np.array([x0 + side * eave, 0.6 * eave])
     parts = [Part([_box(side * 0.25, -ridge - 0.1, side * 0.45, 0)], **wall | dict(tone=0.85))]  # the chimney
     if depth > 0.1:
-        parts += [Part([np.array([(x0, 0), (x1, -back), (x1, h - back), (x0, h)])], **wall | dict(tone=0.62)),
-                  Part([np.array([tip, tip + shift, slope + shift, slope])], **roof | dict(tone=0.9, lift=0.04))]
+        parts += [
+            Part([np.array([(x0, 0), (x1, -back), (x1, h - back), (x0, h)])], **wall | dict(tone=0.62)),
+            Part([np.array([tip, tip + shift, slope + shift, slope])], **roof | dict(tone=0.9, lift=0.04)),
+        ]
     parts += [Part([np.array([(-w, 0), tip, (w, 0), (w, h), (-w, h)])], **wall)]
     rim = _ribbon(np.array([[-w - eave, 0.6 * eave], tip, [w + eave, 0.6 * eave]]), 0.13)
     parts += [Part([rim], **roof | dict(lift=0.05))]
@@ -167,12 +220,19 @@ def _key(rng):
         edge += [(x, shaft + t), (x + 0.1, shaft + t), (x + 0.1, shaft), (x + 0.15, shaft)]
         x += 0.15
     blade = np.array(edge + [(1, 0), (0.97, -shaft), (-0.4, -shaft)])
-    return [Part([blade], **metal), Part([ring], hole=_arc(-0.62, 0, 0.9 * hole * r, hole * r), **metal),
-            Part([_ribbon([(-0.28, -1.7 * shaft), (-0.28, 0), (-0.28, 1.7 * shaft)], 0.07)], **metal)]
+    return [
+        Part([blade], **metal),
+        Part([ring], hole=_arc(-0.62, 0, 0.9 * hole * r, hole * r), **metal),
+        Part([_ribbon([(-0.28, -1.7 * shaft), (-0.28, 0), (-0.28, 1.7 * shaft)], 0.07)], **metal),
+    ]
 
 
 def _leaf(rng):
-    (w, peak), lobes, depth = rng.uniform((0.28, 0.6), (0.55, 1.3)), int(rng.integers(5, 12)), rng.choice([0.03, 0.12, 0.3])
+    (w, peak), lobes, depth = (
+        rng.uniform((0.28, 0.6), (0.55, 1.3)),
+        int(rng.integers(5, 12)),
+        rng.choice([0.03, 0.12, 0.3]),
+    )
     t = np.linspace(0, 1, 90)
     half = w * np.sin(np.pi * t**peak) ** 0.9 * (1 - depth * (lobes * t % 1) * (t < 0.97))
     bend = rng.uniform(-0.25, 0.25)
@@ -198,25 +258,38 @@ def _mug(rng):
     outer, thick = rng.uniform(0.26, 0.4), rng.uniform(0.09, 0.14)
     handle = _ribbon(_arc(0.92 * w, -0.02 + 0.05 * h, outer, rng.uniform(0.55, 0.75) * h, -100, 100), thick)
     drink = _rgb(rng, rng.choice([0.06, 0.09, 0.3]), (0.3, 0.8), (0.15, 0.7))
-    return [Part([handle], **glaze | dict(tube=None)),
-            Part([np.concatenate([_arc(0, -h, w, lip, 180, 0), bottom])], **glaze),
-            Part([_arc(0, -h, w, lip)], **glaze | dict(tube=None, relief=0.2, tone=1.08)),
-            Part([_arc(0, -h, 0.9 * w, 0.84 * lip)], **_plain(0.6 * np.array(glaze["colour"]), tube=(0, -w), tone=0.8)),
-            Part([_arc(0, -h + 0.25 * lip, 0.82 * w, 0.58 * lip)], **_plain(drink, gloss=0.5, relief=0.1))]
+    return [
+        Part([handle], **glaze | dict(tube=None)),
+        Part([np.concatenate([_arc(0, -h, w, lip, 180, 0), bottom])], **glaze),
+        Part([_arc(0, -h, w, lip)], **glaze | dict(tube=None, relief=0.2, tone=1.08)),
+        Part([_arc(0, -h, 0.9 * w, 0.84 * lip)], **_plain(0.6 * np.array(glaze["colour"]), tube=(0, -w), tone=0.8)),
+        Part([_arc(0, -h + 0.25 * lip, 0.82 * w, 0.58 * lip)], **_plain(drink, gloss=0.5, relief=0.1)),
+    ]
 
 
 def _mushroom(rng):
-    cap, dome, stem, foot = rng.uniform(0.55, 0.85), rng.uniform(0.4, 0.8), rng.uniform(0.12, 0.22), rng.uniform(1.0, 1.7)
-    skin = _paint(rng, ("clouds", "fine", "moon", "gravel"), hue=rng.choice([0.02, 0.07, 0.1, rng.uniform()]), gloss=0.5)
+    cap, dome, stem, foot = (
+        rng.uniform(0.55, 0.85),
+        rng.uniform(0.4, 0.8),
+        rng.uniform(0.12, 0.22),
+        rng.uniform(1.0, 1.7),
+    )
+    skin = _paint(
+        rng, ("clouds", "fine", "moon", "gravel"), hue=rng.choice([0.02, 0.07, 0.1, rng.uniform()]), gloss=0.5
+    )
     rim = 0.25 * cap * rng.uniform(0.6, 1.2)
     stalk = _revolved([(-0.1, stem), (0.3, 0.9 * stem), (0.75, stem * foot), (0.9, 0.8 * stem * foot)])
     lean = rng.uniform(-0.15, 0.15)
     stalk[:, 0] += lean * stalk[:, 1]
     cream = _rgb(rng, 0.11, (0.08, 0.3), (0.75, 0.95))
-    parts = [Part([_arc(0, 0, 0.97 * cap, rim)], **_plain(0.62 * cream, texture="stripes", repeat=2.0, gloss=0)),
-             Part([stalk], **_plain(cream, texture="grain", tube=(0, 1.2 * stem), lift=0.0)),
-             Part([np.concatenate([_arc(0, 0, cap, dome, 180, 360), _arc(0, 0, cap, 0.55 * rim, 0, 180)])],
-                  **skin | dict(lift=0.08))]
+    parts = [
+        Part([_arc(0, 0, 0.97 * cap, rim)], **_plain(0.62 * cream, texture="stripes", repeat=2.0, gloss=0)),
+        Part([stalk], **_plain(cream, texture="grain", tube=(0, 1.2 * stem), lift=0.0)),
+        Part(
+            [np.concatenate([_arc(0, 0, cap, dome, 180, 360), _arc(0, 0, cap, 0.55 * rim, 0, 180)])],
+            **skin | dict(lift=0.08),
+        ),
+    ]
     spots = []
     for _ in range(int(rng.integers(0, 9))):
         a, s, size = np.radians(rng.uniform(200, 340)), rng.uniform(0.1, 0.8), rng.uniform(0.04, 0.1)
@@ -229,12 +302,22 @@ def _starfish(rng):
     points = []
     for i in range(arms):
         a, reach = 2 * np.pi * i / arms + rng.normal(0, 0.06), rng.uniform(0.85, 1.05)
-        for turn, r in ((-0.13, 0.62 * reach), (wave * 0.5 - 0.06, reach), (wave * 0.5 + 0.06, reach),
-                        (0.13, 0.62 * reach), (np.pi / arms, inner)):
+        for turn, r in (
+            (-0.13, 0.62 * reach),
+            (wave * 0.5 - 0.06, reach),
+            (wave * 0.5 + 0.06, reach),
+            (0.13, 0.62 * reach),
+            (np.pi / arms, inner),
+        ):
             points.append((r * np.cos(a + turn), r * np.sin(a + turn)))
-    skin = _paint(rng, ("dots", "gravel", "moon", "clouds"), repeat=rng.uniform(0.9, 1.6), bump=1.0, relief=0.9, gloss=0.25)
-    knobs = [_arc(s * np.cos(a), s * np.sin(a), 0.035, 0.035, n=12)
-             for a in 2 * np.pi * np.arange(arms) / arms for s in (0.22, 0.42, 0.6)]
+    skin = _paint(
+        rng, ("dots", "gravel", "moon", "clouds"), repeat=rng.uniform(0.9, 1.6), bump=1.0, relief=0.9, gloss=0.25
+    )
+    knobs = [
+        _arc(s * np.cos(a), s * np.sin(a), 0.035, 0.035, n=12)
+        for a in 2 * np.pi * np.arange(arms) / arms
+        for s in (0.22, 0.42, 0.6)
+    ]
     pale = np.minimum(1, np.array(skin["colour"]) + 0.2)
     return [Part([_smooth(points)], **skin), Part(knobs, **_plain(pale, lift=0.01))]
 
@@ -245,8 +328,10 @@ def _umbrella(rng):
     cloth, other = _paint(rng, gloss=0.25, bump=0.2, relief=0.9), _rgb(rng)
     crook = _arc(side * hook, length, hook, hook, *((180, 10) if side > 0 else (0, 170)), n=16)
     shaft = _ribbon(np.concatenate([[(0, -dome - 0.12), (0, 0), (0, length - 0.02)], crook]), 0.055)
-    parts = [Part([_arc(0, 0, 0.93, 0.16)], **_plain(0.4 * np.array(cloth["colour"]), relief=0.3)),
-             Part([shaft], **_plain(_rgb(rng, 0.07, (0.2, 0.7), (0.25, 0.6)), gloss=0.6))]
+    parts = [
+        Part([_arc(0, 0, 0.93, 0.16)], **_plain(0.4 * np.array(cloth["colour"]), relief=0.3)),
+        Part([shaft], **_plain(_rgb(rng, 0.07, (0.2, 0.7), (0.25, 0.6)), gloss=0.6)),
+    ]
     edges, s = -np.cos(np.pi * np.arange(ribs + 1) / ribs), np.linspace(0, 1, 10)
     rib = lambda x: np.stack([x * np.sin(np.pi / 2 * s), -dome * np.cos(np.pi / 2 * s)], 1)
     for i, (a, b) in enumerate(zip(edges[:-1], edges[1:])):
@@ -258,19 +343,30 @@ def _umbrella(rng):
 
 
 #: name -> (parts from a generator, largest rotation either way in degrees, may be mirrored)
-_SHAPES = {"bottle": (_bottle, 75, False), "car": (_car, 16, True), "fish": (_fish, 40, True), "house": (_house, 8, False),
-           "key": (_key, 180, True), "leaf": (_leaf, 180, False), "mug": (_mug, 22, True), "mushroom": (_mushroom, 28, False),
-           "starfish": (_starfish, 180, False), "umbrella": (_umbrella, 40, False)}
+_SHAPES = {
+    "bottle": (_bottle, 75, False),
+    "car": (_car, 16, True),
+    "fish": (_fish, 40, True),
+    "house": (_house, 8, False),
+    "key": (_key, 180, True),
+    "leaf": (_leaf, 180, False),
+    "mug": (_mug, 22, True),
+    "mushroom": (_mushroom, 28, False),
+    "starfish": (_starfish, 180, False),
+    "umbrella": (_umbrella, 40, False),
+}
 CATEGORIES: tuple[str, ...] = tuple(_SHAPES)
 
 
-def render(category: str, side: float, light: np.ndarray, rng: np.random.Generator,
-           fit: tuple[float, float]) -> np.ndarray:
+def render(
+    category: str, side: float, light: np.ndarray, rng: np.random.Generator, fit: tuple[float, float]
+) -> np.ndarray:
     """Draw one object as a sprite.
 
-    `side`: square root of its box area in pixels, less where the box would exceed `fit` (height, width). `light`: unit vector
-    towards the light (x right, y down, z to the viewer). Returns (4, h, w) float32, 3 pixels wider than the object all around:
-    RGB in 0..1, already multiplied by alpha, then alpha in 0..1. Raises KeyError for a category not in `CATEGORIES`.
+    `side`: square root of its box area in pixels, less where the box would exceed `fit` (height, width). `light`: unit
+    vector towards the light (x right, y down, z to the viewer). Returns (4, h, w) float32, 3 pixels wider than the
+    object all around: RGB in 0..1, already multiplied by alpha, then alpha in 0..1. Raises KeyError for a category not
+    in `CATEGORIES`.
     """
     build, swing, mirrored = _SHAPES[category]
     parts = build(rng)

@@ -9,8 +9,23 @@ import skimage
 
 from soco_lib import BookError
 
-PHOTOGRAPHS = ("astronaut", "brick", "camera", "chelsea", "coffee", "coins", "grass", "gravel", "hubble_deep_field", "ihc",
-               "moon", "motorcycle_left", "motorcycle_right", "retina", "rocket")
+PHOTOGRAPHS = (
+    "astronaut",
+    "brick",
+    "camera",
+    "chelsea",
+    "coffee",
+    "coins",
+    "grass",
+    "gravel",
+    "hubble_deep_field",
+    "ihc",
+    "moon",
+    "motorcycle_left",
+    "motorcycle_right",
+    "retina",
+    "rocket",
+)
 
 
 @lru_cache(maxsize=1)
@@ -30,16 +45,21 @@ def textures() -> dict[str, np.ndarray]:
     rng, n = np.random.default_rng(0), 256
     y, x = np.mgrid[:n, :n] / n
     frequency = np.hypot(*np.meshgrid(*[n * np.fft.fftfreq(n)] * 2))
-    filtered = [np.fft.ifft2(np.fft.fft2(rng.normal(size=(n, n))) / (1 + (frequency / cut) ** 3)).real for cut in (3, 24)]
+    filtered = [
+        np.fft.ifft2(np.fft.fft2(rng.normal(size=(n, n))) / (1 + (frequency / cut) ** 3)).real for cut in (3, 24)
+    ]
     clouds, fine = (np.clip(0.5 + 0.25 * noise / noise.std(), 0, 1) for noise in filtered)
     wobble = 0.02 * (clouds - 0.5)
     soft = lambda v, k=6: 1 / (1 + np.exp(-k * v))
     bank = {
-        "clouds": clouds, "fine": 0.75 + 0.25 * (0.5 * clouds + 0.5 * fine),
+        "clouds": clouds,
+        "fine": 0.75 + 0.25 * (0.5 * clouds + 0.5 * fine),
         "stripes": soft(np.sin(2 * np.pi * (6 * x + wobble * 6))) * (0.85 + 0.15 * fine),
         "checks": soft(4 * np.sin(8 * np.pi * x) * np.sin(8 * np.pi * y), 4) * (0.8 + 0.2 * clouds),
         "dots": soft(np.cos(12 * np.pi * x) + np.cos(12 * np.pi * y) - 0.7, 8) * (0.8 + 0.2 * fine),
-        "scales": np.clip(0.25 + 1.5 * ((16 * x + 0.5 * (np.floor(16 * y) % 2)) % 1 - 0.5) ** 2 + 0.5 * ((16 * y) % 1), 0, 1),
+        "scales": np.clip(
+            0.25 + 1.5 * ((16 * x + 0.5 * (np.floor(16 * y) % 2)) % 1 - 0.5) ** 2 + 0.5 * ((16 * y) % 1), 0, 1
+        ),
         "grain": np.clip(0.5 + 0.3 * np.sin(2 * np.pi * (9 * x + 3 * clouds)) + 0.5 * (fine - 0.5), 0, 1),
     }
     for name in ("brick", "gravel", "grass", "moon"):

@@ -1,7 +1,9 @@
-"""Generated photographic scenes for a machine without data: ten categories of drawn objects in photographs, exact masks.
+"""Generated photographic scenes for a machine without data: ten categories of drawn objects in photographs, exact
+masks.
 
-`python -m soco_lib.scenes --out data/scenes --train 1500 --val 200 --seed 0` writes a COCO layout in seconds, from nothing
-but the photographs inside scikit-image's wheel. Segmentations are compressed RLE: detectors need `INPUT.MASK_FORMAT: bitmask`.
+`python -m soco_lib.scenes --out data/scenes --train 1500 --val 200 --seed 0` writes a COCO layout in seconds, from
+nothing but the photographs inside scikit-image's wheel. Segmentations are compressed RLE: detectors need
+`INPUT.MASK_FORMAT: bitmask`.
 """
 
 import argparse
@@ -31,8 +33,9 @@ def write_scenes(out: Path, train: int, val: int, seed: int = 0, workers: int | 
     """Write `train` + `val` scenes as a COCO layout and return `out`; does nothing if the same are there already.
 
     `<out>/images/{train,val}/000001.jpg`, `<out>/annotations/instances_{train,val}.json` with `file_name` relative to
-    `<out>/images` and category ids from 1, and `<out>/scenes.json`, the parameters. The folder appears whole or not at all.
-    `workers`: processes, None for one a usable core; `most`, `smallest`: see draw_scene. Raises BookError if the folder holds something else.
+    `<out>/images` and category ids from 1, and `<out>/scenes.json`, the parameters. The folder appears whole or not at
+    all. `workers`: processes, None for one a usable core; `most`, `smallest`: see draw_scene. Raises BookError if the
+    folder holds something else.
     """
     out = Path(out)
     if min(train, val) < 0:
@@ -76,7 +79,9 @@ def _is_written(out, wanted):
     found = json.loads(record.read_text())
     for name, value in wanted.items():
         if found.get(name) != value:
-            raise BookError(f"{out} holds scenes with {name}={found.get(name)}, not {value}: delete the folder or choose another")
+            raise BookError(
+                f"{out} holds scenes with {name}={found.get(name)}, not {value}: delete the folder or choose another"
+            )
     return True
 
 
@@ -91,32 +96,49 @@ def _write_scene(folder, seed, most, smallest, job):
     annotations = []
     for mask, (x1, y1, x2, y2), label in zip(scene.masks, scene.boxes.tolist(), scene.labels.tolist()):
         code = rle.encode(np.asfortranarray(mask, np.uint8))
-        annotations.append({"category_id": label + 1, "iscrowd": 0, "area": int(mask.sum()),
-                            "bbox": [x1, y1, x2 - x1, y2 - y1],
-                            "segmentation": {"size": code["size"], "counts": code["counts"].decode()}})
+        annotations.append(
+            {
+                "category_id": label + 1,
+                "iscrowd": 0,
+                "area": int(mask.sum()),
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "segmentation": {"size": code["size"], "counts": code["counts"].decode()},
+            }
+        )
     return {"id": index + 1, "file_name": name, "height": height, "width": width}, annotations
 
 
 def _coco(records):
     annotations = [a | {"image_id": image["id"]} for image, found in records for a in found]
-    return {"info": {"description": "generated scenes (soco_lib.scenes)"}, "images": [image for image, _ in records],
-            "annotations": [{"id": i} | a for i, a in enumerate(annotations, 1)],
-            "categories": [{"id": i, "name": name, "supercategory": "object"} for i, name in enumerate(CATEGORIES, 1)]}
+    return {
+        "info": {"description": "generated scenes (soco_lib.scenes)"},
+        "images": [image for image, _ in records],
+        "annotations": [{"id": i} | a for i, a in enumerate(annotations, 1)],
+        "categories": [{"id": i, "name": name, "supercategory": "object"} for i, name in enumerate(CATEGORIES, 1)],
+    }
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command line: write the scenes, print one line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    for name, count, text in (("train", 400, "training scenes"), ("val", 120, "validation scenes"), ("seed", 0, "seed")):
+    for name, count, text in (
+        ("train", 400, "training scenes"),
+        ("val", 120, "validation scenes"),
+        ("seed", 0, "seed"),
+    ):
         parser.add_argument(f"--{name}", type=int, default=count, help=text)
     parser.add_argument("--most", type=int, default=MOST, help="objects of a scene, at most")
-    parser.add_argument("--smallest", type=float, default=SMALLEST, help="side of the smallest object, as a share of the image's")
+    parser.add_argument(
+        "--smallest", type=float, default=SMALLEST, help="side of the smallest object, as a share of the image's"
+    )
     parser.add_argument("--workers", type=int, help="processes (default: one a usable core)")
     given, start = parser.parse_args(argv), time.perf_counter()
     write_scenes(given.out, given.train, given.val, given.seed, given.workers, given.most, given.smallest)
-    print(f"{given.out}: {given.train} train and {given.val} val scenes, {len(CATEGORIES)} categories, "
-          f"{time.perf_counter() - start:.1f} s")
+    print(
+        f"{given.out}: {given.train} train and {given.val} val scenes, {len(CATEGORIES)} categories, "
+        f"{time.perf_counter() - start:.1f} s"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""How long runs will take: from runs or tracked records of the same sizes on the same hardware, else from a step timed here."""
+"""How long runs will take: from runs or tracked records of the same sizes on the same hardware, else from a step timed
+here.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,9 @@ from pathlib import Path
 from statistics import median
 
 from soco_lib.fields import differences, from_dict, to_dict
-from soco_lib.studies.plans import KINDS, Cell, Planned, Shelf, fields, frame
-from soco_lib.runs.records import numbers, state_of
 from soco_lib.runs.folder import Run, provenance
+from soco_lib.runs.records import numbers, state_of
+from soco_lib.studies.plans import KINDS, Cell, Planned, Shelf, fields, frame
 from soco_lib.studies.study import Study
 
 #: Fields that decide how long an image takes.
@@ -70,7 +72,8 @@ def from_runs(run: Planned, shelves: tuple[Shelf, ...], here: tuple, images: int
 
 def pretrain_step(cfg) -> float:
     """Seconds an image of an update on random images and boxes, on this machine's first device."""
-    from soco_lib.gpu import checks as gpu_checks, speed as gpu_speed
+    from soco_lib.gpu import checks as gpu_checks
+    from soco_lib.gpu import speed as gpu_speed
     from soco_lib.runs import processes
 
     device = processes.own_device()
@@ -89,11 +92,15 @@ def transfer_step(cfg) -> float:
 
     device, n = processes.own_device(), 2
     processes.arithmetic(fixed_sizes=False)
-    return gpu_speed.seconds(gpu_speed.detector_step(cfg, n, device), device, STEPS[device.type == "cuda"], before=1) / n
+    return (
+        gpu_speed.seconds(gpu_speed.detector_step(cfg, n, device), device, STEPS[device.type == "cuda"], before=1) / n
+    )
 
 
 def speeds(cells: list[Cell], results: Path, world: int, measure: bool) -> dict[int, Speed]:
-    """Time of every run that is to do, by its id(). world: processes a run; measure: time a step where no earlier run tells."""
+    """Time of every run that is to do, by its id(). world: processes a run; measure: time a step where no earlier run
+    tells.
+    """
     shelves = Shelf(results), Shelf(results, "studies/*/*/run.json")
     here = hardware({"hardware": provenance()["hardware"], "processes": world})
     steps: dict[tuple, float] = {}
@@ -133,7 +140,11 @@ def describe(study: Study, cells: list[Cell], results: Path, gpus: int, nodes: i
     """A plan: the base's configuration, a row for every variant and seed, what is to run, and how long that takes here."""
     speed = speeds(cells, results, gpus * nodes, measure)
     profile = cells[0].profile
-    scale = "the paper's setting" if profile == "paper" else "small runs on small data, not comparable with the paper's numbers"
+    scale = (
+        "the paper's setting"
+        if profile == "paper"
+        else "small runs on small data, not comparable with the paper's numbers"
+    )
     lines = [f"study {study.name} (Table {study.tables}), PROFILE={profile}: {scale}", study.question]
     lines += [f"base, pretraining: {fields(study.reference(profile))}"]
     lines += [f"base, {name}: {fields(run.cfg)}" for name, run in cells[0].transfers.items()]

@@ -1,14 +1,15 @@
 """The numbers the SoCo paper prints in Tables 1-10, read from `paper_tables.csv` beside this file.
 
-Source: Wei, Gao, Wu, Hu, Lin, "Aligning Pretraining for Detection via Object-Level Contrastive Learning" (NeurIPS 2021).
-One line of the CSV is one printed cell, tables and rows in the paper's order:
+Source: Wei, Gao, Wu, Hu, Lin, "Aligning Pretraining for Detection via Object-Level Contrastive Learning" (NeurIPS
+2021). One line of the CSV is one printed cell, tables and rows in the paper's order:
 
 - `table`: 1, 2, 3, 4, 5a, 5b, 5c, 5d, 6 ... 10; both halves of the split Table 3 are "3", both of Table 7 are "7"
 - `benchmark`: what the pretrained network is finetuned on, e.g. coco-fpn-1x (Mask R-CNN R50-FPN, COCO, 1x schedule)
 - `row`: the method without its citation number, or the variant; Table 4's rows add up ("+ head" keeps the rows above)
 - `epoch`: pretraining epochs; empty where the table prints "-" or has no such column (4 and 5: all 100, Section 4.4)
 - `metric`: average precision in percent, 0 to 100: box (`bb`) or mask (`mk`); AP50 and AP75 at IoU 0.50 and 0.75
-- `value`: as printed, without Table 4's bracketed differences; empty where the paper prints "-", NaN where pretraining diverged
+- `value`: as printed, without Table 4's bracketed differences; empty where the paper prints "-", NaN where pretraining
+diverged
 """
 
 import difflib

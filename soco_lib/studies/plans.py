@@ -10,24 +10,25 @@ from pathlib import Path
 
 import pandas as pd
 
-from soco_lib import BookError, ROOT, locate
-from soco_lib.runs import records
-from soco_lib.transfer import benchmarks
-from soco_lib.transfer.benchmarks import Transfer
-from soco_lib.fields import OPERATIONAL, differences, from_dict, identity, one_of, require, to_dict
+from soco_lib import ROOT, BookError, locate
 from soco_lib.config import Plan, Pretrain, plan
-from soco_lib.runs.records import State, state_of
-from soco_lib.runs.folder import Run, read_json
 from soco_lib.data.sources import open_source
 from soco_lib.data.store import ProposalStore
+from soco_lib.fields import OPERATIONAL, differences, from_dict, identity, one_of, require, to_dict
+from soco_lib.runs import records
+from soco_lib.runs.folder import Run, read_json
+from soco_lib.runs.records import State, state_of
 from soco_lib.studies.study import ImageList, Study, Variant
+from soco_lib.transfer import benchmarks
+from soco_lib.transfer.benchmarks import Transfer
 
 KINDS = {"pretrain": Pretrain, "transfer": Transfer}
 
 
 def of_another(run: Run, source: Run) -> bool:
-    """Whether a transfer that names the finished pretraining `source` started from other weights: it is older than that run, or
-    took one of its earlier checkpoints."""
+    """Whether a transfer that names the finished pretraining `source` started from other weights: it is older than that
+    run, or took one of its earlier checkpoints.
+    """
     if not run.record["sessions"] or not source.record["sessions"]:
         return False
     began, made = (datetime.fromisoformat(each.record["sessions"][0]["start"]) for each in (run, source))
@@ -64,9 +65,12 @@ class Shelf:
     def find(self, kind: str, cfg, name: str = "", source: Run | None = None) -> Run | None:
         """The run of configuration `cfg`: the one called `name` if there is one, else a finished one, else any.
 
-        source: the finished pretraining that a transfer starts from; what started from another of its name is passed over.
+        source: the finished pretraining that a transfer starts from; what started from another of its name is passed
+        over.
         """
-        runs = [run for run in self._runs.get(self._key(kind, cfg), ()) if source is None or not of_another(run, source)]
+        runs = [
+            run for run in self._runs.get(self._key(kind, cfg), ()) if source is None or not of_another(run, source)
+        ]
         return min(runs, key=lambda run: (run.name != name, not state_of(run).final, run.name), default=None)
 
     def runs(self, kind: str) -> list[Run]:
@@ -129,8 +133,12 @@ def _planned(shelf: Shelf, kind: str, cfg, name: str, source: Run | None = None)
     return Planned(kind, run.name if run else name, cfg, run, state_of(run))
 
 
-def make_cell(study: Study, variant: Variant, profile: str, seed: int, shelf: Shelf, scored: tuple[str, ...], numbers=None) -> Cell:
-    """What is there, and what is not, of a variant at a seed; its runs are this study's or any of the same configuration."""
+def make_cell(
+    study: Study, variant: Variant, profile: str, seed: int, shelf: Shelf, scored: tuple[str, ...], numbers=None
+) -> Cell:
+    """What is there, and what is not, of a variant at a seed; its runs are this study's or any of the same
+    configuration.
+    """
     name = f"{study.name}-{variant.name}-{profile}-s{seed}"
     cfg = study.pretrain(variant, profile, seed)
     pretrain = cfg and _planned(shelf, "pretrain", cfg, name)
@@ -140,14 +148,20 @@ def make_cell(study: Study, variant: Variant, profile: str, seed: int, shelf: Sh
     for benchmark in scored:
         cfg, own = study.finetune(benchmark, profile, seed, start), f"{name}-{benchmark}"
         missing = Planned("transfer", own, cfg, None, State("missing"))
-        made.transfers[benchmark] = missing if waits else _planned(shelf, "transfer", cfg, own, pretrain and pretrain.run)
+        made.transfers[benchmark] = (
+            missing if waits else _planned(shelf, "transfer", cfg, own, pretrain and pretrain.run)
+        )
     return made
 
 
 def count_records(cell: Cell, told: Shelf) -> None:
     """Let finished records stand for runs that are not here: transfers, and a pretraining that no transfer waits for."""
     for planned in cell.transfers.values():
-        if not planned.state.final and (found := told.find("transfer", planned.cfg, planned.name)) and state_of(found).final:
+        if (
+            not planned.state.final
+            and (found := told.find("transfer", planned.cfg, planned.name))
+            and state_of(found).final
+        ):
             planned.run, planned.name, planned.state = found, found.name, state_of(found)
     source = cell.pretrain
     if source and not source.state.final and all(planned.state.final for planned in cell.transfers.values()):
@@ -156,7 +170,9 @@ def count_records(cell: Cell, told: Shelf) -> None:
 
 
 def image_count(cfg: Pretrain, study: Study) -> int:
-    """Usable images: from the store, else from the images, else the known number. Raises BookError where there is none of them."""
+    """Usable images: from the store, else from the images, else the known number. Raises BookError where there is none
+    of them.
+    """
     if cfg.proposals != "whole" and (locate(cfg.proposals) / "store.json").is_file():
         store = ProposalStore.open(cfg.proposals)
         return int(store.readable.sum())
@@ -173,13 +189,16 @@ def image_count(cfg: Pretrain, study: Study) -> int:
 
 def make(study: Study, profile: str, seeds: list[int], results: Path, world: int = 1, scored: tuple[str, ...] = (),
          variants: tuple[str, ...] = (), recorded: bool = False) -> list[Cell]:  # fmt: skip
-    """All cells, seed by seed so that a study that is stopped has whole rounds; world: processes of a run; scored: benchmarks;
-    recorded: tracked records count as runs.
+    """All cells, seed by seed so that a study that is stopped has whole rounds; world: processes of a run; scored:
+    benchmarks; recorded: tracked records count as runs.
 
     Raises BookError for an unknown name or a batch that this many processes cannot reach.
     """
     one_of("PROFILE", profile, benchmarks.PROFILES)
-    require(bool(seeds) and len({*seeds}) == len(seeds), f"SEEDS={','.join(map(str, seeds))}: give each seed once, as SEEDS=0,1,2")
+    require(
+        bool(seeds) and len({*seeds}) == len(seeds),
+        f"SEEDS={','.join(map(str, seeds))}: give each seed once, as SEEDS=0,1,2",
+    )
     chosen = [study.variant(name) for name in variants] or study.variants
     shelf, told, counts, made = Shelf(results), Shelf(results, "studies/*/*/run.json"), {}, []
     for seed in seeds:
@@ -203,7 +222,9 @@ def make(study: Study, profile: str, seeds: list[int], results: Path, world: int
 
 def _short(name: str, value) -> str:
     if name == "views":
-        value = [f"{v['size']}" + (f" of {v['source']}" if v["source"] != "crop" else f" crop {v['scale']}") for v in value]
+        value = [
+            f"{v['size']}" + (f" of {v['source']}" if v["source"] != "crop" else f" crop {v['scale']}") for v in value
+        ]
     return f"{name}={', '.join(map(str, value)) if isinstance(value, (list, tuple)) else value}"
 
 
@@ -223,7 +244,10 @@ def frame(cells: list[Cell], study: Study, hours: list[float | None]) -> pd.Data
         if cell.pretrain:
             numbers, cfg = cell.numbers, cell.pretrain.cfg
             row |= {"batch": cfg.batch, "lr": f"{numbers.lr:g}", "steps": numbers.steps}
-            row |= {"epochs": f"{numbers.steps / numbers.steps_per_epoch:g}", "pretraining": cell.pretrain.describe(cell.name)}
+            row |= {
+                "epochs": f"{numbers.steps / numbers.steps_per_epoch:g}",
+                "pretraining": cell.pretrain.describe(cell.name),
+            }
             differs = fields(cfg, base) or "(the base)"
         row |= {name: run.describe(f"{cell.name}-{name}") for name, run in cell.transfers.items()}
         rows.append(row | {"hours": "?" if time is None else f"{time:.2f}", "differs in": differs})

@@ -1,4 +1,6 @@
-"""The data that a study's pretrainings need and that can be made here: drawn lists of images, proposal stores; each made once."""
+"""The data that a study's pretrainings need and that can be made here: drawn lists of images, proposal stores; each
+made once.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from soco_lib import locate
-from soco_lib.runs import locks
 from soco_lib.config import Pretrain
-from soco_lib.fields import from_dict, require
 from soco_lib.data.proposals import ProposalConfig
 from soco_lib.data.sources import open_source
 from soco_lib.data.store import build_store
+from soco_lib.fields import from_dict, require
+from soco_lib.runs import locks
 from soco_lib.studies.study import ImageList, Study
 
 
@@ -26,7 +28,10 @@ def write_list(path: Path, asked: ImageList) -> int:
     """
     sources = [open_source(spec) for spec in asked.of]
     files = [source.root / key for source in sources for key in source.keys]
-    require(asked.images <= len(files), f"{path.name} asks for {asked.images} images; {' and '.join(asked.of)} hold {len(files)}")
+    require(
+        asked.images <= len(files),
+        f"{path.name} asks for {asked.images} images; {' and '.join(asked.of)} hold {len(files)}",
+    )
     chosen = np.random.default_rng(asked.seed).permutation(len(files))[: asked.images or None]
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -37,8 +42,9 @@ def write_list(path: Path, asked: ImageList) -> int:
 
 @contextlib.contextmanager
 def _alone(folder: Path):
-    """Waits until no other process makes this folder: two studies may want one store at the same time. Raises BookError for a
-    file system without locks."""
+    """Waits until no other process makes this folder: two studies may want one store at the same time. Raises BookError
+    for a file system without locks.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with locks.lockable(folder.with_name(f".{folder.name}.lock")) as file:
         locks.take(file, wait=True)

@@ -2,8 +2,8 @@
 
     python -m soco_lib.studies.rerun labels-soco-toy-s0-minicoco-10 --results results
 
-runs it (a transfer's pretraining before it) in results/reruns and prints what differs. On the same kind of machine, with the same
-threads and versions, nothing does: CPU runs are bit-equal.
+runs it (a transfer's pretraining before it) in results/reruns and prints what differs. On the same kind of machine,
+with the same threads and versions, nothing does: CPU runs are bit-equal.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import sys
 from pathlib import Path
 
 from soco_lib import ROOT, one_line_errors
-from soco_lib.runs import records
 from soco_lib.fields import from_dict, require
+from soco_lib.runs import records
+from soco_lib.runs.folder import Run
 from soco_lib.runs.launch import launch
 from soco_lib.studies.plans import KINDS, inside
-from soco_lib.runs.folder import Run
 
 #: Metrics that say how fast a machine was or where files lie, not what came out.
 OPERATIONAL = {"seconds", "images_per_s", "memory_gb", "init"}
@@ -37,8 +37,10 @@ def flat(values: dict, prefix: str = "") -> dict:
 def compare(then: dict, now: dict) -> dict[str, tuple]:
     """Metrics that differ: name -> (then, now); NaN equals NaN, and one that a side lacks is None there."""
     a, b = flat(then), flat(now)
-    same = lambda x, y: x == y or (x != x and y != y)  # noqa: E731
-    return {name: (a.get(name), b.get(name)) for name in sorted(a.keys() | b.keys()) if not same(a.get(name), b.get(name))}
+    same = lambda x, y: x == y or (x != x and y != y)
+    return {
+        name: (a.get(name), b.get(name)) for name in sorted(a.keys() | b.keys()) if not same(a.get(name), b.get(name))
+    }
 
 
 def again(name: str, known: dict[str, Run], results: Path, say=print) -> Run:
@@ -46,7 +48,10 @@ def again(name: str, known: dict[str, Run], results: Path, say=print) -> Run:
 
     Raises BookError for an unknown or unfinished run, or a transfer from a file that is no run's.
     """
-    require(name in known, f"no run or record {name!r} in {results}: {', '.join(sorted(known)[:5])}{' …' * (len(known) > 5)}")
+    require(
+        name in known,
+        f"no run or record {name!r} in {results}: {', '.join(sorted(known)[:5])}{' …' * (len(known) > 5)}",
+    )
     run = known[name]
     require(records.state_of(run).word == "done", f"{name} is not finished: {records.state_of(run).text or 'missing'}")
     cfg = from_dict(KINDS[run.record["kind"]], run.record["config"])
@@ -77,7 +82,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{name}: {old} then, {new} now")
     machines = [run.record["sessions"][-1].get("hardware", {}).get("cpu", "unknown") for run in (then, made)]
     if differ and machines[0] != machines[1]:
-        print(f"then on {machines[0]}, now on {machines[1]}: another kind of processor sums floats in another order, and training amplifies that")
+        print(
+            f"then on {machines[0]}, now on {machines[1]}: another kind of processor sums floats in another order, and training amplifies that"
+        )
     count = len(flat(then.metrics))
     print(f"{given.run}: {count - len(differ)} of {count} numbers are the same to the last digit")
     return 1 if differ else 0

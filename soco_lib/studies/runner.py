@@ -2,8 +2,8 @@
 
     python -m soco_lib.studies batchsize --profile toy --seeds 0,1 [--plan]
 
-A variant that fails is told and the others go on; the exit status is then 1. Told to stop (SIGTERM, Ctrl-C), the runs save and the
-same command goes on. Tables and the records they are made from are written at the end (study_tables.py).
+A variant that fails is told and the others go on; the exit status is then 1. Told to stop (SIGTERM, Ctrl-C), the runs
+save and the same command goes on. Tables and the records they are made from are written at the end (study_table.py).
 """
 
 from __future__ import annotations
@@ -17,17 +17,19 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from soco_lib import BookError, ROOT, one_line_errors
+from soco_lib import ROOT, BookError, one_line_errors
+from soco_lib.fields import one_of, require
 from soco_lib.runs import locks, session
-from soco_lib.studies import estimate, plans, study as studies, prepare
+from soco_lib.runs.folder import Run
+from soco_lib.runs.launch import LAUNCHERS
+from soco_lib.runs.pool import Crew, perform, slots
+from soco_lib.runs.records import State, state_of
+from soco_lib.studies import estimate, plans
+from soco_lib.studies import study as studies
+from soco_lib.studies.plans import Cell, Planned, Shelf
+from soco_lib.studies.prepare import prepare as make_data
 from soco_lib.tables import study_table
 from soco_lib.transfer import benchmarks  # fmt: skip
-from soco_lib.fields import one_of, require
-from soco_lib.runs.pool import Crew, perform, slots
-from soco_lib.runs.launch import LAUNCHERS
-from soco_lib.studies.plans import Cell, Planned, Shelf
-from soco_lib.runs.records import State, state_of
-from soco_lib.runs.folder import Run
 
 #: Seconds between two looks at a run that another process writes.
 POLL = 2.0
@@ -51,7 +53,9 @@ def ensure(planned: Planned, crew: Crew, environment: dict, say, source: Run | N
     run = Shelf(crew.results).find(planned.kind, planned.cfg, planned.name, source)
     run = run or Run.start(planned.name, planned.kind, planned.cfg, crew.results)
     if source is not None and plans.of_another(run, source):
-        raise BookError(f"{run.name} started from other weights than {source.name}'s: delete {run.folder} and run again")
+        raise BookError(
+            f"{run.name} started from other weights than {source.name}'s: delete {run.folder} and run again"
+        )
     if crew.how["launcher"] == "local" and _busy(run):
         say(f"{run.name} is being written by another process: waiting for it")
         while _busy(run) and not crew.stopping.is_set():
@@ -78,11 +82,13 @@ def ensure(planned: Planned, crew: Crew, environment: dict, say, source: Run | N
 
 
 def run_cell(cell: Cell, crew: Crew) -> str:
-    """A variant at a seed; returns what went wrong, "" for nothing. Divergence is a result: there is then nothing to transfer."""
+    """A variant at a seed; returns what went wrong, "" for nothing. Divergence is a result: there is then nothing to
+    transfer.
+    """
     if crew.stopping.is_set():
         return "stopped"
     environment = crew.slots.get()
-    say = lambda line: crew.say(f"[{cell.variant.name} s{cell.seed}] {line}")  # noqa: E731
+    say = lambda line: crew.say(f"[{cell.variant.name} s{cell.seed}] {line}")
     try:
         source = cell.pretrain
         if source is None or ensure(source, crew, environment, say).word == "done":
@@ -102,7 +108,9 @@ def run_cell(cell: Cell, crew: Crew) -> str:
 
 @contextlib.contextmanager
 def locked(study: str, profile: str, results: Path):
-    """Only one runner a study and profile. Raises BookError when another has it or nothing can be written or locked there."""
+    """Only one runner a study and profile. Raises BookError when another has it or nothing can be written or locked
+    there.
+    """
     path = results / f".{study}-{profile}.lock"
     try:
         results.mkdir(parents=True, exist_ok=True)
@@ -125,7 +133,7 @@ def prepare(study: studies.Study, todo: list[Cell], say) -> None:
     for cell in todo:
         for run in cell.transfers.values():
             benchmarks.require_data(run.cfg)
-    prepare.prepare(study, [cell.pretrain.cfg for cell in todo if cell.pretrain and not cell.pretrain.state.final], say)
+    make_data(study, [cell.pretrain.cfg for cell in todo if cell.pretrain and not cell.pretrain.state.final], say)
 
 
 def run_cells(todo: list[Cell], crew: Crew, jobs: int) -> dict[str, str]:
@@ -162,19 +170,27 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status: 0, 1 after a failure, session.STOPPED."""
     given = parse(arguments)
-    words = lambda text: tuple(word.strip() for word in text.split(",") if word.strip())  # noqa: E731
+    words = lambda text: tuple(word.strip() for word in text.split(",") if word.strip())
     results = ROOT / given.results
-    require(all(word.isdigit() for word in words(given.seeds)), f"SEEDS={given.seeds} must be whole numbers, as SEEDS=0,1,2")
+    require(
+        all(word.isdigit() for word in words(given.seeds)), f"SEEDS={given.seeds} must be whole numbers, as SEEDS=0,1,2"
+    )
     one_of("LAUNCHER", given.launcher, LAUNCHERS)
     study, seeds = studies.read(given.study), [int(word) for word in words(given.seeds)]
     require(given.nodes == 1 or given.launcher == "slurm", f"NODES={given.nodes}: for several nodes use LAUNCHER=slurm")
     world = given.gpus * given.nodes
-    cells = plans.make(study, given.profile, seeds, results, world, words(given.benchmarks), words(given.variants), given.recorded)
+    cells = plans.make(
+        study, given.profile, seeds, results, world, words(given.benchmarks), words(given.variants), given.recorded
+    )
     local = given.launcher == "local"
-    print(estimate.describe(study, cells, results, given.gpus, given.nodes, given.jobs, given.measure, local), flush=True)
+    print(
+        estimate.describe(study, cells, results, given.gpus, given.nodes, given.jobs, given.measure, local), flush=True
+    )
     if given.plan:
         return 0
-    how = {name: getattr(given, name) for name in ("gpus", "nodes", "restarts", "launcher", "partition", "minutes", "cpus")}
+    how = {
+        name: getattr(given, name) for name in ("gpus", "nodes", "restarts", "launcher", "partition", "minutes", "cpus")
+    }
     with locked(study.name, given.profile, results):
         crew = Crew(how, results, slots(given.jobs, given.gpus, given.launcher))
         todo = [cell for cell in cells if cell.todo]

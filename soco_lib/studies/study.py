@@ -1,7 +1,9 @@
-"""What a study is: one question, variants of one experiment, the benchmarks that score them. A YAML file each in notebooks/studies.
+"""What a study is: one question, variants of one experiment, the benchmarks that score them. A YAML file each in
+notebooks/studies.
 
-`paper` and `toy` of a file are fields of config.Pretrain on top of notebooks/params/pretrain-<profile>.yaml, a variant's on top of
-these; `transfer` holds fields of benchmarks.Transfer in the same way, on top of the benchmark's own.
+`paper` and `toy` of a file are fields of config.Pretrain on top of notebooks/params/pretrain-<profile>.yaml, a
+variant's on top of these; `transfer` holds fields of benchmarks.Transfer in the same way, on top of the benchmark's
+own.
 """
 
 from __future__ import annotations
@@ -12,14 +14,14 @@ from pathlib import Path
 
 import yaml
 
-from soco_lib import BookError, ROOT, locate, fields
+from soco_lib import ROOT, BookError, locate
+from soco_lib.config import Pretrain
+from soco_lib.data.proposals import ProposalConfig
+from soco_lib.fields import from_dict, identity, load, one_of, require
+from soco_lib.runs.parameters import Loader
+from soco_lib.studies.paper import paper_value
 from soco_lib.transfer import benchmarks
 from soco_lib.transfer.benchmarks import PROFILES, Transfer
-from soco_lib.config import Pretrain
-from soco_lib.fields import from_dict, identity, one_of, require
-from soco_lib.studies.paper import paper_value
-from soco_lib.runs.parameters import Loader
-from soco_lib.data.proposals import ProposalConfig
 
 FOLDER = ROOT / "notebooks" / "studies"
 #: Fields of an experiment that the runner gives, so that no study may.
@@ -44,7 +46,9 @@ class Variant:
     says: str = ""  # one line
     row: str = ""  # of the paper's table; "": none
     epoch: int = 0  # of that row; 0: it has one or none
-    only: tuple[str, ...] = ()  # benchmarks for which that row is the paper's number of this variant; empty: all that have such a row
+    only: tuple[
+        str, ...
+    ] = ()  # benchmarks for which that row is the paper's number of this variant; empty: all that have such a row
     scratch: bool = False  # random weights: nothing is pretrained, and the fields below are empty
     paper: dict = field(default_factory=dict)  # fields that differ from the study's at PROFILE=paper
     toy: dict = field(default_factory=dict)  # and at PROFILE=toy
@@ -64,7 +68,9 @@ class Study:
     paper: dict = field(default_factory=dict)
     toy: dict = field(default_factory=dict)
     transfer: dict = field(default_factory=dict)  # paper and toy -> fields of Transfer
-    stores: dict = field(default_factory=dict)  # proposal store -> fields of ProposalConfig; not named: selective search
+    stores: dict = field(
+        default_factory=dict
+    )  # proposal store -> fields of ProposalConfig; not named: selective search
     lists: dict = field(default_factory=dict)  # list file -> fields of ImageList
 
     @property
@@ -78,16 +84,19 @@ class Study:
         return next(v for v in self.variants if v.name == name)
 
     def pretrain(self, variant: Variant, profile: str, seed: int = 0) -> Pretrain | None:
-        """The variant's pretraining, None for scratch. Its label names what differs from the parameter file, in the order of Pretrain's fields:
-        two studies that ask for the same experiment ask for the same configuration."""
+        """The variant's pretraining, None for scratch. Its label names what differs from the parameter file, in the
+        order of Pretrain's fields: two studies that ask for the same experiment ask for the same configuration.
+        """
         if variant.scratch:
             return None
         changes = {**getattr(self, profile), **getattr(variant, profile), "seed": seed}
         ordered = {f.name: changes[f.name] for f in dataclasses.fields(Pretrain) if f.name in changes}
-        return fields.load(Pretrain, f"notebooks/params/pretrain-{profile}.yaml", **ordered)
+        return load(Pretrain, f"notebooks/params/pretrain-{profile}.yaml", **ordered)
 
     def reference(self, profile: str) -> Pretrain:
-        """The pretraining that the variants' are described against: the base's, or the first one's where that is scratch."""
+        """The pretraining that the variants' are described against: the base's, or the first one's where that is
+        scratch.
+        """
         made = (self.pretrain(variant, profile) for variant in (self.variant(self.baseline), *self.variants))
         return next(cfg for cfg in made if cfg)
 
@@ -118,13 +127,17 @@ class _Strict(Loader):
     def construct_mapping(self, node, deep=False):
         seen = set()
         for key, _ in node.value:
-            require(key.value not in seen, f"{key.value!r} stands there twice (line {key.start_mark.line + 1}): remove one")
+            require(
+                key.value not in seen, f"{key.value!r} stands there twice (line {key.start_mark.line + 1}): remove one"
+            )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
 def read(name: str) -> Study:
-    """The study of that name, or of a YAML file of one's own. Raises BookError, naming file and place, for anything wrong in it."""
+    """The study of that name, or of a YAML file of one's own. Raises BookError, naming file and place, for anything
+    wrong in it.
+    """
     if not str(name).endswith(".yaml"):
         one_of("study", name, names())
     path = locate(name) if str(name).endswith(".yaml") else FOLDER / f"{name}.yaml"
@@ -140,8 +153,14 @@ def _build(path: Path) -> Study:
         content = yaml.load(path.read_text(), _Strict)
     except yaml.YAMLError as error:
         raise BookError(f"not YAML ({' '.join(str(error).split())})") from None
-    require(isinstance(content, dict) and isinstance(content.get("variants"), dict), "needs `variants`, a name and fields each")
-    made = [from_dict(Variant, {"name": key, **(values or {})}, f"variant {key}") for key, values in content["variants"].items()]
+    require(
+        isinstance(content, dict) and isinstance(content.get("variants"), dict),
+        "needs `variants`, a name and fields each",
+    )
+    made = [
+        from_dict(Variant, {"name": key, **(values or {})}, f"variant {key}")
+        for key, values in content["variants"].items()
+    ]
     return from_dict(Study, {**content, "name": path.stem, "variants": made}, "study")
 
 
@@ -171,10 +190,10 @@ def _checked(study: Study) -> Study:
     for profile in PROFILES:
         _known_fields(profile, getattr(study, profile), Pretrain)
         _known_fields(f"transfer, {profile}", study.transfer.get(profile, {}), Transfer)
-    for where, fields in study.stores.items():
-        from_dict(ProposalConfig, fields, f"store {where}")
-    for where, fields in study.lists.items():
-        from_dict(ImageList, fields, f"list {where}")
+    for where, values in study.stores.items():
+        from_dict(ProposalConfig, values, f"store {where}")
+    for where, values in study.lists.items():
+        from_dict(ImageList, values, f"list {where}")
     for benchmark in study.benchmarks:
         chosen = benchmarks.find(benchmark)
         for metric in study.metrics:
@@ -188,7 +207,9 @@ def _checked(study: Study) -> Study:
         for variant in sorted(study.variants, key=lambda v: v.name != study.baseline):
             where = f"variant {variant.name}, {profile}"
             if variant.scratch:
-                require(not (variant.paper or variant.toy), f"{where}: scratch has no pretraining that fields could change")
+                require(
+                    not (variant.paper or variant.toy), f"{where}: scratch has no pretraining that fields could change"
+                )
                 continue
             _known_fields(where, getattr(variant, profile), Pretrain)
             try:

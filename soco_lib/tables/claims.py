@@ -1,9 +1,10 @@
-"""The paper's claims beside what the toy runs say: claim -> the paper's difference -> ours -> verdict; from records alone.
+"""The paper's claims beside what the toy runs say: claim -> the paper's difference -> ours -> verdict; from records
+alone.
 
     python -m soco_lib.tables.claims --results results
 
-makes results/tables/claims.{csv,md} and headline.md from the studies that claims.yaml names (study_records.py). A claim is "OF
-scores higher than AGAINST"; both are fine-tuned from the same seeds, so their difference is taken seed by seed.
+makes results/tables/claims.{csv,md} and headline.md from the studies that claims.yaml names (study_rows.py). A claim
+is "OF scores higher than AGAINST"; both are fine-tuned from the same seeds, so their difference is taken seed by seed.
 """
 
 from __future__ import annotations
@@ -20,18 +21,18 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from soco_lib import ROOT, one_line_errors, fields
-from soco_lib.runs import records
-from soco_lib.studies import study as studies
-from soco_lib.tables import pages
-from soco_lib.transfer import benchmarks
+from soco_lib import ROOT, one_line_errors
 from soco_lib.config import Pretrain
-from soco_lib.fields import from_dict, one_of
-from soco_lib.studies.paper import paper_value
+from soco_lib.fields import from_dict, load, one_of
+from soco_lib.runs import records
 from soco_lib.runs.folder import one_kind
+from soco_lib.studies import study as studies
+from soco_lib.studies.paper import paper_value
 from soco_lib.studies.study import Study
+from soco_lib.tables import pages
 from soco_lib.tables.study_rows import Row, folder_of, rows_of
 from soco_lib.tables.study_table import paired
+from soco_lib.transfer import benchmarks
 
 FILE = Path(__file__).with_name("claims.yaml")
 #: Fewest seeds of which a verdict is given, and resamples of the bootstrap.
@@ -62,7 +63,9 @@ class Claim:
     benchmark: str  # of the study, that scores both
     less: str = ""  # a second benchmark: the claim is that the difference is larger than on this one
     metric: str = "AP_bb"
-    printed: tuple[Printed, ...] = ()  # the paper's numbers whose sum its difference is; (): those of the study's two variants
+    printed: tuple[
+        Printed, ...
+    ] = ()  # the paper's numbers whose sum its difference is; (): those of the study's two variants
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,9 @@ class Found:
 
 def read(path: Path = FILE) -> list[Claim]:
     """The claims. Raises BookError for an unknown study, variant, benchmark or metric, with the nearest known name."""
-    claims = [from_dict(Claim, fields, f"claim {i}") for i, fields in enumerate(yaml.safe_load(path.read_text()), start=1)]
+    claims = [
+        from_dict(Claim, fields, f"claim {i}") for i, fields in enumerate(yaml.safe_load(path.read_text()), start=1)
+    ]
     for claim in claims:
         study = studies.read(claim.study)
         for name in (claim.of, claim.against):
@@ -99,7 +104,9 @@ def read(path: Path = FILE) -> list[Claim]:
 
 
 def bootstrap(values: list[float], seed: int = 0) -> tuple[float, float]:
-    """95 % interval of the mean by the percentile bootstrap (SciPy's); NaN for fewer than two values, a point where all agree."""
+    """95 % interval of the mean by the percentile bootstrap (SciPy's); NaN for fewer than two values, a point where all
+    agree.
+    """
     if len(values) < 2:
         return math.nan, math.nan
     if np.ptp(values) == 0:
@@ -114,7 +121,8 @@ def bootstrap(values: list[float], seed: int = 0) -> tuple[float, float]:
 def verdict(differences: list[float], expected: float = 1.0) -> str:
     """One of VERDICTS: two intervals of the mean difference must agree on its sign, and `expected` is the paper's sign.
 
-    The bootstrap's and Student's: of a few values the first one is too narrow, the second leans on the normal distribution.
+    The bootstrap's and Student's: of a few values the first one is too narrow, the second leans on the normal
+    distribution.
     """
     if len(differences) < FEWEST or not expected:
         return "undecided"
@@ -131,7 +139,9 @@ def _row(rows: list[Row], variant: str, benchmark: str) -> Row | None:
 
 
 def _difference(rows: list[Row], claim: Claim, benchmark: str) -> tuple[dict[int, float], tuple[float, float]]:
-    sides = [row.scores(claim.metric) if (row := _row(rows, name, benchmark)) else {} for name in (claim.of, claim.against)]
+    sides = [
+        row.scores(claim.metric) if (row := _row(rows, name, benchmark)) else {} for name in (claim.of, claim.against)
+    ]
     both = sorted({*sides[0]} & {*sides[1]})
     means = tuple(float(np.mean([side[seed] for seed in both])) if both else math.nan for side in sides)
     return {seed: sides[0][seed] - sides[1][seed] for seed in both}, means
@@ -146,7 +156,10 @@ def _mixed(rows: list[Row], claim: Claim, seeds: Iterable[int]) -> int:
 
 def _printed(study: Study, claim: Claim) -> float | None:
     """The paper's difference, None where it prints none or one of its runs diverged."""
-    cells = [(cell.sign, paper_value(cell.table, cell.benchmark, cell.row, claim.metric, cell.epoch or None)) for cell in claim.printed]
+    cells = [
+        (cell.sign, paper_value(cell.table, cell.benchmark, cell.row, claim.metric, cell.epoch or None))
+        for cell in claim.printed
+    ]
     if not cells:
         for sign, benchmark in ((1, claim.benchmark), (-1, claim.less)):
             sides = ((sign, claim.of), (-sign, claim.against)) if benchmark else ()
@@ -168,14 +181,26 @@ def find(claim: Claim, results: Path, profile: str = "toy") -> Found:
 
 
 def table(found: list[Found]) -> pd.DataFrame:
-    """A row a claim: its words and place, the paper's difference, ours with both 95 % intervals, n, both scores, verdict, mixed."""
+    """A row a claim: its words and place, the paper's difference, ours with both 95 % intervals, n, both scores,
+    verdict, mixed.
+    """
     lines = []
     for each in found:
         claim, values = each.claim, list(each.differences.values())
         n, mean, low_t, high_t = paired(each.differences, dict.fromkeys(each.differences, 0.0))
         low, high = bootstrap(values)
-        line = {"claim": claim.says, "where": claim.where, "study": claim.study, "of": claim.of, "against": claim.against}
-        line |= {"benchmark": claim.benchmark + f" - {claim.less}" * bool(claim.less), "metric": claim.metric, "paper": each.paper}
+        line = {
+            "claim": claim.says,
+            "where": claim.where,
+            "study": claim.study,
+            "of": claim.of,
+            "against": claim.against,
+        }
+        line |= {
+            "benchmark": claim.benchmark + f" - {claim.less}" * bool(claim.less),
+            "metric": claim.metric,
+            "paper": each.paper,
+        }
         line |= {"of_score": each.scores[0], "against_score": each.scores[1], "n": n, "change": mean}
         line |= {"low": low, "high": high, "low_t": low_t, "high_t": high_t}
         expected = 1.0 if each.paper is None else each.paper
@@ -243,7 +268,7 @@ FIRST = {
 
 def headline(frame: pd.DataFrame) -> str:
     """What the book found, with its scale, as a sentence and a table: the README's first."""
-    pretrain, transfer = fields.load(Pretrain, "notebooks/params/pretrain-toy.yaml"), benchmarks.settings("minicoco-10", "toy")
+    pretrain, transfer = load(Pretrain, "notebooks/params/pretrain-toy.yaml"), benchmarks.settings("minicoco-10", "toy")
     scale = (
         f"**Toy scale, two CPU cores** (a quarter-width ResNet-50, {pretrain.steps} updates of {pretrain.batch} images in pretraining, "
         f"{transfer.iterations} iterations at {transfer.test_size} pixels in fine-tuning)"
@@ -257,13 +282,17 @@ def headline(frame: pd.DataFrame) -> str:
             found[against].append(lines)
             for line in lines.itertuples():
                 row |= {name: f"{line.against_score:.2f}", "SoCo": row["SoCo"] or f"{line.of_score:.2f}"}
-                row[f"SoCo - {name}"] = f"{line.change:+.2f} [{line.low:+.2f}, {line.high:+.2f}], n = {line.n}, {line.verdict}"
+                row[f"SoCo - {name}"] = (
+                    f"{line.change:+.2f} [{line.low:+.2f}, {line.high:+.2f}], n = {line.n}, {line.verdict}"
+                )
         if row["SoCo"]:
             rows.append(row)
     if not rows:
         return f"{scale}: no run of the study `labels` is finished: `make reproduce-toy`.\n"
     scratch, whole = (pd.concat(found[name])["verdict"].value_counts() for name in found)
-    settings = lambda counts: " and ".join(f"{word} in {count}" for word, count in counts.items()) + f" of {counts.sum()} settings"  # noqa: E731
+    settings = lambda counts: (
+        " and ".join(f"{word} in {count}" for word, count in counts.items()) + f" of {counts.sum()} settings"
+    )
     return (
         f"{scale}: that a detector learns better from SoCo's weights than from random ones is **{settings(scratch)}**; that SoCo is "
         f"better than pretraining on whole images, the paper's baseline, is **{settings(whole) if len(whole) else 'not run'}**.\n\n"

@@ -10,7 +10,9 @@ def _filled(part: pd.DataFrame) -> pd.DataFrame:
 
 
 def markdown(part: pd.DataFrame, left: int | None = None) -> str:
-    """A printed table; its first `left` columns are aligned to the left and the others to the right (None: all as they come)."""
+    """A printed table; its first `left` columns are aligned to the left and the others to the right (None: all as they
+    come).
+    """
     align = None if left is None else ["left"] * left + ["right"] * (len(part.columns) - left)
     return _filled(part).to_markdown(index=False, colalign=align, disable_numparse=True)
 
@@ -23,7 +25,9 @@ def latex(parts: dict[str, pd.DataFrame], caption: str) -> str:
 
 
 class Links:
-    """Reference links of a Markdown page, whose source stays readable: [text][3] in it, and a line `[3]: target` at its end."""
+    """Reference links of a Markdown page, whose source stays readable: [text][3] in it, and a line `[3]: target` at its
+    end.
+    """
 
     def __init__(self, targets: dict[str, str]):
         """targets: run's name -> where it lies, seen from the page."""

@@ -2,9 +2,9 @@
 
     python -m soco_lib.tables.paper_tables 1 --results results --profile toy
 
-prints Table 1 of the paper with all transfer runs under `results` that belong to it and leaves results/tables/table1.{csv,md,tex}.
-Small records of these runs are kept in results/studies/table1 (records.py), and where the runs are gone, as on a fresh clone, the
-same table is made from the records.
+prints Table 1 of the paper with all transfer runs under `results` that belong to it and leaves
+results/tables/table1.{csv,md,tex}. Small records of these runs are kept in results/studies/table1 (records.py), and
+where the runs are gone, as on a fresh clone, the same table is made from the records.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import numpy as np
 import pandas as pd
 
 from soco_lib import ROOT, one_line_errors
-from soco_lib.runs import records
-from soco_lib.tables import pages
-from soco_lib.transfer import benchmarks
 from soco_lib.fields import essence, one_of
-from soco_lib.studies.paper import paper_table
-from soco_lib.runs.records import state_of
+from soco_lib.runs import records
 from soco_lib.runs.folder import Run
+from soco_lib.runs.records import state_of
+from soco_lib.studies.paper import paper_table
+from soco_lib.tables import pages
 from soco_lib.tables.starts import scale_of, source_of, start_of
+from soco_lib.transfer import benchmarks
 
 #: Column -> (task, key) in a transfer run's metrics; the paper's names of the same numbers.
 METRICS = {
@@ -53,11 +53,15 @@ def caption(runs: list[Run], table: str) -> str:
 
 
 def write(stem: Path, frame: pd.DataFrame, parts: dict[str, pd.DataFrame], caption: str, page: str = "") -> None:
-    """Write <stem>.csv (`frame`, all digits), <stem>.tex and <stem>.md (`parts`: title or "" -> printed table; or `page` instead).
+    """Write <stem>.csv (`frame`, all digits), <stem>.tex and <stem>.md (`parts`: title or "" -> printed table; or
+    `page` instead).
 
     Raises BookError where nothing can be written.
     """
-    shown = [f"**{title}**\n\n{pages.markdown(part, 3)}" if title else pages.markdown(part, 3) for title, part in parts.items()]
+    shown = [
+        f"**{title}**\n\n{pages.markdown(part, 3)}" if title else pages.markdown(part, 3)
+        for title, part in parts.items()
+    ]
     with records.writing(stem.parent):
         frame.to_csv(stem.with_suffix(".csv"), index=False)
         stem.with_suffix(".md").write_text((page or "\n\n".join([*shown, caption])) + "\n")
@@ -75,7 +79,8 @@ STUDIES = ("alignment", "viewsize", "batchsize", "proposals", "momentum", "table
 def transfers(known: dict[str, Run], results: Path, table: str, profile: str = "all") -> tuple[list[Run], list[str]]:
     """Transfer runs whose benchmark belongs to a table, by name, and a line on what is left out.
 
-    profile: first word of their scale, or all. Left out are runs of the STUDIES, unless a recipe (pretrain-soco-...) has them too.
+    profile: first word of their scale, or all. Left out are runs of the STUDIES, unless a recipe (pretrain-soco-...)
+    has them too.
     """
     chosen, others = [], set()
     for name, run in sorted(known.items()):
@@ -92,8 +97,10 @@ def transfers(known: dict[str, Run], results: Path, table: str, profile: str = "
 
 
 def _settings(run: Run, known: dict[str, Run]) -> dict:
-    """What a transfer was run with but for its seed; in place of the folder that it started from, what that was pretrained with."""
-    plain = lambda run: {key: value for key, value in essence(run.record["config"]).items() if key != "seed"}  # noqa: E731
+    """What a transfer was run with but for its seed; in place of the folder that it started from, what that was
+    pretrained with.
+    """
+    plain = lambda run: {key: value for key, value in essence(run.record["config"]).items() if key != "seed"}
     source = source_of(run.record["config"], known)
     pretrained = {f"pretraining's {key}": value for key, value in plain(source).items()} if source else {}
     return {key: value for key, value in plain(run).items() if key != "init" or not source} | pretrained
@@ -143,14 +150,18 @@ def _spent(runs: list[Run], known: dict[str, Run]) -> pd.DataFrame:
 def table_cells(table: str, runs: list[Run], known: dict[str, Run] | None = None) -> tuple[pd.DataFrame, list[str]]:
     """A paper's table in long form, a row a cell (columns: CELL), and what was left out of it, a line each.
 
-    source: paper (all printed rows) or ours; value: percent, ours the mean over n seeds with their standard deviation sd;
-    difference: ours minus the paper's row that was repeated, at the paper's scale only; runs: one a seed, and what they cost. Cells
-    without a finished run or printed number are NaN. known: runs by name, where the pretrainings' folders are not there.
+    source: paper (all printed rows) or ours; value: percent, ours the mean over n seeds with their standard deviation
+    sd; difference: ours minus the paper's row that was repeated, at the paper's scale only; runs: one a seed, and what
+    they cost. Cells without a finished run or printed number are NaN. known: runs by name, where the pretrainings'
+    folders are not there.
     """
     known = known or {}
     members = [b for b in benchmarks.BENCHMARKS.values() if b.table == table]
     one_of("table", table, dict.fromkeys(b.table for b in benchmarks.BENCHMARKS.values()))
-    printed = {(row, None if pd.isna(epochs) else int(epochs)): values for (row, epochs), values in paper_table(table).iterrows()}
+    printed = {
+        (row, None if pd.isna(epochs) else int(epochs)): values
+        for (row, epochs), values in paper_table(table).iterrows()
+    }
     cells, notes = [], []
     for (row, epochs), values in printed.items():
         for b in members:
@@ -164,7 +175,9 @@ def table_cells(table: str, runs: list[Run], known: dict[str, Run] | None = None
             notes += left
             done = [run for run in seeds.values() if state_of(run).word == "done"]
             spent = _spent([*seeds.values()], known)
-            base = dict(source="ours", scale=scale, pretraining=label, epochs=start.epochs, benchmark=b.name, n=len(done))
+            base = dict(
+                source="ours", scale=scale, pretraining=label, epochs=start.epochs, benchmark=b.name, n=len(done)
+            )
             base |= dict(state=records.by_state({seed: state_of(run).text for seed, run in seeds.items()}))
             base |= dict(runs=" ".join(run.name for run in seeds.values()), minutes=" ".join(spent["minutes"]))
             base |= dict(images_seen=" ".join(map(str, spent["images seen"].dropna())))
@@ -172,7 +185,11 @@ def table_cells(table: str, runs: list[Run], known: dict[str, Run] | None = None
             for m in b.metrics:
                 task, key = METRICS[m]
                 values = np.array([records.numbers(run).get(task, {}).get(key, np.nan) for run in done], float)
-                mean, sd = (values.mean(), values.std(ddof=1) if len(values) > 1 else np.nan) if len(values) else (np.nan, np.nan)
+                mean, sd = (
+                    (values.mean(), values.std(ddof=1) if len(values) > 1 else np.nan)
+                    if len(values)
+                    else (np.nan, np.nan)
+                )
                 difference = np.nan if theirs is None else mean - theirs[b.paper, m]
                 cells.append(base | dict(metric=m, value=mean, sd=sd, difference=difference))
     return pd.DataFrame(cells).reindex(columns=CELL).astype({"epochs": "Int64", "n": "Int64"}), notes
@@ -180,24 +197,32 @@ def table_cells(table: str, runs: list[Run], known: dict[str, Run] | None = None
 
 def table_parts(cells: pd.DataFrame, links: pages.Links | None = None,
                 known: dict[str, Run] | None = None) -> dict[str, pd.DataFrame]:  # fmt: skip
-    """The long form as printed: title -> one table a benchmark; our cells read mean ± sd (difference to the paper's row).
+    """The long form as printed: title -> one table a benchmark; our cells read mean ± sd (difference to the paper's
+    row).
 
     links: behind each of our numbers stands then a link to the run of every seed (known: runs by name).
     """
-    word = lambda form, number: "" if pd.isna(number) else form.format(number)  # noqa: E731
+    word = lambda form, number: "" if pd.isna(number) else form.format(number)
     parts = {}
     for name, part in cells.groupby("benchmark", sort=False):
         lines: dict[tuple, dict] = {}
         for cell in part.itertuples():
             begun = cell.runs.split() if cell.source == "ours" else []
-            row = {"source": cell.source, "scale": cell.scale, "pretraining": cell.pretraining, "epochs": word("{}", cell.epochs)}
+            row = {
+                "source": cell.source,
+                "scale": cell.scale,
+                "pretraining": cell.pretraining,
+                "epochs": word("{}", cell.epochs),
+            }
             line = lines.setdefault(tuple(row.values()), row | {"n": word("{}", cell.n) if begun else ""})
             text = word("{:.1f}", cell.value) + word(" ± {:.1f}", cell.sd) + word(" ({:+.1f})", cell.difference)
             seeds = {known[run].record["config"]["seed"]: run for run in begun} if links and text else {}
             line[cell.metric] = text + (links.seeds(seeds) if links else "")
             line["state"] = line.pop("state", cell.state if begun else "")  # stays the last column
         shown = pd.DataFrame(lines.values())
-        parts[f"{name}: {benchmarks.BENCHMARKS[name].title}"] = shown if any(shown["state"]) else shown.drop(columns="state")
+        parts[f"{name}: {benchmarks.BENCHMARKS[name].title}"] = (
+            shown if any(shown["state"]) else shown.drop(columns="state")
+        )
     return parts
 
 
@@ -211,18 +236,27 @@ def build(table: str, results: Path, profile: str = "all") -> str:
     cells, repeats = table_cells(table, runs, known)
     shown = _spent([known[name] for names in cells["runs"].dropna().unique() for name in names.split()], known)
     links = pages.Links({name: f"../studies/{_kept(known[name], results, table)}/{name}" for name in shown["run"]})
-    said = caption(runs, table) if runs else f"No transfer run of Table {table} at scale '{profile}' lies in {results.name}."
+    said = (
+        caption(runs, table)
+        if runs
+        else f"No transfer run of Table {table} at scale '{profile}' lies in {results.name}."
+    )
     said += f" Left out: {'; '.join(left + repeats + torn)}." if left + repeats + torn else ""
     spent = {records.together(shown): shown} if len(shown) else {}
     linked = {title: part.assign(run=[links(name, name) for name in part["run"]]) for title, part in spent.items()}
-    printed = [f"**{title}**\n\n{pages.markdown(part, 3)}" for title, part in (table_parts(cells, links, known) | linked).items()]
+    printed = [
+        f"**{title}**\n\n{pages.markdown(part, 3)}"
+        for title, part in (table_parts(cells, links, known) | linked).items()
+    ]
     page = "\n\n".join([*printed, said, links.definitions()]).rstrip()
     write(results / "tables" / f"table{table}", cells, table_parts(cells) | spent, said, page)
     return page + "\n"
 
 
 def _kept(run: Run, results: Path, table: str) -> str:
-    """The folder of results/studies that holds the run's record, put there: a study's that has it already, else the table's own."""
+    """The folder of results/studies that holds the run's record, put there: a study's that has it already, else the
+    table's own.
+    """
     holders = [path.parent.name for path in sorted(results.glob(f"studies/*/{run.name}"))]
     folder = next((name for name in holders if not re.fullmatch(r"table\d+", name)), f"table{table}")
     with records.writing(results / "studies" / folder):

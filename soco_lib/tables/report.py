@@ -1,4 +1,6 @@
-"""A few transfer runs beside the paper's rows: what notebooks 4 and 5 show. Every row says at which scale it was earned."""
+"""A few transfer runs beside the paper's rows: what notebooks 4 and 5 show. Every row says at which scale it was
+earned.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from soco_lib.transfer.benchmarks import Benchmark
-from soco_lib.studies.paper import paper_table
 from soco_lib.runs.folder import Run
+from soco_lib.studies.paper import paper_table
 from soco_lib.tables.paper_tables import METRICS, scale_of, start_of
+from soco_lib.transfer.benchmarks import Benchmark
 
 #: Rows of the paper that one run is put beside.
 PAPER_ROWS = ("Scratch", "Supervised", "SoCo", "SoCo*")

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from soco_lib.runs import records
-from soco_lib.transfer import benchmarks
 from soco_lib.studies.plans import Cell, Planned, Shelf, make_cell
 from soco_lib.studies.study import Study, Variant
 from soco_lib.tables.paper_tables import METRICS
+from soco_lib.transfer import benchmarks
 
 
 def cells_of(study: Study, profile: str, shelf: Shelf) -> list[Cell]:
-    """Every variant at every seed that has a run on the shelf, with its transfers to the study's benchmarks and to any other that the
-    study was run with: what another study scored of the same pretraining is not told here."""
+    """Every variant at every seed that has a run on the shelf, with its transfers to the study's benchmarks and to any
+    other that the study was run with: what another study scored of the same pretraining is not told here.
+    """
     cells = [make_cell(study, variant, profile, seed, shelf, tuple(benchmarks.BENCHMARKS)) for variant in study.variants
              for seed in shelf.seeds()]  # fmt: skip
     runs = {planned.name for cell in cells for planned in cell.transfers.values() if planned.run}
@@ -42,7 +43,8 @@ def collect(study: Study, profile: str, results: Path) -> Path:
 
 
 def unreadable(study: Study, profile: str, results: Path) -> list[str]:
-    """A line for each run.json of this study, of a run or a record, that cannot be read; paths are relative to `results`.
+    """A line for each run.json of this study, of a run or a record, that cannot be read; paths are relative to
+    `results`.
 
     A run that is told by a record all the same is not among them.
     """
@@ -100,7 +102,13 @@ class Row:
         for seed in self.cells:
             run = self.outcome(seed)
             ready = run.kind == "transfer" and run.state.word == "missing" and not self.variant.scratch
-            said[seed] = "pretrained" if ready else f"{run.kind} {run.state.text}" if run.state.word == "begun" else run.state.text
+            said[seed] = (
+                "pretrained"
+                if ready
+                else f"{run.kind} {run.state.text}"
+                if run.state.word == "begun"
+                else run.state.text
+            )
         return records.by_state(said)
 
 

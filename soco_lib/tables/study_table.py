@@ -1,8 +1,10 @@
-"""A study's table beside the paper's, with what it cost and what the data supports; made from records alone (study_records.py).
+"""A study's table beside the paper's, with what it cost and what the data supports; made from records alone
+(study_rows.py).
 
     python -m soco_lib.tables.study_table [STUDY ...] --results results
 
-makes results/tables/<study>-<profile>.{csv,md,tex,svg}. Where the runs are not, as on a fresh clone, the bytes are the same.
+makes results/tables/<study>-<profile>.{csv,md,tex,svg}. Where the runs are not, as on a fresh clone, the bytes are the
+same.
 """
 
 from __future__ import annotations
@@ -17,15 +19,15 @@ import numpy as np
 import pandas as pd
 
 from soco_lib import ROOT, one_line_errors
+from soco_lib.fields import one_of
+from soco_lib.figures import studies as study_figure
 from soco_lib.runs import records
 from soco_lib.studies import study as studies
-from soco_lib.figures import studies
+from soco_lib.studies.study import Study
 from soco_lib.tables import pages
+from soco_lib.tables.study_rows import Row, collect, rows_of, unreadable
 from soco_lib.transfer import benchmarks
 from soco_lib.transfer.benchmarks import PROFILES
-from soco_lib.fields import one_of
-from soco_lib.studies.study import Study
-from soco_lib.tables.study_rows import Row, collect, rows_of, unreadable
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,9 @@ class Built:
 
 
 def paired(scores: dict[int, float], base: dict[int, float]) -> tuple[int, float, float, float]:
-    """Differences to the base seed by seed: their number, mean, and the 95 % interval of the mean (Student's t; NaN for one)."""
+    """Differences to the base seed by seed: their number, mean, and the 95 % interval of the mean (Student's t; NaN for
+    one).
+    """
     both = [scores[seed] - base[seed] for seed in sorted({*scores} & {*base})]
     if len(both) < 2:
         return len(both), both[0] if both else math.nan, math.nan, math.nan
@@ -62,7 +66,9 @@ def costs(rows: list[Row]) -> pd.DataFrame:
     found = {}
     for row in rows:
         for planned in row.runs:
-            found.setdefault(planned.run.name, {"variant": row.variant.name, "seed": planned.cfg.seed, **records.cost(planned.run)})
+            found.setdefault(
+                planned.run.name, {"variant": row.variant.name, "seed": planned.cfg.seed, **records.cost(planned.run)}
+            )
     spent = pd.DataFrame(found.values(), columns=["variant", "seed", *records.COST])
     return spent.astype({"images seen": "Int64", "processes": "Int64"})
 
@@ -70,9 +76,10 @@ def costs(rows: list[Row]) -> pd.DataFrame:
 def table(study: Study, profile: str, rows: list[Row]) -> pd.DataFrame:
     """A row a variant, benchmark and metric; percent.
 
-    value, sd: mean and standard deviation over n seeds; change, low, high: the paired difference to the base over change_n seeds
-    and its 95 % interval; paper, paper_change: the printed number ("NaN": it diverged) and its difference to the printed base;
-    difference: ours minus the paper's, at the paper's scale only. Empty where there is no finished run or printed number.
+    value, sd: mean and standard deviation over n seeds; change, low, high: the paired difference to the base over
+    change_n seeds and its 95 % interval; paper, paper_change: the printed number ("NaN": it diverged) and its
+    difference to the printed base; difference: ours minus the paper's, at the paper's scale only. Empty where there is
+    no finished run or printed number.
     """
     spent, lines = costs(rows), []
     for row in rows:
@@ -84,11 +91,18 @@ def table(study: Study, profile: str, rows: list[Row]) -> pd.DataFrame:
             number, change, low, high = paired(scores, base.scores(metric)) if row is not base else (0, *[math.nan] * 3)
             theirs, anchor = (study.printed(r.variant, row.benchmark, metric) for r in (row, base))
             line = {"variant": row.variant.name, "benchmark": row.benchmark, "metric": metric, "n": len(values)}
-            line |= {"value": values.mean() if len(values) else None, "sd": values.std(ddof=1) if len(values) > 1 else None}
+            line |= {
+                "value": values.mean() if len(values) else None,
+                "sd": values.std(ddof=1) if len(values) > 1 else None,
+            }
             line |= {"change": change, "low": low, "high": high, "change_n": number}
-            line["paper"] = "" if theirs is None else f"{theirs:.1f}" if theirs == theirs else "NaN"  # it diverged there
+            line["paper"] = (
+                "" if theirs is None else f"{theirs:.1f}" if theirs == theirs else "NaN"
+            )  # it diverged there
             line["paper_change"] = None if None in (theirs, anchor) or row is base else theirs - anchor
-            line["difference"] = line["value"] - theirs if profile == "paper" and len(values) and theirs is not None else None
+            line["difference"] = (
+                line["value"] - theirs if profile == "paper" and len(values) and theirs is not None else None
+            )
             line |= {"state": row.state, "runs": " ".join(mine["run"]), "minutes": " ".join(mine["minutes"])}
             line["images_seen"] = " ".join(map(str, mine["images seen"].dropna()))
             lines.append(line | {name: "; ".join(mine[name].unique()) for name in ("hardware", "commit")})
@@ -110,7 +124,9 @@ def _change(line) -> str:
     return text + (f" [{line.low:+.2f}, {line.high:+.2f}]" if pd.notna(line.low) else "")
 
 
-def parts(study: Study, frame: pd.DataFrame, rows: list[Row], links: pages.Links | None = None) -> dict[str, pd.DataFrame]:
+def parts(
+    study: Study, frame: pd.DataFrame, rows: list[Row], links: pages.Links | None = None
+) -> dict[str, pd.DataFrame]:
     """The table as printed: title -> scores, and title -> differences to the base, of each benchmark.
 
     links: behind each of our scores stands then a link to the run of every seed.
@@ -153,7 +169,9 @@ def reading(study: Study, frame: pd.DataFrame) -> str:
         told = {True: [], False: []}
         for line in lines[lines["change_n"] > 1].itertuples():
             sure = line.low > 0 or line.high < 0
-            told[sure].append(f"{line.variant} ({line.change:+.2f}, {line.low:+.2f} to {line.high:+.2f}, {line.change_n} seeds)")
+            told[sure].append(
+                f"{line.variant} ({line.change:+.2f}, {line.low:+.2f} to {line.high:+.2f}, {line.change_n} seeds)"
+            )
         text = f"{name}, {study.metrics[0]} against {study.baseline}:"
         if told[True]:
             text += f" {', '.join(told[True])} differ{'s' * (len(told[True]) == 1)}."
@@ -198,13 +216,16 @@ def build(study: Study, profile: str, results: Path) -> Built:
     page = [said, *(f"**{title}**\n\n{pages.markdown(part)}" for title, part in printed.items())]
     page += [f"**Reading.** {reading(study, frame)}"]
     linked = spent.assign(run=[links(name, name) for name in spent["run"]])
-    page += [f"**{paid}**\n\n{pages.markdown(linked)}", *(f"Left out: {line}." for line in unreadable(study, profile, results))]
+    page += [
+        f"**{paid}**\n\n{pages.markdown(linked)}",
+        *(f"Left out: {line}." for line in unreadable(study, profile, results)),
+    ]
     stem = Path(results) / "tables" / f"{study.name}-{profile}"
     built = Built(rows, frame, "\n\n".join([*page, links.definitions()]).rstrip() + "\n", stem.with_suffix(".svg"))
     with records.writing(stem.parent):
         frame.to_csv(stem.with_suffix(".csv"), index=False)
         stem.with_suffix(".tex").write_text(pages.latex(parts(study, frame, rows) | {paid: spent}, said))
-        studies.write(built.figure, study, rows, frame, profile)
+        study_figure.write(built.figure, study, rows, frame, profile)
         picture = f"![ours, ours against the base, and the paper's]({stem.name}.svg)"
         stem.with_suffix(".md").write_text("\n\n".join([said, picture, built.page.removeprefix(said).lstrip()]))
     return built

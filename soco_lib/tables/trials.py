@@ -1,4 +1,5 @@
-"""Every setting that was tried before a setting was frozen and tested, with its figures, the failures too; from records alone.
+"""Every setting that was tried before a setting was frozen and tested, with its figures, the failures too; from records
+alone.
 
     python -m soco_lib.tables.trials --results results
 
@@ -15,15 +16,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from soco_lib import ROOT, one_line_errors, fields
+from soco_lib import ROOT, one_line_errors
+from soco_lib.config import Pretrain
+from soco_lib.fields import from_dict, load
 from soco_lib.runs import records
+from soco_lib.runs.folder import Run, read_json
+from soco_lib.studies.plans import fields
 from soco_lib.tables import pages
 from soco_lib.transfer import benchmarks
 from soco_lib.transfer.benchmarks import Transfer
-from soco_lib.config import Pretrain
-from soco_lib.fields import from_dict
-from soco_lib.studies.plans import fields
-from soco_lib.runs.folder import Run, read_json
 
 #: The frozen setting that trials are described against.
 PRETRAIN, BENCHMARK = "notebooks/params/pretrain-toy.yaml", "minicoco-10"
@@ -46,7 +47,7 @@ def _probe(run: Run) -> dict:
 
 def pretrainings(runs: list[Run]) -> pd.DataFrame:
     """A row a pretraining: what differs from the frozen setting, its last loss, rank and probe, minutes."""
-    frozen, lines = fields.load(Pretrain, PRETRAIN), []
+    frozen, lines = load(Pretrain, PRETRAIN), []
     for run in runs:
         cfg = from_dict(Pretrain, run.record["config"])
         rows, probed = run.rows(), _probe(run)
@@ -56,7 +57,9 @@ def pretrainings(runs: list[Run]) -> pd.DataFrame:
         line |= {"loss": last.get("loss"), "rank": last.get("effective_rank")}
         for name in ("random", "trained"):
             scores = probed.get(name)
-            line[f"k-NN / linear, {name} (%)"] = f"{scores['knn']:.1%} / {scores['linear']:.1%}".replace("%", "") if scores else ""
+            line[f"k-NN / linear, {name} (%)"] = (
+                f"{scores['knn']:.1%} / {scores['linear']:.1%}".replace("%", "") if scores else ""
+            )
         lines.append(line | {"minutes": f"{records.minutes(run)[0]:.1f}", "state": records.state_of(run).text})
     return pd.DataFrame(lines).round(2)
 

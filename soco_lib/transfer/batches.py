@@ -14,12 +14,12 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from soco_lib.detector import CfgNode
+from soco_lib.fields import one_of, require
 from soco_lib.runs import loader
 from soco_lib.transfer.benchmarks import Transfer
-from soco_lib.fields import one_of, require
-from soco_lib.detector import CfgNode
 
-from detectron2.data import DatasetFromList, DatasetMapper, get_detection_dataset_dicts  # noqa: E402  (as in detection.py)
+from detectron2.data import DatasetFromList, DatasetMapper, get_detection_dataset_dicts
 from detectron2.data.build import trivial_batch_collator
 from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
 from detectron2.engine import SimpleTrainer
@@ -34,8 +34,9 @@ SAMPLE, UPDATE = 1, 2
 
 
 def seed_with(*key: int, devices: bool = True) -> None:
-    """Seed the generators of Python, numpy and torch with a function of `key` (non-negative); devices: those of GPUs too, which
-    costs a millisecond even where there is none (torch notes down who asked)."""
+    """Seed the generators of Python, numpy and torch with a function of `key` (non-negative); devices: those of GPUs
+    too, which costs a millisecond even where there is none (torch notes down who asked).
+    """
     seed = int(np.random.SeedSequence(key).generate_state(1)[0])
     random.seed(seed)
     np.random.seed(seed)
@@ -58,12 +59,17 @@ class Reach:
     def describe(self) -> str:
         """The arithmetic in words, e.g. 'batch 16 = 1 process x 8 accumulation x 2 images'."""
         processes = f"{self.world} process{'es' * (self.world > 1)}"
-        scaled = f" in place of {self.asked}, rate and schedule by the linear rule" if self.cfg.batch != self.asked else ""
-        return f"batch {self.cfg.batch} = {processes} x {self.accumulate} accumulation x {self.micro_batch} images{scaled}"
+        scaled = (
+            f" in place of {self.asked}, rate and schedule by the linear rule" if self.cfg.batch != self.asked else ""
+        )
+        return (
+            f"batch {self.cfg.batch} = {processes} x {self.accumulate} accumulation x {self.micro_batch} images{scaled}"
+        )
 
 
 def _scaled(cfg: Transfer, batch: int) -> Transfer:
-    """The linear scaling rule (Goyal et al. 2017, Sec. 2.1) by the arithmetic of Detectron2's DefaultTrainer.auto_scale_workers.
+    """The linear scaling rule (Goyal et al. 2017, Sec. 2.1) by the arithmetic of Detectron2's
+    DefaultTrainer.auto_scale_workers.
 
     The rate is in proportion to the batch, all counts of iterations in inverse proportion (and never rounded to none).
     """
@@ -98,7 +104,9 @@ def reach(cfg: Transfer, world: int = 1) -> Reach:
 
 
 class Samples(Dataset):
-    """Item (number, index) -> training record `index` as Detectron2's mapper gives it, augmented by (seed, number) alone."""
+    """Item (number, index) -> training record `index` as Detectron2's mapper gives it, augmented by (seed, number)
+    alone.
+    """
 
     def __init__(self, d2: CfgNode):
         records = get_detection_dataset_dicts(d2.DATASETS.TRAIN, filter_empty=d2.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
@@ -129,7 +137,8 @@ class Samples(Dataset):
         return images * loader.pages(self.area * self.planes, loader.PAGE, loader.PAGE)  # the others: boxes and classes
 
     def loader(self, reached: Reach, workers: int, start: int = 0, ahead: int = AHEAD) -> DataLoader:
-        """Endless micro-batches of this process from update `start` on, for a loader.Feed; the same however many workers load them.
+        """Endless micro-batches of this process from update `start` on, for a loader.Feed; the same however many
+        workers load them.
 
         ahead: micro-batches that each worker keeps ready.
         """
@@ -146,11 +155,13 @@ class Samples(Dataset):
 
 
 class Batches(Sampler):
-    """Items of this process's micro-batches from update `start` on, endlessly; `accumulate` of them make its share of one update.
+    """Items of this process's micro-batches from update `start` on, endlessly; `accumulate` of them make its share of
+    one update.
 
-    Wide and tall images do not meet in one update's share (Detectron2's aspect-ratio grouping). Its AspectRatioGroupedDataset
-    groups what was loaded, in an order that the number of workers changes, and forgets what it holds back when a run is
-    interrupted. Grouping the records before they are loaded gives the batches that it gives without workers.
+    Wide and tall images do not meet in one update's share (Detectron2's aspect-ratio grouping). Its
+    AspectRatioGroupedDataset groups what was loaded, in an order that the number of workers changes, and forgets what
+    it holds back when a run is interrupted. Grouping the records before they are loaded gives the batches that it gives
+    without workers.
     """
 
     def __init__(self, samples: Samples, accumulate: int, micro_batch: int, start: int = 0):
@@ -175,12 +186,14 @@ class Batches(Sampler):
 
 
 class Accumulator(SimpleTrainer):
-    """Detectron2's training step over `accumulate` micro-batches and in any precision: for its SimpleTrainer and its AMPTrainer.
+    """Detectron2's training step over `accumulate` micro-batches and in any precision: for its SimpleTrainer and its
+    AMPTrainer.
 
-    An update's gradient is the mean of its micro-batches' gradients. That is the whole batch's gradient for every loss that
-    is a mean over as many terms an image: RPN's, and the box head's as long as each image gives as many regions as the others.
-    Not equal are the mask head's (a mean over the micro-batch's foreground regions), RetinaNet's and FCOS's (over a running
-    count of foreground anchors, which moves with each micro-batch) and all that batch norm does, which sees a micro-batch.
+    An update's gradient is the mean of its micro-batches' gradients. That is the whole batch's gradient for every loss
+    that is a mean over as many terms an image: RPN's, and the box head's as long as each image gives as many regions as
+    the others. Not equal are the mask head's (a mean over the micro-batch's foreground regions), RetinaNet's and FCOS's
+    (over a running count of foreground anchors, which moves with each micro-batch) and all that batch norm does, which
+    sees a micro-batch.
     """
 
     def __init__(self, model, data_loader, optimizer, accumulate: int = 1, precision: str = "fp32", seed: int = 0):
@@ -189,7 +202,9 @@ class Accumulator(SimpleTrainer):
         self.scaler = torch.amp.GradScaler("cuda", enabled=precision == "fp16")
 
     def run_step(self):
-        """One update. What it draws at random depends on seed, iteration and process only: an interruption leaves no trace."""
+        """One update. What it draws at random depends on seed, iteration and process only: an interruption leaves no
+        trace.
+        """
         parts, waited = [], 0.0
         self.optimizer.zero_grad()
         for i in range(self.accumulate):
@@ -202,7 +217,9 @@ class Accumulator(SimpleTrainer):
                 losses = self.forward(images)
                 self.scaler.scale(sum(losses.values()) / self.accumulate).backward()
             parts.append(losses)
-        self._write_metrics({name: torch.stack([part[name].detach().float() for part in parts]).mean() for name in losses}, waited)
+        self._write_metrics(
+            {name: torch.stack([part[name].detach().float() for part in parts]).mean() for name in losses}, waited
+        )
         self.scaler.step(self.optimizer)
         self.scaler.update()
 

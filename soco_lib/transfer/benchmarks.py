@@ -12,8 +12,8 @@ import yaml
 
 from soco_lib import BookError, locate
 from soco_lib.config import PRECISIONS
-from soco_lib.fields import changed, from_dict, one_of, require
 from soco_lib.data.sources import coco_root, split_spec
+from soco_lib.fields import changed, from_dict, one_of, require
 
 SOLVERS = ("sgd", "adamw")
 REACHES = ("accumulate", "scale")
@@ -37,7 +37,9 @@ class Transfer:
     warmup: int = 1000  # iterations
     batch: int = 16  # images an update, over all processes
     micro_batch: int = 0  # images a process holds at once; 0: its whole share of the batch
-    reach: str = "accumulate"  # how fewer than `batch` images at once follow the schedule: accumulate, or scale (linear rule)
+    reach: str = (
+        "accumulate"  # how fewer than `batch` images at once follow the schedule: accumulate, or scale (linear rule)
+    )
     lr: float = 0.02
     optimizer: str = "sgd"
     momentum: float = 0.9
@@ -68,8 +70,13 @@ class Transfer:
             require(getattr(self, name) >= 0, f"{name}={getattr(self, name)} may not be negative")
         require(self.seed >= 0, f"seed={self.seed} may not be negative")
         require(self.lr > 0, f"lr={self.lr} must be positive")
-        require(self.labelled > 0, f"labelled={self.labelled} must be positive: a share up to 1, else a number of images")
-        require(bool(self.min_sizes) and min(self.min_sizes) > 0, f"min_sizes={self.min_sizes} needs at least one side in pixels")
+        require(
+            self.labelled > 0, f"labelled={self.labelled} must be positive: a share up to 1, else a number of images"
+        )
+        require(
+            bool(self.min_sizes) and min(self.min_sizes) > 0,
+            f"min_sizes={self.min_sizes} needs at least one side in pixels",
+        )
         ordered = all(a < b for a, b in zip((0, *self.milestones), (*self.milestones, 1)))
         require(ordered, f"milestones={self.milestones} must rise inside (0, 1): they are shares of the iterations")
 
@@ -98,7 +105,10 @@ def split_sets(spec: str) -> list[tuple[str, str]]:
     """The sets of "KIND:REST + KIND:REST ...", as (kind, rest). Raises BookError for anything else."""
     sets = [part.partition(":") for part in re.split(r"\s*\+\s*(?=\w+:)", spec.strip())]
     for kind, _, rest in sets:
-        require(kind in ("coco", "lvis", "voc") and bool(rest), f"data {spec!r} must read {DATA_KINDS}; several are joined by +")
+        require(
+            kind in ("coco", "lvis", "voc") and bool(rest),
+            f"data {spec!r} must read {DATA_KINDS}; several are joined by +",
+        )
     return [(kind, rest) for kind, _, rest in sets]
 
 
@@ -109,7 +119,9 @@ def data_tree(names: list[str]) -> str:
         where.setdefault(DATA[name].get, []).extend(DATA[name].paths)
     lines = []
     for get, paths in where.items():
-        lines += [f"  {path}" if Path(path).suffix else f"  {path}/" for path in dict.fromkeys(paths)] + [f"    from {get}"]
+        lines += [f"  {path}" if Path(path).suffix else f"  {path}/" for path in dict.fromkeys(paths)] + [
+            f"    from {get}"
+        ]
     return "\n".join(lines)
 
 
@@ -129,7 +141,8 @@ def require_data(cfg: Transfer) -> None:
 def read_instances(kind: str, path: Path) -> dict:
     """Contents of an annotation file in COCO or LVIS layout. Raises BookError for a missing or foreign file.
 
-    LVIS names no files: its images get their `file_name`, split folder included, from `coco_url`, as Detectron2 reads it.
+    LVIS names no files: its images get their `file_name`, split folder included, from `coco_url`, as Detectron2 reads
+    it.
     """
     require(path.is_file(), f"no annotation file {path}: give {kind}:ANNOTATIONS.json[@IMAGE_FOLDER]")
     try:
@@ -146,12 +159,16 @@ def read_instances(kind: str, path: Path) -> dict:
 
 
 def read_coco(spec: str) -> tuple[Path, Path, dict]:
-    """Annotation file, image folder and contents (see read_instances) of "coco:ANNOTATIONS.json[@IMAGE_FOLDER]", or lvis:.
+    """Annotation file, image folder and contents (see read_instances) of "coco:ANNOTATIONS.json[@IMAGE_FOLDER]", or
+    lvis:.
 
     Raises BookError for a bad spec, a missing or foreign file, or a folder that lacks its images.
     """
     kind, _, rest = spec.partition(":")
-    require(kind in ("coco", "lvis") and bool(rest), f"data {spec!r} must read coco: or lvis:ANNOTATIONS.json[@IMAGE_FOLDER]")
+    require(
+        kind in ("coco", "lvis") and bool(rest),
+        f"data {spec!r} must read coco: or lvis:ANNOTATIONS.json[@IMAGE_FOLDER]",
+    )
     path, folder = split_spec(rest)
     content = read_instances(kind, path)
     return path, coco_root(path, folder, content["images"][0]["file_name"]), content
@@ -189,7 +206,8 @@ def _read() -> tuple[dict[str, DataSet], dict[str, Benchmark]]:
     return data, made
 
 
-#: Data sets that benchmarks name, and the benchmarks in the order of the paper's tables; name -> entry of benchmarks.yaml.
+#: Data sets that benchmarks name, and the benchmarks in the order of the paper's tables; name -> entry of
+#: benchmarks.yaml.
 DATA, BENCHMARKS = _read()
 
 

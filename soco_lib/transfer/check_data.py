@@ -1,10 +1,12 @@
-"""Counts images and annotations of the benchmarks' data against the known totals: `python -m soco_lib.transfer.check_data [NAME ...]`
+"""Counts images and annotations of the benchmarks' data against the known totals: `python -m
+soco_lib.transfer.check_data [NAME ...]`
 
-A NAME is a data set of benchmarks.yaml (coco-train2017, voc2007-test, imagenet-train ...), the first letters of some (coco, voc),
-or a benchmark (voc-c4: all that it needs); default: all. Exit status 1 if anything asked for is missing or short.
+A NAME is a data set of benchmarks.yaml (coco-train2017, voc2007-test, imagenet-train ...), the first letters of some
+(coco, voc), or a benchmark (voc-c4: all that it needs); default: all. Exit status 1 if anything asked for is missing or
+short.
 
-The totals are those of the published files: COCO's instances_*.json and images, the VOC development kits' splits, LVIS v1's
-lvis_v1_*.json and the images of ILSVRC 2012.
+The totals are those of the published files: COCO's instances_*.json and images, the VOC development kits' splits, LVIS
+v1's lvis_v1_*.json and the images of ILSVRC 2012.
 """
 
 from __future__ import annotations
@@ -18,11 +20,11 @@ from pathlib import Path
 import pandas as pd
 
 from soco_lib import BookError, locate, one_line_errors
-from soco_lib.transfer import benchmarks
-from soco_lib.transfer.benchmarks import DataSet, data_tree, read_instances, split_sets
-from soco_lib.fields import one_of
 from soco_lib.data.listings import SUFFIXES
 from soco_lib.data.sources import split_spec
+from soco_lib.fields import one_of
+from soco_lib.transfer import benchmarks
+from soco_lib.transfer.benchmarks import DataSet, data_tree, read_instances, split_sets
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,11 @@ def _files(folder: Path, ending: tuple[str, ...] = SUFFIXES) -> set[str]:
     """Names of the files with one of these endings directly in a folder; none if it is not there."""
     if not folder.is_dir():
         return set()
-    return {entry.name for entry in os.scandir(folder) if entry.name.lower().endswith(ending) and not entry.name.startswith(".")}
+    return {
+        entry.name
+        for entry in os.scandir(folder)
+        if entry.name.lower().endswith(ending) and not entry.name.startswith(".")
+    }
 
 
 def _count_json(kind: str, rest: str) -> dict[str, int]:
@@ -74,7 +80,11 @@ def _count_voc(rest: str) -> dict[str, int]:
         return {}
     names = {line.split()[0] for line in file.read_text().splitlines() if line.strip()}
     ends = (("JPEGImages", ".jpg"), ("Annotations", ".xml"))
-    return {"images": len(names.intersection(*({Path(n).stem for n in _files(root / folder, (end,))} for folder, end in ends)))}
+    return {
+        "images": len(
+            names.intersection(*({Path(n).stem for n in _files(root / folder, (end,))} for folder, end in ends))
+        )
+    }
 
 
 def _count_folder(rest: str, classes: bool) -> dict[str, int]:

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 import pandas as pd
 from tabulate import tabulate
 
-from soco_lib import BookError, ROOT, locate, one_line_errors
-from soco_lib.runs import records
-from soco_lib.transfer import predictions
+from soco_lib import ROOT, BookError, locate, one_line_errors
 from soco_lib.fields import differences, require
+from soco_lib.runs import records
+from soco_lib.runs.folder import Run
+from soco_lib.transfer import predictions
 from soco_lib.transfer.errors import image_scores
 from soco_lib.transfer.predictions import Predictions
-from soco_lib.runs.folder import Run
 
 ALONE = 3
 
@@ -38,12 +38,18 @@ class Comparison:
 
 
 def open_run(letter: str, given: str, results: str = "results") -> Run:
-    """A run by its folder, its name under `results`, or the name of its tracked record. Raises BookError naming what was given."""
+    """A run by its folder, its name under `results`, or the name of its tracked record. Raises BookError naming what
+    was given.
+    """
     require(given != "", f"{letter} names no run: give two, as make compare A=results/scratch B=results/soco")
     tried = (locate(given), ROOT / results / given, *sorted((ROOT / results).glob(f"studies/*/{given}")))
     folder = next((folder for folder in tried if (folder / "run.json").is_file()), None)
     if folder is None:
-        known = {path.parent.name for pattern in ("*", "studies/*/*") for path in (ROOT / results).glob(f"{pattern}/run.json")}
+        known = {
+            path.parent.name
+            for pattern in ("*", "studies/*/*")
+            for path in (ROOT / results).glob(f"{pattern}/run.json")
+        }
         near = difflib.get_close_matches(given.rstrip("/").rpartition("/")[2], sorted(known), 1)
         hint = f"did you mean {near[0]!r}?" if near else "give results/NAME or the name of a run or record"
         raise BookError(f"{letter}={given} is no run folder: {hint}")
@@ -55,18 +61,24 @@ def open_pair(run_a: str, run_b: str, results: str = "results") -> tuple[Run, Ru
     runs = []
     for letter, given in (("A", run_a), ("B", run_b)):
         run = open_run(letter, given, results)
-        require(run.record["kind"] == "transfer", f"{letter}={given} is a {run.record['kind']} run: give two transfer runs")
+        require(
+            run.record["kind"] == "transfer", f"{letter}={given} is a {run.record['kind']} run: give two transfer runs"
+        )
         state = records.state_of(run)
         require(state.word == "done", f"{letter}={given} is not finished ({state.text}): finish it first")
         runs.append(run)
     a, b = (run.record["config"] for run in runs)
     different = [f"{k}: {a.get(k)!r} in A, {b.get(k)!r} in B" for k in SHARED if a.get(k) != b.get(k)]
-    require(not different, f"A and B cannot be compared ({'; '.join(different)}): give runs of one benchmark and test set")
+    require(
+        not different, f"A and B cannot be compared ({'; '.join(different)}): give runs of one benchmark and test set"
+    )
     return runs[0], runs[1]
 
 
 def settings(a: Run, b: Run) -> pd.DataFrame:
-    """Fields of the two configurations that differ: index field, columns A and B. Of two kinds, the fields that both have."""
+    """Fields of the two configurations that differ: index field, columns A and B. Of two kinds, the fields that both
+    have.
+    """
     ours, theirs = a.record["config"], b.record["config"]
     found = differences(ours, theirs)
     if a.record["kind"] != b.record["kind"]:
@@ -92,7 +104,10 @@ def class_differences(a: Run, b: Run) -> dict[str, dict[str, float]]:
     """Task -> class -> AP of B minus AP of A, in points; NaN for a class without test objects."""
     ours, theirs = a.metrics, b.metrics
     tasks = [task for task in ("bbox", "segm") if task in ours and task in theirs]
-    return {task: {name: theirs[task]["per_class"][name] - ap for name, ap in ours[task]["per_class"].items()} for task in tasks}
+    return {
+        task: {name: theirs[task]["per_class"][name] - ap for name, ap in ours[task]["per_class"].items()}
+        for task in tasks
+    }
 
 
 def most_different(a: Predictions, b: Predictions, n: int) -> dict[int, tuple]:
@@ -106,7 +121,9 @@ def metrics(a: Run, b: Run) -> pd.DataFrame:
     """Every number that either run left: index metric (such as bbox.AP50), columns A, B, B - A; classes are left out."""
     columns = {letter: _flat(records.numbers(run)) for letter, run in (("A", a), ("B", b))}
     names = list(dict.fromkeys(name for column in columns.values() for name in column))
-    frame = pd.DataFrame({letter: [column.get(name) for name in names] for letter, column in columns.items()}, names, dtype=float)
+    frame = pd.DataFrame(
+        {letter: [column.get(name) for name in names] for letter, column in columns.items()}, names, dtype=float
+    )
     return frame.assign(**{"B - A": frame["B"] - frame["A"]}).rename_axis("metric")
 
 
@@ -131,9 +148,13 @@ def _text(value, other) -> str:
 
 def describe(a: Run, b: Run) -> str:
     """What two runs of any kind and state are and cost, in which settings they differ, and their metrics, as text."""
-    show = lambda head, rows: tabulate(rows, head, "simple", disable_numparse=True, maxcolwidths=60)  # noqa: E731
+    show = lambda head, rows: tabulate(rows, head, "simple", disable_numparse=True, maxcolwidths=60)
     about = [{"kind": run.record["kind"], **records.cost(run)} for run in (a, b)]
-    lines = [show(["", "A", "B"], [(name, *("" if each[name] is None else each[name] for each in about)) for name in about[0]])]
+    lines = [
+        show(
+            ["", "A", "B"], [(name, *("" if each[name] is None else each[name] for each in about)) for name in about[0]]
+        )
+    ]
     changed, numbers = settings(a, b), metrics(a, b)
     shared = " (of those that both kinds have)" * (a.record["kind"] != b.record["kind"])
     lines.append(f"settings that differ{shared}: {len(changed) or 'none'}")
@@ -141,7 +162,7 @@ def describe(a: Run, b: Run) -> str:
         lines.append(show(["setting", "A", "B"], [(n, _text(x, y), _text(y, x)) for n, x, y in changed.itertuples()]))
     if numbers.empty:
         return "\n\n".join([*lines, "neither run has metrics yet"])
-    word = lambda number, sign="": "" if pd.isna(number) else f"{number:{sign}.6g}"  # noqa: E731
+    word = lambda number, sign="": "" if pd.isna(number) else f"{number:{sign}.6g}"
     rows = [(name, word(x), word(y), word(change, "+")) for name, x, y, change in numbers.itertuples()]
     return "\n\n".join([*lines, show(["metric", "A", "B", "B - A"], rows)])
 
@@ -158,7 +179,9 @@ def main(arguments: list[str] | None = None) -> int:
     print(describe(*pair))
     try:
         for letter, run in zip("AB", open_pair(given.A, given.B, given.results)):
-            require(run.folder.parent.parent.name != "studies", f"{letter} is a tracked record, which keeps no detections")
+            require(
+                run.folder.parent.parent.name != "studies", f"{letter} is a tracked record, which keeps no detections"
+            )
             predictions.read(run.folder)
     except BookError as error:
         print(f"\nno notebook of these two: {error}")

@@ -11,13 +11,13 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-import soco_lib.detector  # noqa: F401  (silences Detectron2's imports)
+import soco_lib.detector
 from soco_lib import BookError
-from soco_lib.transfer.benchmarks import read_coco
-from soco_lib.fields import require
 from soco_lib.data.sources import open_source, split_spec
+from soco_lib.fields import require
+from soco_lib.transfer.benchmarks import read_coco
 
-from detectron2.data.datasets import load_coco_json  # noqa: E402
+from detectron2.data.datasets import load_coco_json
 from detectron2.data.datasets.lvis import load_lvis_json
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES as VOC_CLASSES
 from detectron2.evaluation.pascal_voc_evaluation import parse_rec
@@ -80,7 +80,10 @@ def _mask_format(annotations: list[dict], path: Path) -> str:
         require(not missing, f"{path}: annotation {annotation.get('id')} lacks {', '.join(sorted(missing))}")
         if not annotation.get("iscrowd"):
             kinds.add(type(annotation["segmentation"]) if annotation.get("segmentation") else None)
-    require(kinds <= {None} or None not in kinds, f"{path}: some objects have masks and some have none: complete or remove them")
+    require(
+        kinds <= {None} or None not in kinds,
+        f"{path}: some objects have masks and some have none: complete or remove them",
+    )
     return "bitmask" if dict in kinds else "polygon" if list in kinds else ""
 
 
@@ -140,7 +143,10 @@ def _read_lvis(rest: str) -> Layout:
     bad = [a["id"] for a in content["annotations"]
            if not isinstance(a.get("segmentation"), list) or not a["segmentation"]
            or any(len(polygon) < 6 or len(polygon) % 2 for polygon in a["segmentation"])]  # fmt: skip
-    require(not bad, f"{path}: {len(bad)} annotations are no polygons of three points or more, e.g. id {bad[:1]}: remove them")
+    require(
+        not bad,
+        f"{path}: {len(bad)} annotations are no polygons of three points or more, e.g. id {bad[:1]}: remove them",
+    )
     return layout
 
 
@@ -154,7 +160,9 @@ def _read_voc(rest: str) -> Layout:
     try:
         names = source.classes
     except (ElementTree.ParseError, AttributeError) as error:
-        raise BookError(f"a file in {source.root / 'Annotations'} is not a VOC annotation ({error}): repair or remove it") from None
+        raise BookError(
+            f"a file in {source.root / 'Annotations'} is not a VOC annotation ({error}): repair or remove it"
+        ) from None
     classes = VOC_CLASSES if set(names) <= set(VOC_CLASSES) else names
     _check_images(source.root, list(source.keys), file)
     records = [_voc_record(source.root, key, classes) for key in source.keys]
@@ -164,13 +172,16 @@ def _read_voc(rest: str) -> Layout:
         image_ids=tuple(record["image_id"] for record in records),
         empty_boxes=int((corners[:, 2:] <= corners[:, :2]).any(1).sum()),
         load=lambda name: records,
-        # The 11-point AP of VOC 2007 but for later years' sets; what is not VOC's own is scored as its benchmark is, like 2007's.
+        # The 11-point AP of VOC 2007 but for later years' sets; what is not VOC's own is scored as its benchmark is,
+        # like 2007's.
         metadata={"dirname": str(source.root), "split": file.stem, "year": 2012 if "2012" in source.root.name else 2007},
     )  # fmt: skip
 
 
 def _voc_record(root: Path, key: str, classes: tuple[str, ...]) -> dict:
-    """Detectron2's record of one image: its corners are 1-based and inclusive, and difficult objects are trained on too."""
+    """Detectron2's record of one image: its corners are 1-based and inclusive, and difficult objects are trained on
+    too.
+    """
     name = Path(key).stem
     file = root / "Annotations" / f"{name}.xml"
     try:
@@ -188,7 +199,9 @@ def _voc_record(root: Path, key: str, classes: tuple[str, ...]) -> dict:
 
 
 def check_scored(data: Layout) -> None:
-    """Raise BookError where Detectron2's VOC evaluator could not read the set, which asks more of it than training does."""
+    """Raise BookError where Detectron2's VOC evaluator could not read the set, which asks more of it than training
+    does.
+    """
     if data.kind != "voc":
         return
     for name in data.source.read_text().splitlines():

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from soco_lib.transfer.benchmarks import Transfer, require_data, split_sets
-from soco_lib.fields import require
 from soco_lib.detector import CfgNode, detector_config, for_finetuning
+from soco_lib.fields import require
+from soco_lib.transfer.benchmarks import Transfer, require_data, split_sets
 from soco_lib.transfer.datasets import Layout, check_scored, read_layout
 
-from detectron2.data import DatasetCatalog, MetadataCatalog  # noqa: E402  (soco_lib.detector silences its imports)
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 logging.getLogger("detectron2").setLevel(logging.ERROR)  # quiet until a run gives it a log file
 
@@ -52,28 +52,37 @@ class DetectionData:
 def draw_images(image_ids: tuple[int, ...], labelled: float, seed: int) -> tuple[int, ...]:
     """The labelled part of a data set, sorted: a share (up to 1) or a number of its images, drawn by `seed` (Table 8)."""
     count = round(labelled * len(image_ids)) if labelled <= 1 else int(labelled)
-    require(1 <= count <= len(image_ids), f"labelled={labelled:g} leaves {count} of {len(image_ids)} images: choose 1 to all")
+    require(
+        1 <= count <= len(image_ids),
+        f"labelled={labelled:g} leaves {count} of {len(image_ids)} images: choose 1 to all",
+    )
     if count == len(image_ids):
         return image_ids
     return tuple(sorted(np.random.default_rng(seed).choice(image_ids, count, replace=False).tolist()))
 
 
 def open_data(spec: str, labelled: float = 1.0, seed: int = 0) -> DetectionData:
-    """Check a data set (see benchmarks.DATA_KINDS) and register it with Detectron2 under a name that its files and drawn part give.
+    """Check a data set (see benchmarks.DATA_KINDS) and register it with Detectron2 under a name that its files and
+    drawn part give.
 
-    Raises BookError for a bad spec, a missing or foreign file, missing images (a sample is looked at), sets that cannot be joined.
+    Raises BookError for a bad spec, a missing or foreign file, missing images (a sample is looked at), sets that cannot
+    be joined.
     """
     layouts = tuple(read_layout(kind, rest) for kind, rest in split_sets(spec))
     first = layouts[0]
     for other in layouts[1:]:
         for what in ("kind", "classes", "category_ids", "mask_format"):
             a, b = getattr(first, what), getattr(other, what)
-            require(a == b, f"{spec!r} joins sets that differ in {what.replace('_', ' ')}: join only parts of one data set")
+            require(
+                a == b, f"{spec!r} joins sets that differ in {what.replace('_', ' ')}: join only parts of one data set"
+            )
     everything = sorted(itertools.chain.from_iterable(layout.image_ids for layout in layouts))
     ids = draw_images(tuple(everything), labelled, seed)
     whole = len(ids) == len(everything)
     unique_ids = len(set(everything)) == len(everything)
-    require(whole or unique_ids, f"labelled={labelled:g}: sets of {spec!r} use the same image ids: renumber those of one")
+    require(
+        whole or unique_ids, f"labelled={labelled:g}: sets of {spec!r} use the same image ids: renumber those of one"
+    )
     files = ((layout.source, layout.root, layout.source.stat().st_mtime_ns) for layout in layouts)
     unique = f"{list(map(str, itertools.chain.from_iterable(files)))}{'' if whole else ids}"
     name = f"{first.source.stem}-{hashlib.sha256(unique.encode()).hexdigest()[:8]}"
@@ -98,7 +107,10 @@ def open_both(cfg: Transfer) -> tuple[DetectionData, DetectionData]:
     require_data(cfg)
     train, test = open_data(cfg.train, cfg.labelled, cfg.seed), open_data(cfg.test)
     different = sorted({*train.classes} ^ {*test.classes}) or [a for a, b in zip(train.classes, test.classes) if a != b]
-    require(not different, f"training and test data have different classes, e.g. {different[:3]}: give two parts of one data set")
+    require(
+        not different,
+        f"training and test data have different classes, e.g. {different[:3]}: give two parts of one data set",
+    )
     require(
         any(not a.get("iscrowd", 0) for record in train.records for a in record["annotations"]),
         f"the {len(train.image_ids)} training images of {cfg.train} hold no objects",
@@ -156,7 +168,9 @@ def detectron_config(cfg: Transfer, train: DetectionData, test: DetectionData, f
     even = cfg.batch % world == 0
     require(even, f"batch={cfg.batch} cannot be split evenly over {world} processes: choose a multiple of {world}")
     cuda = torch.cuda.is_available()
-    require(cuda or cfg.precision == "fp32", f"precision={cfg.precision} needs a GPU: set precision=fp32 on this machine")
+    require(
+        cuda or cfg.precision == "fp32", f"precision={cfg.precision} needs a GPU: set precision=fp32 on this machine"
+    )
     held = cfg.micro_batch or cfg.batch // world
     require(
         held > 1 or min(cfg.min_sizes) > STRIDE or (cuda and world > 1),
@@ -165,7 +179,9 @@ def detectron_config(cfg: Transfer, train: DetectionData, test: DetectionData, f
     )
     owned = _settings(cfg, train, test, folder)
     for item in cfg.overrides:
-        require(item.partition("=")[0] not in owned, f"detector override {item!r}: set the transfer's own field instead")
+        require(
+            item.partition("=")[0] not in owned, f"detector override {item!r}: set the transfer's own field instead"
+        )
     d2 = detector_config(cfg.detector, cfg.overrides)
     for key, value in owned.items():
         d2.merge_from_list([key, value])

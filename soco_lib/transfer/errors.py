@@ -7,13 +7,13 @@ A detection that COCO's matching at IoU 0.5 leaves without an object is one erro
     duplicate       IoU >= 0.5 with an own object that is already found   oracle: removed
     background      IoU <= 0.1 with every object                          oracle: removed
     both            what remains: other class and badly placed            oracle: removed
-    missed          an object without any detection that a localisation or classification oracle would give it; oracle: removed
+    missed          an object that no localisation or classification oracle gives a detection    oracle: removed
 
-The tests go down this list. An oracle makes a detection right only if its object is still free and no surer detection of the
-same kind claims it; else it removes the detection. AP50 is COCOeval's (101 recall points, at most 100 detections a class and
-image), also for VOC and LVIS data, whose own evaluators count differently. Crowd regions are no objects, and a detection that
-COCOeval lets pass on one is no error. TIDE's own package, tidecv, is not used: it installs opencv-python, which shadows the
-book's OpenCV, and 1.0.1 is its last release.
+The tests go down this list. An oracle makes a detection right only if its object is still free and no surer detection
+of the same kind claims it; else it removes the detection. AP50 is COCOeval's (101 recall points, at most 100 detections
+a class and image), also for VOC and LVIS data, whose own evaluators count differently. Crowd regions are no objects,
+and a detection that COCOeval lets pass on one is no error. TIDE's own package, tidecv, is not used: it installs
+opencv-python, which shadows the book's OpenCV, and 1.0.1 is its last release.
 """
 
 from __future__ import annotations
@@ -79,7 +79,11 @@ def from_records(records: list[dict], classes: tuple[str, ...]) -> dict:
             crowd = int(item.get("iscrowd", 0) or item.get("difficult", 0))
             annotations.append({"id": len(annotations) + 1, "image_id": record["image_id"], "category_id": item["category_id"],
                                 "bbox": [x, y, w, h], "area": w * h, "iscrowd": crowd})  # fmt: skip
-    return {"images": images, "annotations": annotations, "categories": [{"id": i, "name": n} for i, n in enumerate(classes)]}
+    return {
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": i, "name": n} for i, n in enumerate(classes)],
+    }
 
 
 def _index(truth: dict, boxes: list[dict]) -> COCO:
@@ -107,10 +111,11 @@ def _judge(truth: dict, detections: list[dict]) -> tuple[float, list[dict]]:
 
 
 def _restrict(truth: dict, detections: list[dict], pairs: int) -> tuple[dict, list[dict]]:
-    """The images to look at, at most `pairs` / classes of them, with their objects and the detections that can be judged.
+    """The images to look at, at most `pairs` / classes of them, with their objects and the detections that can be
+    judged.
 
-    In LVIS an image is labelled for some classes only, and for some of them not every object: what is not labelled completely is
-    neither right nor wrong and is left out.
+    In LVIS an image is labelled for some classes only, and for some of them not every object: what is not labelled
+    completely is neither right nor wrong and is left out.
     """
     images, most = truth["images"], max(1, pairs // len(truth["categories"]))
     if len(images) > most:
@@ -125,7 +130,7 @@ def _restrict(truth: dict, detections: list[dict], pairs: int) -> tuple[dict, li
         labelled = {(image["id"], c) for image in images for c in image.get("neg_category_ids", ())}
         labelled |= {(a["image_id"], a["category_id"]) for a in objects}
         labelled -= {(image["id"], c) for image in images for c in image.get("not_exhaustive_category_ids", ())}
-        complete = lambda items: [x for x in items if (x["image_id"], x["category_id"]) in labelled]  # noqa: E731
+        complete = lambda items: [x for x in items if (x["image_id"], x["category_id"]) in labelled]
         objects, detections = complete(objects), complete(detections)
     return truth | {"images": images, "annotations": objects}, detections
 
@@ -148,7 +153,9 @@ def _kind(iou: np.ndarray, same: np.ndarray) -> tuple[str, int]:
 
 
 def _wrong(truth: dict, detections: list[dict], records: list[dict]) -> tuple[dict[int, tuple[str, int]], set[int]]:
-    """Wrong detections, position -> (kind, position of the object claimed or -1), and the positions of the objects found."""
+    """Wrong detections, position -> (kind, position of the object claimed or -1), and the positions of the objects
+    found.
+    """
     found, unmatched = set(), defaultdict(list)
     for record in records:
         found |= {int(i) - 1 for i, m in zip(record["gtIds"], record["gtMatches"][0]) if m}
@@ -175,7 +182,9 @@ def _wrong(truth: dict, detections: list[dict], records: list[dict]) -> tuple[di
 def _repair(kind: str, truth: dict, detections: list[dict], wrong: dict, winners: dict) -> tuple[dict, list[dict]]:
     """Objects and detections after the oracle of one kind; winners: kind -> {object: the detection it goes to}."""
     if kind == "missed":
-        return truth | {"annotations": [a for i, a in enumerate(truth["annotations"]) if i not in winners["missed"]]}, detections
+        return truth | {
+            "annotations": [a for i, a in enumerate(truth["annotations"]) if i not in winners["missed"]]
+        }, detections
     repaired = []
     for i, item in enumerate(detections):
         its_kind, target = wrong.get(i, ("", -1))
@@ -189,8 +198,8 @@ def _repair(kind: str, truth: dict, detections: list[dict], wrong: dict, winners
 def error_kinds(truth: dict, detections: list[dict], pairs: int = PAIRS) -> ErrorKinds:
     """Errors of `detections` (COCO results: image_id, category_id, bbox x y w h, score) against a COCO dictionary.
 
-    pairs: images x classes to look at; a larger set is sampled, always alike. Raises BookError for detections on images that
-    are not in `truth`.
+    pairs: images x classes to look at; a larger set is sampled, always alike. Raises BookError for detections on images
+    that are not in `truth`.
     """
     truth, detections = _restrict(truth, detections, pairs)
     ap50, records = _judge(truth, detections)
@@ -201,10 +210,15 @@ def error_kinds(truth: dict, detections: list[dict], pairs: int = PAIRS) -> Erro
         if target >= 0 and target not in found:
             winners[kind].setdefault(target, i)
     objects = {i for i, a in enumerate(truth["annotations"]) if not a.get("iscrowd")}
-    winners["missed"] = dict.fromkeys(objects - found - winners["localisation"].keys() - winners["classification"].keys(), -1)
-    counts = {kind: sum(its == kind for its, _ in wrong.values()) for kind in KINDS} | {"missed": len(winners["missed"])}
+    winners["missed"] = dict.fromkeys(
+        objects - found - winners["localisation"].keys() - winners["classification"].keys(), -1
+    )
+    counts = {kind: sum(its == kind for its, _ in wrong.values()) for kind in KINDS} | {
+        "missed": len(winners["missed"])
+    }
     gains = {
-        kind: _judge(*_repair(kind, truth, detections, wrong, winners))[0] - ap50 if counts[kind] else 0.0 for kind in KINDS
+        kind: _judge(*_repair(kind, truth, detections, wrong, winners))[0] - ap50 if counts[kind] else 0.0
+        for kind in KINDS
     }
     judged = sum(len(record["dtIds"]) for record in records)
     return ErrorKinds(ap50, len(truth["images"]), len(objects), judged, counts, gains)
@@ -213,8 +227,8 @@ def error_kinds(truth: dict, detections: list[dict], pairs: int = PAIRS) -> Erro
 def image_scores(truth: dict, detections: list[dict]) -> dict[int, tuple[float, float]]:
     """How well each image with objects is detected: image id -> (best F1 over all score thresholds, that threshold).
 
-    F1, 0 to 1, is 2 found / (detections + objects) at IoU 0.5, over all classes together; a detection on a crowd region counts
-    neither way. Where nothing is found the threshold is the best detection's score, or 1 without any.
+    F1, 0 to 1, is 2 found / (detections + objects) at IoU 0.5, over all classes together; a detection on a crowd region
+    counts neither way. Where nothing is found the threshold is the best detection's score, or 1 without any.
     """
     kept, detections = _restrict(truth, detections, len(truth["images"]) * len(truth["categories"]))
     objects, seen = defaultdict(int), defaultdict(list)

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from soco_lib.runs import loader, session
-from soco_lib.transfer.detectron import DetectionData
-from soco_lib.transfer.datasets import lvis_package
 from soco_lib.runs.folder import write_json
+from soco_lib.transfer.datasets import lvis_package
+from soco_lib.transfer.detectron import DetectionData
 
-from detectron2.config import CfgNode  # noqa: E402  (soco_lib.transfer.detectron silences its imports)
+from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.evaluation import COCOEvaluator, LVISEvaluator, PascalVOCDetectionEvaluator, inference_on_dataset
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
@@ -36,9 +36,13 @@ class _Coco(COCOEvaluator):
     def evaluate(self) -> dict:
         found = {}
         for task, values in (super().evaluate() or {}).items():
-            only = {self.classes[0]: values["AP"]} if len(self.classes) == 1 else {}  # Detectron2 leaves the only class out
+            only = (
+                {self.classes[0]: values["AP"]} if len(self.classes) == 1 else {}
+            )  # Detectron2 leaves the only class out
             found[task] = {name: value for name, value in values.items() if not name.startswith("AP-")}
-            found[task]["per_class"] = {name: values.get(f"AP-{name}", only.get(name, math.nan)) for name in self.classes}
+            found[task]["per_class"] = {
+                name: values.get(f"AP-{name}", only.get(name, math.nan)) for name in self.classes
+            }
         return found
 
 
@@ -73,7 +77,8 @@ class _Lvis(LVISEvaluator):
 class _Voc(PascalVOCDetectionEvaluator):
     """{"bbox": {AP, AP50, AP75, per_class}}: VOC's AP, over IoU 0.5 ... 0.95, at 0.5 and at 0.75.
 
-    A class without an object in the test set has no AP (NaN) and no part in the mean, as in COCO's; VOC's own sets have none such.
+    A class without an object in the test set has no AP (NaN) and no part in the mean, as in COCO's; VOC's own sets have
+    none such.
     """
 
     def __init__(self, test: DetectionData, tasks: tuple[str, ...], folder: Path):
@@ -102,7 +107,9 @@ class _Voc(PascalVOCDetectionEvaluator):
         if not comm.is_main_process():
             return {}
         mean = {name: float(np.mean([values[name] for values in found.values()])) for name in ("AP", "AP50", "AP75")}
-        per_class = {name: float(found[i]["AP"]) if i in found else math.nan for i, name in enumerate(self.data.classes)}
+        per_class = {
+            name: float(found[i]["AP"]) if i in found else math.nan for i, name in enumerate(self.data.classes)
+        }
         return {"bbox": {**mean, "per_class": per_class}}
 
 
@@ -128,7 +135,8 @@ def shared_bytes(d2: CfgNode) -> int:
 
 
 def evaluate(model: torch.nn.Module, d2: CfgNode, test: DetectionData, told: Sequence = ()) -> dict:
-    """{task: {AP, AP50, AP75, ..., per_class: {class: AP}}} in percent, for boxes (bbox) and, with a mask head, masks (segm).
+    """{task: {AP, AP50, AP75, ..., per_class: {class: AP}}} in percent, for boxes (bbox) and, with a mask head, masks
+    (segm).
 
     Saves the predictions in OUTPUT_DIR (see PREDICTIONS). All processes take part; all but the first get {}.
     told: see loader.Feed, whose errors this raises.

@@ -13,15 +13,15 @@ import torch
 from torch.utils.data import DataLoader
 
 from soco_lib import BookError
-from soco_lib.runs import checkpoint, processes, loader, session
-from soco_lib.transfer.batches import AHEAD, Accumulator, Reach, Samples
 from soco_lib.fields import to_dict
+from soco_lib.runs import checkpoint, loader, processes, session
+from soco_lib.runs.folder import Run
+from soco_lib.runs.machine import peak_memory
+from soco_lib.transfer.batches import AHEAD, Accumulator, Reach, Samples
 from soco_lib.transfer.detectron import DetectionData
 from soco_lib.transfer.evaluate import evaluate, shared_bytes
-from soco_lib.runs.machine import peak_memory
-from soco_lib.runs.folder import Run
 
-from detectron2.config import CfgNode  # noqa: E402  (soco_lib.transfer.detectron silences its imports)
+from detectron2.config import CfgNode
 from detectron2.engine import hooks
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.solver import build_lr_scheduler, build_optimizer, get_default_optimizer_params
@@ -34,7 +34,9 @@ BEST, FINAL = "model_best.pth", "model_final.pth"
 
 
 class PreciseBN(hooks.PreciseBN):
-    """Detectron2's, from the same images each time: it reads on from where it stopped, which an interruption would forget."""
+    """Detectron2's, from the same images each time: it reads on from where it stopped, which an interruption would
+    forget.
+    """
 
     def update_stats(self):
         self._data_iter = None
@@ -58,7 +60,7 @@ class Progress(hooks.HookBase):
         if done % cfg.log_every and done != cfg.iterations:
             return
         rate = self.steps / self.spent
-        mean = lambda name: round(storage.history(name).avg(self.steps), 5)  # noqa: E731
+        mean = lambda name: round(storage.history(name).avg(self.steps), 5)
         losses = {name: mean(name) for name in sorted(storage.histories()) if name.startswith("loss_")}
         cuda = torch.cuda.is_available()
         memory = torch.cuda.max_memory_allocated() if cuda else peak_memory()
@@ -75,7 +77,9 @@ class Progress(hooks.HookBase):
 
 
 class Saving(hooks.HookBase):
-    """Checkpoints every `save_every` iterations, at the end and when told to stop, which then ends the run with session.Stopped."""
+    """Checkpoints every `save_every` iterations, at the end and when told to stop, which then ends the run with
+    session.Stopped.
+    """
 
     def after_step(self):
         trainer, cfg = self.trainer, self.trainer.cfg
@@ -92,8 +96,9 @@ class Saving(hooks.HookBase):
 class Evaluation(hooks.HookBase):
     """Scores every `eval_every` iterations and at the end; the model with the best box AP so far is kept.
 
-    It follows Saving, so that an evaluation costs no training when it is interrupted: the resumed run begins with it. Detectron2's
-    BestCheckpointer forgets the best score when a run is interrupted; here the rows of the log are the memory.
+    It follows Saving, so that an evaluation costs no training when it is interrupted: the resumed run begins with it.
+    Detectron2's BestCheckpointer forgets the best score when a run is interrupted; here the rows of the log are the
+    memory.
     """
 
     def _due(self, done: int) -> bool:
@@ -121,22 +126,27 @@ class Evaluation(hooks.HookBase):
         processes.wait()  # the first process scores alone: minutes for COCO, tens of minutes for LVIS
         if not comm.is_main_process():
             return
-        plain = {task: {k: v for k, v in scores.items() if k != "per_class"} for task, scores in trainer.results.items()}
+        plain = {
+            task: {k: v for k, v in scores.items() if k != "per_class"} for task, scores in trainer.results.items()
+        }
         found = {f"{task}_AP": round(scores["AP"], 3) for task, scores in plain.items()}
         earlier = [row["bbox_AP"] for row in run.rows() if row["step"] < done and "bbox_AP" in row]
         if trainer.cfg.eval_every and all(found["bbox_AP"] > score for score in earlier):
             trainer.write_model(BEST, done)
         run.log({"step": done, **found, "seconds": trainer.seconds})
-        trainer.storage.put_scalars(**{f"{task}/{k}": v for task, s in plain.items() for k, v in s.items()}, smoothing_hint=False)
+        trainer.storage.put_scalars(
+            **{f"{task}/{k}": v for task, s in plain.items() for k, v in s.items()}, smoothing_hint=False
+        )
         said = "".join(f"  {name.replace('_', ' ')} {value:.2f}" for name, value in found.items())
         print(f"step {done}/{trainer.cfg.iterations}{said}", flush=True)
 
 
 class FineTuner(Accumulator):
-    """Accumulator with what DefaultTrainer adds to it, which assumes CUDA for several processes and fp16 for mixed precision.
+    """Accumulator with what DefaultTrainer adds to it, which assumes CUDA for several processes and fp16 for mixed
+    precision.
 
-    start: iterations already made, by the checkpoint that `restore` is then given. told: no longer empty once this process shall stop.
-    results: the scores of the last evaluation.
+    start: iterations already made, by the checkpoint that `restore` is then given. told: no longer empty once this
+    process shall stop. results: the scores of the last evaluation.
     """
 
     def __init__(self, run: Run, reached: Reach, d2: CfgNode, test: DetectionData, model: torch.nn.Module, start: int = 0,
@@ -156,17 +166,23 @@ class FineTuner(Accumulator):
         self.scheduler = build_lr_scheduler(d2, optimizer)
         self.register_hooks(self.build_hooks(samples.loader(reached, workers=0)))
         self.start_iter, self.started = start, time.perf_counter()
-        self.earlier = max((row["seconds"] for row in run.rows() if row["step"] <= start), default=0.0)  # of other sessions
+        self.earlier = max(
+            (row["seconds"] for row in run.rows() if row["step"] <= start), default=0.0
+        )  # of other sessions
 
     def restore(self, state: dict) -> None:
-        """Take over a checkpoint's contents; the caller should let go of them, which are as large as network and optimiser."""
+        """Take over a checkpoint's contents; the caller should let go of them, which are as large as network and
+        optimiser.
+        """
         self.detector.load_state_dict(state["model"])
         self.load_state_dict(state["trainer"])
         if state["loss_normalizer"] is not None:
             self.detector.loss_normalizer = state["loss_normalizer"]
 
     def build_hooks(self, again: DataLoader) -> list:
-        """In this order after each step: rate, our row, precise BN (on the images of `again`), saving, evaluation, TensorBoard."""
+        """In this order after each step: rate, our row, precise BN (on the images of `again`), saving, evaluation,
+        TensorBoard.
+        """
         cfg, main, made = self.cfg, comm.is_main_process(), [hooks.IterationTimer(), hooks.LRScheduler()]
         if main:
             made.append(Progress())
@@ -174,7 +190,9 @@ class FineTuner(Accumulator):
             made.append(PreciseBN(cfg.eval_every, self.model, again, cfg.precise_bn * self.accumulate))
         made += [Saving(), Evaluation()]
         if main:
-            made.append(hooks.PeriodicWriter([JSONWriter(f"{self.folder}/metrics.json"), TensorboardXWriter(str(self.folder))]))
+            made.append(
+                hooks.PeriodicWriter([JSONWriter(f"{self.folder}/metrics.json"), TensorboardXWriter(str(self.folder))])
+            )
         return made
 
     def build_optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -187,11 +205,14 @@ class FineTuner(Accumulator):
         return maybe_add_gradient_clipping(d2, adamw)
 
     def full_state(self) -> dict:
-        """Everything that a resumed run needs beyond the step: images, their order and all draws follow from seed and step."""
+        """Everything that a resumed run needs beyond the step: images, their order and all draws follow from seed and
+        step.
+        """
         return {
             "model": self.detector.state_dict(),
             "trainer": self.state_dict(),
-            # RetinaNet's and FCOS's running count, a plain attribute; each process has its own, the first one's is kept.
+            # RetinaNet's and FCOS's running count, a plain attribute; each process has its own, the first one's is
+            # kept.
             "loss_normalizer": getattr(self.detector, "loss_normalizer", None),
         }
 
@@ -234,8 +255,8 @@ class FineTuner(Accumulator):
         try:
             with session.deaf_children():
                 self._data_loader_iter_obj = loader.Feed(self.data_loader, self.accumulate, self.told)
-            # Compiled functions (the focal loss) round otherwise from their second call on: on the CPU, where a resumed run is
-            # bit-equal, they stay as in the first.
+            # Compiled functions (the focal loss) round otherwise from their second call on: on the CPU, where a resumed
+            # run is bit-equal, they stay as in the first.
             with torch.jit.optimized_execution(self.d2.MODEL.DEVICE != "cpu"):
                 self.train(self.start_iter, self.cfg.iterations)
         except loader.Waiting as waiting:

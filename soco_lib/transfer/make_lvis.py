@@ -1,11 +1,13 @@
-"""A small data set in LVIS layout, made from one in COCO layout: `python -m soco_lib.transfer.make_lvis [TRAIN TEST] [--out FOLDER]`
+"""A small data set in LVIS layout, made from one in COCO layout: `python -m soco_lib.transfer.make_lvis [TRAIN TEST]
+[--out FOLDER]`
 
-TRAIN and TEST read coco:ANNOTATIONS.json[@IMAGE_FOLDER] (default: the embedded scenes). Writes FOLDER/lvis_train.json and
-lvis_val.json and prints how to name them as data. The images stay where they are.
+TRAIN and TEST read coco:ANNOTATIONS.json[@IMAGE_FOLDER] (default: the embedded scenes). Writes FOLDER/lvis_train.json
+and lvis_val.json and prints how to name them as data. The images stay where they are.
 
-What LVIS has and COCO has not: classes numbered from 1 without gaps, each with its frequency in the training set; masks as polygons
-only; and for each image the classes that are known to be absent (COCO looks for all of its classes, so all that are not there) and
-those of which not every object is marked (here those with a crowd region, which itself is left out).
+What LVIS has and COCO has not: classes numbered from 1 without gaps, each with its frequency in the training set; masks
+as polygons only; and for each image the classes that are known to be absent (COCO looks for all of its classes, so all
+that are not there) and those of which not every object is marked (here those with a crowd region, which itself is left
+out).
 """
 
 from __future__ import annotations
@@ -19,9 +21,9 @@ import cv2
 from pycocotools import mask as rle
 
 from soco_lib import ROOT, one_line_errors
-from soco_lib.transfer.benchmarks import read_coco
 from soco_lib.fields import require
 from soco_lib.runs.folder import write_json
+from soco_lib.transfer.benchmarks import read_coco
 
 SCENES = tuple(f"coco:data/scenes/annotations/instances_{split}.json@data/scenes/images" for split in ("train", "val"))
 #: Most training images of a rare, of a common and of a frequent class (LVIS v1).
@@ -29,7 +31,9 @@ FREQUENCY = (("r", 10), ("c", 100), ("f", float("inf")))
 
 
 def polygons(segmentation, height: int, width: int) -> list[list[float]]:
-    """COCO polygons or run-length code as polygons of at least three points; the outlines of a code's parts lose their holes."""
+    """COCO polygons or run-length code as polygons of at least three points; the outlines of a code's parts lose their
+    holes.
+    """
     if isinstance(segmentation, list):
         found = segmentation
     else:
@@ -104,8 +108,12 @@ def make(train: str, test: str, out: Path) -> dict[str, str]:
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", nargs="*", metavar="TRAIN TEST", help="two coco: data sets (default: the embedded scenes)")
-    parser.add_argument("--out", type=Path, default=ROOT / "data/scenes-lvis", help="folder to write (default: data/scenes-lvis)")
+    parser.add_argument(
+        "data", nargs="*", metavar="TRAIN TEST", help="two coco: data sets (default: the embedded scenes)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "data/scenes-lvis", help="folder to write (default: data/scenes-lvis)"
+    )
     given = parser.parse_args(arguments)
     require(len(given.data) in (0, 2), "give two data sets, TRAIN and TEST, or none for the embedded scenes")
     for line in make(*(given.data or SCENES), given.out).values():

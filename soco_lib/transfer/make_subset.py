@@ -2,9 +2,9 @@
 
     python -m soco_lib.transfer.make_subset voc:voc_style@train --classes person --out data/people/train.json
 
-DATA reads coco:, lvis: or voc: (see benchmarks.DATA_KINDS). Prints how to name the file as data; the images stay where they are, those
-without an object of the classes among them. Crowd regions and what VOC calls difficult are kept as crowds: nobody trains on them and no
-detection on them is wrong.
+DATA reads coco:, lvis: or voc: (see benchmarks.DATA_KINDS). Prints how to name the file as data; the images stay where
+they are, those without an object of the classes among them. Crowd regions and what VOC calls difficult are kept as
+crowds: nobody trains on them and no detection on them is wrong.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from pathlib import Path
 
 from soco_lib import ROOT, one_line_errors
 from soco_lib.fields import one_of, require
+from soco_lib.runs.folder import write_json
 from soco_lib.transfer.detectron import open_data
 from soco_lib.transfer.errors import from_records
-from soco_lib.runs.folder import write_json
 
 
 def subset(content: dict, chosen: tuple[str, ...], root: Path) -> dict:
-    """What a COCO dictionary (see errors.from_records) says of the classes `chosen`; images and categories are numbered from 1.
+    """What a COCO dictionary (see errors.from_records) says of the classes `chosen`; images and categories are numbered
+    from 1.
 
     root: folder that image names are made relative to.
     """
@@ -30,7 +31,10 @@ def subset(content: dict, chosen: tuple[str, ...], root: Path) -> dict:
     image = {item["id"]: number for number, item in enumerate(content["images"], start=1)}
     kept = [item for item in content["annotations"] if item["category_id"] in category]
     return {
-        "images": [item | {"id": image[item["id"]], "file_name": os.path.relpath(item["file_name"], root)} for item in content["images"]],
+        "images": [
+            item | {"id": image[item["id"]], "file_name": os.path.relpath(item["file_name"], root)}
+            for item in content["images"]
+        ],
         "annotations": [
             item | {"id": number, "image_id": image[item["image_id"]], "category_id": category[item["category_id"]]}
             for number, item in enumerate(kept, start=1)
@@ -40,7 +44,9 @@ def subset(content: dict, chosen: tuple[str, ...], root: Path) -> dict:
 
 
 def make(spec: str, chosen: tuple[str, ...], out: Path) -> str:
-    """Write the file `out`; returns one line that names it as data. Raises BookError for bad data or a class that it has not."""
+    """Write the file `out`; returns one line that names it as data. Raises BookError for bad data or a class that it
+    has not.
+    """
     data = open_data(spec)
     require(len(data.layouts) == 1, f"{spec!r} joins several sets: take them one by one")
     require(len({*chosen}) == len(chosen) and bool(chosen), f"classes {', '.join(chosen) or '(none)'}: name each once")

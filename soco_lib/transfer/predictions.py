@@ -10,10 +10,10 @@ import cv2
 import numpy as np
 
 from soco_lib import BookError
-from soco_lib.transfer.benchmarks import read_coco, split_sets
 from soco_lib.fields import require
-from soco_lib.transfer.errors import from_records
 from soco_lib.runs.folder import Run, read_json
+from soco_lib.transfer.benchmarks import read_coco, split_sets
+from soco_lib.transfer.errors import from_records
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ class Predictions:
 
 
 def read(folder: str | Path) -> Predictions:
-    """The saved detections of a finished transfer; VOC's ground truth becomes a COCO dictionary (see errors.from_records).
+    """The saved detections of a finished transfer; VOC's ground truth becomes a COCO dictionary (see
+    errors.from_records).
 
     Raises BookError when the run is not finished or its detections or test data are gone.
     """
@@ -67,7 +68,9 @@ def read(folder: str | Path) -> Predictions:
     run = Run.read(folder)
     kind, rest = split_sets(run.record["config"]["test"])[0]
     path = folder / "detectron2" / f"{kind}_instances_results.json"  # see evaluation.PREDICTIONS
-    require(path.is_file(), f"{path} is gone: the run's detections are needed; delete {folder} and run that transfer again")
+    require(
+        path.is_file(), f"{path} is gone: the run's detections are needed; delete {folder} and run that transfer again"
+    )
     if kind == "voc":
         from soco_lib.transfer.datasets import read_layout  # here, because the others need no Detectron2
 

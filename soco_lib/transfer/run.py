@@ -2,7 +2,7 @@
 
 The run folder's run.json says everything (see launch.py, which makes it); a run that was interrupted goes on.
 
-    results/<name>/key_report.json   where every weight of the detector comes from, written before training; sha256 of init
+    results/<name>/key_report.json   where every weight comes from, written before training; sha256 of init
                    labelled.json     the training images drawn, when not all of them are used
                    detectron2/       config.yaml, log.txt, TensorBoard, checkpoints/, coco_instances_results.json,
                                      model_final.pth and (with eval_every) model_best.pth for Detectron2
@@ -21,16 +21,16 @@ from pathlib import Path
 from torch import nn
 
 from soco_lib import BookError
+from soco_lib.fields import from_dict, require
 from soco_lib.runs import checkpoint, processes, session
+from soco_lib.runs.folder import Run, read_json, write_json
 from soco_lib.transfer.batches import reach
 from soco_lib.transfer.benchmarks import Transfer
-from soco_lib.fields import from_dict, require
 from soco_lib.transfer.detectron import DetectionData, detectron_config, open_both
 from soco_lib.transfer.finetune import BEST, FineTuner
-from soco_lib.runs.folder import Run, read_json, write_json
 from soco_lib.weights.load import Weights, checkpoint_file, compare, load_into, read_weights, remedy
 
-from detectron2.config import CfgNode  # noqa: E402  (soco_lib.transfer.detectron silences its imports)
+from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
@@ -59,7 +59,9 @@ def _sha256(cfg: Transfer) -> str:
 
 
 def _initial_model(cfg: Transfer, d2: CfgNode, run: Run, main: bool, resuming: bool) -> nn.Module:
-    """The detector with its starting weights (a resumed run brings its own); the key report is saved before they are judged."""
+    """The detector with its starting weights (a resumed run brings its own); the key report is saved before they are
+    judged.
+    """
     weights = Weights({}) if cfg.init == "scratch" or resuming else read_weights(cfg.init, cfg.network)
     seed_all_rng(cfg.seed)
     model = build_model(d2)
@@ -77,7 +79,9 @@ def _check_images(run: Run, cfg: Transfer, train: DetectionData, main: bool) -> 
     path, drawn = run.folder / "labelled.json", list(train.image_ids)
     if path.exists():
         gone, fresh = (sorted({*a} - {*b}) for a, b in itertools.permutations((read_json(path)["image_ids"], drawn)))
-        changed = "; ".join(f"{len(ids)} only {when}, e.g. {ids[0]}" for ids, when in ((gone, "then"), (fresh, "now")) if ids)
+        changed = "; ".join(
+            f"{len(ids)} only {when}, e.g. {ids[0]}" for ids, when in ((gone, "then"), (fresh, "now")) if ids
+        )
         require(
             not changed,
             f"{cfg.train} has changed since this run began: the images drawn from it are not those of {path} ({changed}): "
@@ -112,7 +116,8 @@ def _check_same(run: Run, cfg: Transfer, found: dict, say: Callable) -> None:
 def transfer(run: Run, process: processes.Process, told: Sequence = ()) -> dict:
     """Run (or go on with) a transfer to its end; returns its metrics. Raises BookError before any work for bad input.
 
-    told: no longer empty once this process shall stop; all processes then do so after the same update, with session.Stopped.
+    told: no longer empty once this process shall stop; all processes then do so after the same update, with
+    session.Stopped.
     """
     if process.world > 1:
         comm.create_local_process_group(process.local_world)

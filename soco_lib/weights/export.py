@@ -10,7 +10,8 @@ from torch import Tensor
 from soco_lib import BookError
 from soco_lib.weights.foreign import LAYOUTS, RESNET, rename
 
-#: A detector's ResNet, wherever it lies (method.md 3): below the FPN, as the whole backbone, its last stage in the RoI head.
+#: A detector's ResNet, wherever it lies (method.md 3): below the FPN, as the whole backbone, its last stage in the RoI
+#: head.
 _TRUNK = r"^(backbone\.bottom_up|backbone|roi_heads)\.(?=stem\.|res\d\.\d)"
 _MLP = {"0": "linear1", "1": "bn1", "3": "linear2"}
 
@@ -25,7 +26,8 @@ def detectron2(tensors: Mapping[str, Tensor]) -> dict:
 
 
 def torchvision(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The ResNet alone as torchvision's state dict: every key of its ResNet but fc.weight and fc.bias; neck and head are left out.
+    """The ResNet alone as torchvision's state dict: every key of its ResNet but fc.weight and fc.bias; neck and head
+    are left out.
 
     Input as ours: RGB, ImageNet mean and std. Raises BookError if the pretraining had no whole ResNet (res2 to res5).
     """
@@ -35,7 +37,9 @@ def torchvision(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if below and (theirs := rename(name, _inverse(RESNET))):
             out[theirs] = value
     if missing := [f"layer{i}" for i in range(1, 5) if not any(key.startswith(f"layer{i}.") for key in out)]:
-        raise BookError(f"there is no whole ResNet to write: {', '.join(missing)} was not pretrained (alignment, overrides)")
+        raise BookError(
+            f"there is no whole ResNet to write: {', '.join(missing)} was not pretrained (alignment, overrides)"
+        )
     return out
 
 
@@ -54,7 +58,9 @@ def soco(model: Mapping[str, Tensor]) -> dict:
         elif theirs := rename(name, _MLP):
             theirs = f"{part}{suffix}.{theirs}"
         if not theirs:
-            raise BookError(f"{key} has no place in the authors' layout: it is for Mask R-CNN with FPN (P2 to P5) or C4")
+            raise BookError(
+                f"{key} has no place in the authors' layout: it is for Mask R-CNN with FPN (P2 to P5) or C4"
+            )
         state[f"module.{theirs}"] = value
     return {"model": state}
 

@@ -1,8 +1,8 @@
 """Weights of other methods under the detector's names: one table of layouts, recognised by their keys.
 
-All layouts but the refused one are of methods that train on RGB images, as our detectors do; Caffe-style weights (BGR) under
-torchvision's names cannot be told from others by their keys. The "module." that DistributedDataParallel puts before every key
-is no part of a layout. In a layout's texts {} stands for the network: online or target.
+All layouts but the refused one are of methods that train on RGB images, as our detectors do; Caffe-style weights (BGR)
+under torchvision's names cannot be told from others by their keys. The "module." that DistributedDataParallel puts
+before every key is no part of a layout. In a layout's texts {} stands for the network: online or target.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ RESIM_FPN = {
     for name in ("fpn_lateral3", "fpn_lateral4", "fpn_lateral5", "fpn_output3", "fpn_output4")
     for theirs, ours in (("", ""), (".0", ""), (".1", ".norm"))
 }
-SOCO_HEAD = {f"conv{i}": f"conv{i}" for i in range(1, 5)} | {f"bn{i}": f"conv{i}.norm" for i in range(1, 5)} | {"fc1": "fc1"}
+SOCO_HEAD = (
+    {f"conv{i}": f"conv{i}" for i in range(1, 5)} | {f"bn{i}": f"conv{i}.norm" for i in range(1, 5)} | {"fc1": "fc1"}
+)
 MM_HEAD = {f"shared_convs.{i}.{a}": f"conv{i + 1}{b}" for i in range(4) for a, b in (("conv", ""), ("bn", ".norm"))}
 MM_HEAD["shared_fcs.0"] = "fc1"
 D2_HEAD = {name: name for name in SOCO_HEAD.values()}
@@ -108,10 +110,21 @@ class Layout:
 
 _SOCO = {"projector{}.": "projector", "predictor.": "predictor", "queue": "queue"}
 _MOCO = {"encoder_{}.fc.": "projector", "queue": "queue"}
-_CHILDREN_BYOL = {"{}_network.projetion.": "projector", "{}_network.projection.": "projector", "predictor.": "predictor"}
+_CHILDREN_BYOL = {
+    "{}_network.projetion.": "projector",
+    "{}_network.projection.": "projector",
+    "predictor.": "predictor",
+}
 _MM_SECOND = "roi_head{}.bbox_head.shared_fcs.1."  # of two linear layers after the convolutions; the detector has one
-_MM_BOX = {_MM_SECOND: "projector", "roi_head{}.bbox_head.fc_cls.": "projector", "rpn_head": "region proposals", "queue": "queue"}
-_CAFFE2 = "it was trained on BGR images, with the stride in the 1x1 convolution, and this book's detectors read RGB images"
+_MM_BOX = {
+    _MM_SECOND: "projector",
+    "roi_head{}.bbox_head.fc_cls.": "projector",
+    "rpn_head": "region proposals",
+    "queue": "queue",
+}
+_CAFFE2 = (
+    "it was trained on BGR images, with the stride in the 1x1 convolution, and this book's detectors read RGB images"
+)
 
 LAYOUTS: dict[str, Layout] = {row.name: row for row in (
     Layout("soco-fpn", "SoCo and SoCo*, FPN, as the authors released them", ("encoder{}.conv1.", "neck{}.", "head{}.conv1."),
@@ -184,7 +197,9 @@ _PART = {"neck": "backbone.fpn_", "head": BOX_HEAD}
 
 @dataclass(frozen=True)
 class Translation:
-    """A foreign file's tensors under our names (a ResNet's under `backbone.`, whatever the detector; see weights.placed)."""
+    """A foreign file's tensors under our names (a ResNet's under `backbone.`, whatever the detector; see
+    weights.placed).
+    """
 
     layout: Layout
     tensors: dict[str, Tensor]
@@ -207,7 +222,9 @@ def translate(content: Mapping, path: Path, network: str = "online", layout: str
             renamed[name] = value
         else:
             left[key] = why
-    reach = tuple(part for part in row.reach if part not in _PART or any(name.startswith(_PART[part]) for name in renamed))
+    reach = tuple(
+        part for part in row.reach if part not in _PART or any(name.startswith(_PART[part]) for name in renamed)
+    )
     return Translation(row, renamed, left, reach)
 
 
@@ -215,16 +232,20 @@ def _unknown(row: Layout, tensors: Mapping[str, Tensor], network: str) -> list[s
     return [key for key in tensors if row.place(key, network) == (None, "")]
 
 
-def _recognise(states: dict[str, dict[str, Tensor]], path: Path, network: str, name: str) -> tuple[Layout, dict[str, Tensor]]:
+def _recognise(
+    states: dict[str, dict[str, Tensor]], path: Path, network: str, name: str
+) -> tuple[Layout, dict[str, Tensor]]:
     """The layout of a file's state dicts with the one that it lies in."""
     require(bool(states), f"{path} holds no state dict: neither at the top nor one level down")
     if name:
         one_of("layout", name, LAYOUTS)
     rows = [LAYOUTS[name]] if name else LAYOUTS.values()
-    places = [(row, states[nest]) for row in rows for n in row.nest if (nest := n.replace("{}", row.word(network))) in states]
+    places = [
+        (row, states[nest]) for row in rows for n in row.nest if (nest := n.replace("{}", row.word(network))) in states
+    ]
     only = f"{path} has state dicts under {', '.join(states)} only"  # one at the top is a place of most layouts
     require(bool(places), f"{only}, where no layout keeps its {network} network: save that state dict alone")
-    count = lambda place: len(_unknown(*place, network))  # noqa: E731
+    count = lambda place: len(_unknown(*place, network))
     fitting = sorted((p for p in places if name or not p[0].lacks(p[1], network)), key=count)
     best = [p for p in fitting if count(p) == count(fitting[0])]
     if len({row.name for row, _ in best}) == 1:
@@ -233,5 +254,9 @@ def _recognise(states: dict[str, dict[str, Tensor]], path: Path, network: str, n
     if best:
         raise BookError(f"{path} may be {' or '.join(row.name for row, _ in best)}: name one with layout= ({known})")
     row, tensors = min(places, key=count)
-    first = ", ".join(_unknown(row, tensors, network)[:3]) or f"none, but no {' and '.join(row.lacks(tensors, network))}"
-    raise BookError(f"{path} has no known layout: unknown keys {first} (nearest layout: {row.name}, {row.what}; {known})")
+    first = (
+        ", ".join(_unknown(row, tensors, network)[:3]) or f"none, but no {' and '.join(row.lacks(tensors, network))}"
+    )
+    raise BookError(
+        f"{path} has no known layout: unknown keys {first} (nearest layout: {row.name}, {row.what}; {known})"
+    )

@@ -1,6 +1,7 @@
 """Files of tensors in any format, read without running code from them: torch, safetensors, pickled numpy arrays.
 
-`python -m soco_lib.weights.formats convert FILE OUT.safetensors --trust` makes a plain file of one that holds Python objects.
+`python -m soco_lib.weights.formats convert FILE OUT.safetensors --trust` makes a plain file of one that holds Python
+objects.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ ADMITTED = {
 }
 #: Classes of the dtypes in those arrays: torch names them apart.
 _DTYPES = [type(np.dtype(name)) for name in ("f2", "f4", "f8", "i4", "i8", "u1", "?")]
-#: Command-line settings that the authors' and other releases save beside the weights: attributes, and nothing that runs.
+#: Command-line settings that the authors' and other releases save beside the weights: attributes, and nothing that
+#: runs.
 _SETTINGS = [argparse.Namespace]
 #: How a file starts that torch.save wrote before torch 1.6; since then it is a zip archive.
 _LEGACY = pickle.dumps(torch.serialization.MAGIC_NUMBER, protocol=2)
@@ -99,7 +101,8 @@ def _dictionary(content, path: Path) -> dict:
 
 
 def read(path: str | Path) -> dict:
-    """The dictionary in a file: .pth, .pth.tar, .pt, .ckpt (torch), .safetensors, .pkl (numpy arrays); tensors on the CPU.
+    """The dictionary in a file: .pth, .pth.tar, .pt, .ckpt (torch), .safetensors, .pkl (numpy arrays); tensors on the
+    CPU.
 
     Raises BookError, one line, for a missing, empty, torn or foreign file and for one that holds other Python objects.
     """
@@ -124,7 +127,9 @@ def _is_tensor(value) -> bool:
 
 
 def _tensor(value) -> Tensor:
-    return value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))  # a pickle's array is read-only: copied
+    return (
+        value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
+    )  # a pickle's array is read-only: copied
 
 
 def state_dicts(content: Mapping) -> dict[str, dict[str, Tensor]]:
@@ -156,7 +161,7 @@ def convert(path: str | Path, out: str | Path, trust: bool = False) -> Path:
         raise
     except Exception as error:
         raise BookError(f"{path} cannot be read as weights ({_first_line(error)})") from None
-    plain = lambda part: part.state_dict() if hasattr(part, "state_dict") else part  # noqa: E731  (a whole module was saved)
+    plain = lambda part: part.state_dict() if hasattr(part, "state_dict") else part
     content = _dictionary(plain(content), path)
     states = state_dicts({key: plain(part) for key, part in content.items()})
     require(bool(states), f"{path} holds no state dict: neither at the top nor one level down")
@@ -170,7 +175,9 @@ def convert(path: str | Path, out: str | Path, trust: bool = False) -> Path:
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    command = parser.add_subparsers(required=True, metavar="convert").add_parser("convert", help="write a file's tensors alone")
+    command = parser.add_subparsers(required=True, metavar="convert").add_parser(
+        "convert", help="write a file's tensors alone"
+    )
     command.add_argument("file", help="the file with Python objects in it")
     command.add_argument("out", help="the .safetensors file to write")
     command.add_argument("--trust", action="store_true", help="consent to running the code in the file")

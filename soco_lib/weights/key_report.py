@@ -1,4 +1,6 @@
-"""What becomes of every key of a detector and of a file: loaded, new, left behind or of another shape; nothing is unseen."""
+"""What becomes of every key of a detector and of a file: loaded, new, left behind or of another shape; nothing is
+unseen.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +66,9 @@ def why_new(name: str, reach: tuple[str, ...], given: Collection[str]) -> str:
 
 
 def why_left(name: str, own: Collection[str]) -> str:
-    """Class of an encoder's key without a place; '' if the detector (`own`: its keys) has that part, so that it should have one."""
+    """Class of an encoder's key without a place; '' if the detector (`own`: its keys) has that part, so that it should
+    have one.
+    """
     if name.endswith(COUNTER) and not _any_ends(own, COUNTER):
         return f"batch counters {ELSEWHERE}"
     for part, pattern in PRETRAINED.items():
@@ -133,14 +137,16 @@ class KeyReport:
         counts = {label: Counter() for label in [*GROUPS, "pretraining only", "other"]}
         for name in CLASSES:
             for key in getattr(self, name):
-                foreign = name == "left_behind" and self.left_behind[key] and not self.left_behind[key].endswith(ELSEWHERE)
+                foreign = (
+                    name == "left_behind" and self.left_behind[key] and not self.left_behind[key].endswith(ELSEWHERE)
+                )
                 counts["pretraining only" if foreign else _first_match(key, GROUPS, "other")][name] += 1
         rows = {label: [count[name] for name in CLASSES] for label, count in counts.items() if count}
         return pd.DataFrame.from_dict(rows, orient="index", columns=list(CLASSES)).rename_axis("part")
 
     def summary(self) -> str:
         """One line with the counts of each class."""
-        classes = lambda keys: ", ".join(sorted(set(keys.values()) - {""}))  # noqa: E731
+        classes = lambda keys: ", ".join(sorted(set(keys.values()) - {""}))
         if not self.reach:
             return f"{self.source}: all {len(self.new)} keys of the detector are new"
         return (

@@ -1,9 +1,11 @@
-"""Pretrained weights into a detector, ours and other methods', with every key accounted for; and out again as files for others.
+"""Pretrained weights into a detector, ours and other methods', with every key accounted for; and out again as files for
+others.
 
 `python -m soco_lib.weights export CHECKPOINT OUT.pth [--network target] [--layout detectron2|torchvision|soco]`
 
-The encoder's parameters already bear the detector's names (design.md 1), so loading is taking a subset of a state dict. A key is
-loaded, new in the detector, left behind in the file, or an error: there is no fifth case and nothing is dropped unseen.
+The encoder's parameters already bear the detector's names (design.md 1), so loading is taking a subset of a state dict.
+A key is loaded, new in the detector, left behind in the file, or an error: there is no fifth case and nothing is
+dropped unseen.
 """
 
 from __future__ import annotations
@@ -18,15 +20,21 @@ import torch
 from torch import Tensor, nn
 
 from soco_lib import locate, one_line_errors
-from soco_lib.runs import checkpoint
-from soco_lib.weights import export, formats
 from soco_lib.fields import one_of, require
+from soco_lib.runs import checkpoint
+from soco_lib.weights import export as exports
+from soco_lib.weights import formats
 from soco_lib.weights.foreign import translate
 from soco_lib.weights.key_report import KeyReport, why_left, why_new
 
 NETWORKS = ("online", "target")
 #: What a pretraining trained of the detector, by its `alignment` (Table 4).
-REACH = {"whole": ("backbone",), "c5": ("backbone",), "neck": ("backbone", "neck"), "head": ("backbone", "neck", "head")}
+REACH = {
+    "whole": ("backbone",),
+    "c5": ("backbone",),
+    "neck": ("backbone", "neck"),
+    "head": ("backbone", "neck", "head"),
+}
 
 
 @dataclass(frozen=True)
@@ -57,10 +65,12 @@ def checkpoint_file(path: str | Path) -> Path:
 
 
 def read_weights(path: str | Path, network: str = "online", layout: str = "") -> Weights:
-    """Weights of one network of a checkpoint in the detector's names: a pretraining's (or its run folder's newest), or another
-    method's, in any format of formats.read and any layout of foreign.LAYOUTS, found by its keys unless `layout` names it.
+    """Weights of one network of a checkpoint in the detector's names: a pretraining's (or its run folder's newest), or
+    another method's, in any format of formats.read and any layout of foreign.LAYOUTS, found by its keys unless `layout`
+    names it.
 
-    Raises BookError for an unreadable file and for one of no known layout. A single key that is unknown is the key report's.
+    Raises BookError for an unreadable file and for one of no known layout. A single key that is unknown is the key
+    report's.
     """
     one_of("network", network, NETWORKS)
     file = checkpoint_file(path)
@@ -101,11 +111,11 @@ def encoder_weights(path: str | Path, network: str = "online") -> dict[str, Tens
 def placed(detector: nn.Module, weights: Weights) -> dict[str, Tensor]:
     """The tensors under this detector's names.
 
-    A ResNet that is a whole backbone lies below the FPN in an FPN detector; a C4 detector keeps its res5 in the RoI head. So a
-    pretraining for one serves the other as far as they are alike: the whole ResNet.
+    A ResNet that is a whole backbone lies below the FPN in an FPN detector; a C4 detector keeps its res5 in the RoI
+    head. So a pretraining for one serves the other as far as they are alike: the whole ResNet.
     """
     own = detector.state_dict()
-    has = lambda prefix: any(key.startswith(prefix) for key in own)  # noqa: E731
+    has = lambda prefix: any(key.startswith(prefix) for key in own)
     moves = {}
     if has("backbone.bottom_up."):
         moves[r"^(backbone|roi_heads)\.(?=(stem|res\d)\.)"] = "backbone.bottom_up."
@@ -122,7 +132,7 @@ def compare(detector: nn.Module, weights: Weights) -> KeyReport:
     """Classify every key of both sides; loads nothing and never raises for a key (see KeyReport.check)."""
     own, given = detector.state_dict(), placed(detector, weights)
     both = own.keys() & given.keys()
-    shape = lambda tensor: "x".join(map(str, tensor.shape)) or "scalar"  # noqa: E731
+    shape = lambda tensor: "x".join(map(str, tensor.shape)) or "scalar"
     differs = {k: f"{shape(given[k])} in the file, {shape(own[k])} in the detector"
                for k in sorted(both) if own[k].shape != given[k].shape}  # fmt: skip
     homeless = {k: why_left(k, own.keys()) for k in sorted(given.keys() - both)}
@@ -140,7 +150,9 @@ def compare(detector: nn.Module, weights: Weights) -> KeyReport:
 
 
 def load_into(detector: nn.Module, weights: Weights, name: str = "") -> KeyReport:
-    """Copy `weights` into `detector` (called `name` in messages). Raises BookError before touching it if a key is unexplained."""
+    """Copy `weights` into `detector` (called `name` in messages). Raises BookError before touching it if a key is
+    unexplained.
+    """
     report = compare(detector, weights)
     report.check(remedy(weights, name))
     given = placed(detector, weights)
@@ -179,9 +191,9 @@ def export(path: str | Path, out: str | Path, network: str = "online", layout: s
     file = checkpoint_file(path)
     state = checkpoint.read(file)
     if layout == "soco":
-        content = export.soco(state["model"])
+        content = exports.soco(state["model"])
     else:
-        content = getattr(export, layout)(_own(state, file, network).tensors)
+        content = getattr(exports, layout)(_own(state, file, network).tensors)
     out.parent.mkdir(parents=True, exist_ok=True)
     torch.save(content, out)
     return out
@@ -191,7 +203,9 @@ def export(path: str | Path, out: str | Path, network: str = "online", layout: s
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    command = parser.add_subparsers(required=True, metavar="export").add_parser("export", help="write a file for other programs")
+    command = parser.add_subparsers(required=True, metavar="export").add_parser(
+        "export", help="write a file for other programs"
+    )
     command.add_argument("checkpoint", help="a checkpoint or the run folder of a pretraining")
     command.add_argument("out", help="the .pth file to write")
     command.add_argument("--network", default="online", help="online (default) or target")

@@ -1,6 +1,6 @@
 """`make bench`: every benchmark, or those named, on IMAGES; tables are printed and kept in results/bench.
 
-    python -m tests.speed.bench views step --images folder:photos
+python -m tests.speed.bench views step --images folder:photos
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import sys
 from pathlib import Path
 
 from soco_lib import ROOT, one_line_errors
+from soco_lib.data.sources import open_source
+from soco_lib.fields import one_of
 from soco_lib.figures import speed
 from soco_lib.tables import pages
-from soco_lib.fields import one_of
-from soco_lib.data.sources import open_source
 
 NAMES = ("views", "step", "proposals", "store", "readers", "startup")
 SCENES = "coco:data/scenes/annotations/instances_train.json"
@@ -31,7 +31,10 @@ def default_images() -> str:
 def goals(folder: Path) -> str:
     """Every goal of the records in a folder, and the machines, as Markdown."""
     found = speed.records(folder)
-    machines = {f"{record['hardware']['cores']} x {record['hardware']['cpu']}, {record['measured']}" for record in found.values()}
+    machines = {
+        f"{record['hardware']['cores']} x {record['hardware']['cpu']}, {record['measured']}"
+        for record in found.values()
+    }
     return f"{pages.markdown(speed.goals(found), 3)}\n\nMeasured by `make bench` on {'; '.join(sorted(machines))}.\n"
 
 
@@ -43,7 +46,9 @@ def main(arguments: list[str] | None = None) -> None:
     default = "labelled photographs if there, else the scenes"
     parser.add_argument("--images", default="", help=f"images, as for pretraining (default: {default})")
     parser.add_argument("--results", type=Path, default=Path("results"), help="the records go to its folder bench")
-    parser.add_argument("--quick", action="store_true", help="a few images, once: to see that it runs; nothing is written")
+    parser.add_argument(
+        "--quick", action="store_true", help="a few images, once: to see that it runs; nothing is written"
+    )
     given = parser.parse_args(arguments)
     for name in given.names:
         one_of("benchmark", name, NAMES)

@@ -1,7 +1,7 @@
 """Selective search: seconds an image of one core, and what they buy.
 
-A box that covers an object is what makes the loss object-level (recall, best overlap), and K boxes are drawn uniformly from all
-kept ones, so the share of them that sit on an object counts too (precision). Labels are read here alone.
+A box that covers an object is what makes the loss object-level (recall, best overlap), and K boxes are drawn uniformly
+from all kept ones, so the share of them that sit on an object counts too (precision). Labels are read here alone.
 """
 
 from __future__ import annotations
@@ -70,9 +70,14 @@ def _speed(bench: Bench, pictures: list[np.ndarray], quick: bool) -> None:
     bench.add("search and filter", unit, each, more_is_better=False)
     bench.goal("search and filter", float(np.median(each["ours"])), SECONDS, unit, at_least=False)
     for side in (64, 128) if quick else (64, 96, 128, 192, 256, 384):
-        ways = {mode: partial(_search, pictures, mode=mode, max_side=side, base_k=OURS.base_k) for mode in ("single", "fast")}
+        ways = {
+            mode: partial(_search, pictures, mode=mode, max_side=side, base_k=OURS.base_k)
+            for mode in ("single", "fast")
+        }
         for mode, seconds in in_turns(ways, 1 if quick else 3).items():
-            bench.add("search and filter", unit, {mode: np.divide(seconds, len(pictures))}, over="searched side (px)", at=side)
+            bench.add(
+                "search and filter", unit, {mode: np.divide(seconds, len(pictures))}, over="searched side (px)", at=side
+            )
 
 
 def _settings(quick: bool) -> Iterator[ProposalConfig]:
@@ -91,7 +96,10 @@ def _sweep(bench: Bench, pictures: list[np.ndarray], labels: list[np.ndarray] | 
         for n, picture in enumerate(pictures):
             if n >= FEW and config != OURS and sum(seconds) > max(n * SECONDS, ENOUGH):
                 break  # too slow to be chosen: its quality is worth a look, not minutes
-            start, size = time.thread_time(), (picture.shape[1], picture.shape[0])  # what others do on this machine counts less
+            start, size = (
+                time.thread_time(),
+                (picture.shape[1], picture.shape[0]),
+            )  # what others do on this machine counts less
             found = propose(picture, "", config)[0]
             seconds.append(time.thread_time() - start)
             counts.append(len(found))
@@ -103,7 +111,11 @@ def _sweep(bench: Bench, pictures: list[np.ndarray], labels: list[np.ndarray] | 
             "s an image": float(np.mean(seconds)), "boxes an image": float(np.mean(counts)),
         }  # fmt: skip
         if best:
-            row |= {"objects": len(best), "recall": float(np.mean(np.array(best) >= 0.5)), "mean best IoU": float(np.mean(best))}
+            row |= {
+                "objects": len(best),
+                "recall": float(np.mean(np.array(best) >= 0.5)),
+                "mean best IoU": float(np.mean(best)),
+            }
             row["precision"] = float(np.mean(precise))
         rows.append(row | {"default": "yes" if config == OURS else ""})
     bench.tables["Settings"] = rows
@@ -113,7 +125,9 @@ def _sweep(bench: Bench, pictures: list[np.ndarray], labels: list[np.ndarray] | 
     )
     default = next(row for row in rows if row["default"])
     if "recall" not in default:
-        bench.notes.append("These images carry no labels of the filter's size range: recall, overlap and precision are left out.")
+        bench.notes.append(
+            "These images carry no labels of the filter's size range: recall, overlap and precision are left out."
+        )
         return
     bench.goal("recall@0.5 of labelled objects in the filter's size range", default["recall"], RECALL, "")
     bench.goal("mean best IoU of the same objects", default["mean best IoU"], OVERLAP, "")
@@ -130,7 +144,9 @@ def _processes(bench: Bench, source: ImageSource, quick: bool) -> None:
 
     def build(workers: int) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            make_shards(shard_paths(Path(folder), number, max(1, number // 8)), source, OURS, workers, lambda line: None)
+            make_shards(
+                shard_paths(Path(folder), number, max(1, number // 8)), source, OURS, workers, lambda line: None
+            )
 
     for workers, seconds in in_turns({n: partial(build, n) for n in (1, 2)}, 1 if quick else 2).items():
         bench.add(f"proposals of {number} images", "s", {"ours": seconds}, over="processes", at=workers)

@@ -1,4 +1,6 @@
-"""bench-readers: images read in random order from every layout that holds them, against a folder; and listing large folders."""
+"""bench-readers: images read in random order from every layout that holds them, against a folder; and listing large
+folders.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,8 @@ from unittest import mock
 
 import numpy as np
 
-from soco_lib.data import listings
 from soco_lib.config import Pretrain
+from soco_lib.data import listings
 from soco_lib.data.sources import ImageSource, open_source
 from tests.speed.timing import REPETITIONS, Bench, in_turns
 
@@ -49,7 +51,9 @@ def write_layouts(images: list[tuple[str, bytes]], root: Path) -> dict[str, str]
         with zipfile.ZipFile(root / file, "w", zipfile.ZIP_STORED) as archive:
             for name, _ in named:
                 archive.write(tree / name, name)
-    (root / "authors/train_map.txt").write_text("".join(f"{name}\t{i % CLASSES}\n" for i, (name, _) in enumerate(named)))
+    (root / "authors/train_map.txt").write_text(
+        "".join(f"{name}\t{i % CLASSES}\n" for i, (name, _) in enumerate(named))
+    )
     return {
         "folder": f"folder:{root}/folder",
         "class folders": f"folder:{root}/classes",
@@ -107,7 +111,11 @@ def listing_ways(root: Path, cache: Path) -> dict[str, Callable]:
     def again() -> None:
         listings.folder_keys(root)
 
-    return {"first": first, "kept": again, "plain": lambda: sorted(p.relative_to(root).as_posix() for p in root.rglob("*.jpg"))}
+    return {
+        "first": first,
+        "kept": again,
+        "plain": lambda: sorted(p.relative_to(root).as_posix() for p in root.rglob("*.jpg")),
+    }
 
 
 def listing(bench: Bench, scratch: Path, sizes: tuple[int, ...], repetitions: int) -> None:
@@ -131,7 +139,9 @@ def run(images: str, quick: bool) -> Bench:
     chosen = np.linspace(0, len(source) - 1, min(count, len(source))).astype(int)
     with tempfile.TemporaryDirectory() as scratch:
         data = [(Path(source.keys[i]).suffix, source.read(i)) for i in chosen]
-        bench.data = f"{len(data)} images of {images}, {np.mean([len(each) for _, each in data]) / 1000:.0f} kB on average"
+        bench.data = (
+            f"{len(data)} images of {images}, {np.mean([len(each) for _, each in data]) / 1000:.0f} kB on average"
+        )
         layouts = write_layouts(data, Path(scratch))
         readers(bench, {name: open_source(spec) for name, spec in layouts.items()}, passes, repetitions)
         listing(bench, Path(scratch), sizes, repetitions)

@@ -16,12 +16,12 @@ import numpy as np
 
 from soco_lib import ROOT
 from soco_lib.config import Pretrain
-from soco_lib.fields import load
-from soco_lib.runs.launch import command, environment
 from soco_lib.data.proposals import ProposalConfig
-from soco_lib.runs.folder import Run
 from soco_lib.data.sources import open_source
 from soco_lib.data.store import build_store
+from soco_lib.fields import load
+from soco_lib.runs.folder import Run
+from soco_lib.runs.launch import command, environment
 from tests.speed.timing import REPETITIONS, Bench, in_turns
 
 #: What reading a parameter file and naming images takes.
@@ -50,7 +50,9 @@ def fresh(code: str) -> None:
 
 
 def toy(images: str, scratch: Path) -> Pretrain:
-    """The toy profile on copies of a few of `images` with random proposals, both below `scratch`; its first step is all."""
+    """The toy profile on copies of a few of `images` with random proposals, both below `scratch`; its first step is
+    all.
+    """
     source, folder = open_source(images), scratch / "images"
     folder.mkdir()
     chosen = np.linspace(0, len(source) - 1, min(IMAGES, len(source))).astype(int)
@@ -62,7 +64,9 @@ def toy(images: str, scratch: Path) -> Pretrain:
 
 
 def first_step(cfg: Pretrain, results: Path, name: str) -> dict[str, float]:
-    """Seconds from launching a new run to its first line and to its first step's. Raises RuntimeError when there is none."""
+    """Seconds from launching a new run to its first line and to its first step's. Raises RuntimeError when there is
+    none.
+    """
     words, awaited = command("soco_lib.train", Run.start(name, "pretrain", cfg, results).folder), dict(LINES)
     seconds, tail, start = {}, deque(maxlen=5), time.perf_counter()
     told = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
@@ -79,9 +83,15 @@ def first_step(cfg: Pretrain, results: Path, name: str) -> dict[str, float]:
 
 def run(images: str, quick: bool) -> Bench:
     """Measure; the run trains on a few of the images that `images` names. Once if `quick`."""
-    bench, repetitions = Bench("startup", "imports, and from a command to the first training step"), 1 if quick else REPETITIONS
+    bench, repetitions = (
+        Bench("startup", "imports, and from a command to the first training step"),
+        1 if quick else REPETITIONS,
+    )
     seconds = in_turns({name: functools.partial(fresh, code) for name, code in IMPORTS.items()}, repetitions)
-    for what, ways in (("import of the light modules", ("ours", "plain")), ("import of", ("soco_lib.train", "nothing"))):
+    for what, ways in (
+        ("import of the light modules", ("ours", "plain")),
+        ("import of", ("soco_lib.train", "nothing")),
+    ):
         bench.add(what, "s", {way: seconds[way] for way in ways}, more_is_better=False)
     bench.goal(f"import {LIGHT}", statistics.median(seconds["ours"]), 0.5, "s", at_least=False)
     with tempfile.TemporaryDirectory() as scratch:

@@ -14,17 +14,23 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from soco_lib import ROOT
 from soco_lib.config import Pretrain, View
-from soco_lib.fields import to_dict
 from soco_lib.dataset import Batch, normalize
+from soco_lib.fields import to_dict
+from soco_lib.train import Trainer
 from tests.speed.plain_step import AGAIN, WAYS, Clock, PlainStep, a_batch, a_trainer, ours
 from tests.speed.timing import REPETITIONS, Bench, in_turns
-from soco_lib.train import Trainer
 
 RATE = "images/s"
 #: The goals' step: 8 images, K = 4, fp32, all else the paper's; and one that is over in a moment.
 FULL = Pretrain("", "", batch=8, steps=100, precision="fp32")
 SMALL = dataclasses.replace(
-    FULL, detector="toy-mask-rcnn-narrow-r50-fpn", size=64, views=(View(64), View(32, "V2")), batch=2, hidden=32, embedding=16
+    FULL,
+    detector="toy-mask-rcnn-narrow-r50-fpn",
+    size=64,
+    views=(View(64), View(32, "V2")),
+    batch=2,
+    hidden=32,
+    embedding=16,
 )
 NOTES = (
     "ours: Trainer.update: box head once a box on its own level, one view's graph at a time, channels-last, foreach LARS and EMA",
@@ -132,7 +138,9 @@ def run(images: str, quick: bool) -> Bench:
     """Measure; pixels are random, so `images` is not read. A small network, once, if `quick`."""
     bench, cfg = Bench("step", "one training step, two threads"), SMALL if quick else FULL
     repetitions = 1 if quick else REPETITIONS
-    bench.data = f"{cfg.batch} random images, views {', '.join(map(str, cfg.view_sizes))}, K = {cfg.k}, {cfg.detector}, fp32"
+    bench.data = (
+        f"{cfg.batch} random images, views {', '.join(map(str, cfg.view_sizes))}, K = {cfg.k}, {cfg.detector}, fp32"
+    )
     torch.set_num_threads(min(2, torch.get_num_threads()))
     seconds = in_turns({way: make(cfg) for way, make in WAYS.items()}, repetitions)
     rates = {way: [cfg.batch / s for s in values] for way, values in seconds.items()}
@@ -166,6 +174,13 @@ def run(images: str, quick: bool) -> Bench:
         bench.add("step", "ms an image", each, more_is_better=False, over=over, at=at)
     for batch in (2,) if quick else (2, 4, 8):
         peak = memory("ours", dataclasses.replace(cfg, batch=batch))["resident"]
-        bench.add("largest resident memory", "GB", {"ours": [peak / 1e9]}, more_is_better=False, over="images a step", at=batch)
+        bench.add(
+            "largest resident memory",
+            "GB",
+            {"ours": [peak / 1e9]},
+            more_is_better=False,
+            over="images a step",
+            at=batch,
+        )
     bench.notes += NOTES
     return bench

@@ -1,7 +1,8 @@
 """The proposal store at ImageNet's size: opening, random lookups, memory of loader processes, building from shards.
 
-The boxes are made up; images and boxes an image are as many as selective search leaves of ImageNet. The plain way is what the
-authors' release does: one JSON dictionary that each process loads whole. It is measured on few images and grows in proportion.
+The boxes are made up; images and boxes an image are as many as selective search leaves of ImageNet. The plain way is
+what the authors' release does: one JSON dictionary that each process loads whole. It is measured on few images and
+grows in proportion.
 """
 
 from __future__ import annotations
@@ -31,11 +32,15 @@ MiB, GiB, PAGE = 2**20, 2**30, 4096
 
 
 def run(images: str, quick: bool) -> Bench:
-    """Build stores in a temporary folder, and the plain dictionary of the small ones; open both. `images` is not needed."""
+    """Build stores in a temporary folder, and the plain dictionary of the small ones; open both. `images` is not
+    needed.
+    """
     most, small = (20_000, (500,)) if quick else (IMAGES, SMALL)
     repetitions, lookups = (2, 2_000) if quick else (REPETITIONS, LOOKUPS)
     boxes = most * BOXES_AN_IMAGE / 1e6
-    bench = Bench("store", "The proposal store", f"{most} made-up images with about {boxes:.3g} M boxes in a temporary folder")
+    bench = Bench(
+        "store", "The proposal store", f"{most} made-up images with about {boxes:.3g} M boxes in a temporary folder"
+    )
     with tempfile.TemporaryDirectory(prefix="soco-bench-store-") as folder:
         for number in (*small, most):
             path = Path(folder) / str(number)
@@ -53,11 +58,14 @@ def run(images: str, quick: bool) -> Bench:
     return bench
 
 
-# --- building ----------------------------------------------------------------------------------------------------------
+# --- building
+# ----------------------------------------------------------------------------------------------------------
 
 
 def _build(out: Path, number: int) -> tuple[float, float]:
-    """Seconds of writing the shards and of making a store of them. Runs in a process of its own, so that its peak is theirs."""
+    """Seconds of writing the shards and of making a store of them. Runs in a process of its own, so that its peak is
+    theirs.
+    """
     source = ImageSource("made-up images", out, [f"n{i // 1300:08d}/{i:08d}.JPEG" for i in range(number)])
     times = [time.perf_counter()]
 
@@ -80,7 +88,8 @@ def _rows(images: range) -> list[Row]:
     return [((500, 375), boxes, "paper", "") for boxes in np.split(corners, counts.cumsum()[:-1])]
 
 
-# --- reading -----------------------------------------------------------------------------------------------------------
+# --- reading
+# -----------------------------------------------------------------------------------------------------------
 
 
 def _open_store(path: Path):
@@ -102,9 +111,11 @@ def _private() -> int:
 
 
 def _read(opening, path: Path, number: int, lookups: int, together=None) -> dict:
-    """In a fresh process: open, look up at random; seconds, microseconds a lookup (median, 99th percentile), private bytes more.
+    """In a fresh process: open, look up at random; seconds, microseconds a lookup (median, 99th percentile), private
+    bytes more.
 
-    A lookup copies the boxes, so that their bytes are read. `together`: a barrier; memory is read when all have looked up.
+    A lookup copies the boxes, so that their bytes are read. `together`: a barrier; memory is read when all have looked
+    up.
     """
     order, taken = np.random.default_rng().integers(number, size=lookups).tolist(), np.zeros(lookups)
     if together:

@@ -1,4 +1,6 @@
-"""bench-views: from a JPEG's bytes to normalised views with boxes on one core, against torchvision's transforms on PIL images."""
+"""bench-views: from a JPEG's bytes to normalised views with boxes on one core, against torchvision's transforms on PIL
+images.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +22,11 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from soco_lib import dataset, views
-from soco_lib.data import decoding
 from soco_lib.config import Pretrain, View
-from tests.speed.plain_views import Plain, pillow_blur
+from soco_lib.data import decoding
 from soco_lib.data.proposals import key_rng, random_proposals, whole_image
 from soco_lib.data.sources import open_source
+from tests.speed.plain_views import Plain, pillow_blur
 from tests.speed.timing import REPETITIONS, Bench, in_turns
 
 #: Images of one collated batch: what is held at once, not what is timed.
@@ -55,8 +57,8 @@ class Photo:
 def photos(images: str, count: int, longer: int = 0) -> list[Photo]:
     """`count` images spread over those that `images` names (or all, if fewer) with random proposals.
 
-    longer: pixels of the longer side, to which they are resized and encoded again; 0: as they are stored. What is no JPEG
-    is made one.
+    longer: pixels of the longer side, to which they are resized and encoded again; 0: as they are stored. What is no
+    JPEG is made one.
     """
     source, made = open_source(images), []
     for index in np.linspace(0, len(source) - 1, min(count, len(source))).astype(int):
@@ -64,7 +66,9 @@ def photos(images: str, count: int, longer: int = 0) -> list[Photo]:
         image = decoding.decode(data)
         if longer or data[:2] != b"\xff\xd8":
             scale = longer / max(image.shape[:2]) if longer else 1
-            image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+            image = cv2.resize(
+                image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+            )
             data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes()
         height, width = image.shape[:2]
         drawn = random_proposals(key_rng(0, source.keys[index]), width, height)
@@ -124,7 +128,8 @@ def plain(given: list[Photo], maker: Plain) -> None:
         maker([(photo.data, photo.boxes) for photo in given[first : first + BATCH]])
 
 
-# --- what is measured --------------------------------------------------------------------------------------------------
+# --- what is measured
+# --------------------------------------------------------------------------------------------------
 
 #: Of each operation: ours, torchvision's on a PIL image, and the ends of the range that its parameter is drawn from.
 OPERATIONS = {
@@ -189,7 +194,7 @@ def stages(given: list[Photo], ways: dict[str, Callable]) -> list[dict]:
 
 def every_way(cfg: Pretrain) -> dict[str, Callable]:
     """Ways to make views."""
-    of = lambda **changes: functools.partial(plain, maker=Plain(cfg, **changes))  # noqa: E731
+    of = lambda **changes: functools.partial(plain, maker=Plain(cfg, **changes))
     return {"ours": functools.partial(ours, cfg=cfg), "plain": of(), PILLOW: of(blur=pillow_blur)}
 
 
@@ -199,7 +204,12 @@ def growing(images: str, few: int) -> Iterator[tuple[str, float, Pretrain, list[
     for longer in (250, 500, 1000, LARGE):
         yield "longer side of the image, px", longer, cfg, photos(images, few, longer)
     for side in (112, 224, 448):
-        yield "side of V1, px", side, dataclasses.replace(cfg, size=side, views=(View(side), View(side // 2, "V2"))), given
+        yield (
+            "side of V1, px",
+            side,
+            dataclasses.replace(cfg, size=side, views=(View(side), View(side // 2, "V2"))),
+            given,
+        )
     for extra in ((View(224),), cfg.views, (*cfg.views, View(192))):
         yield "views", 1 + len(extra), dataclasses.replace(cfg, views=extra), given
     for k in (1, 4, 16, 64):

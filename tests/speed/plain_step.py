@@ -1,9 +1,11 @@
-"""A training step as one would write it straight from the paper, on the same modules as ours; and either, to be measured.
+"""A training step as one would write it straight from the paper, on the same modules as ours; and either, to be
+measured.
 
-Every box goes through RoIAlign and box head at every pyramid level and a mask keeps one of them; all views are in one graph;
-tensors are contiguous; LARS and EMA visit one parameter after the other. B images, K boxes an image, S view side in pixels.
+Every box goes through RoIAlign and box head at every pyramid level and a mask keeps one of them; all views are in one
+graph; tensors are contiguous; LARS and EMA visit one parameter after the other. B images, K boxes an image, S view side
+in pixels.
 
-    python -m tests.speed.plain_step WAY CONFIG        makes three updates; prints its memory as JSON (bench_step.memory)
+    python -m tests.speed.plain_step WAY CONFIG        three updates; prints their memory (bench_step.memory)
 """
 
 from __future__ import annotations
@@ -21,14 +23,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import roi_align
 
-from soco_lib.runs import processes
 from soco_lib.config import Pretrain, plan
-from soco_lib.fields import from_dict
 from soco_lib.dataset import Batch, normalize
 from soco_lib.encoder import Encoder, assign_levels
+from soco_lib.fields import from_dict
 from soco_lib.loss import box_weights
-from soco_lib.runs.machine import peak_memory
 from soco_lib.model import SoCo
+from soco_lib.runs import processes
+from soco_lib.runs.machine import peak_memory
 from soco_lib.train import Trainer
 
 #: Called with a stage's name when it has ended.
@@ -38,12 +40,16 @@ AGAIN = ("res2", "res3")
 
 
 def features(encoder: Encoder, images: Tensor, boxes: Tensor, cfg: Pretrain) -> Tensor:
-    """Object features h of all boxes (B, K, 4) of images (B, 3, S, S) by box head on every level and a mask: (B x K, D)."""
+    """Object features h of all boxes (B, K, 4) of images (B, 3, S, S) by box head on every level and a mask: (B x K,
+    D).
+    """
     maps, rois = encoder.maps(images), list(boxes)
     level, kept = assign_levels(boxes.flatten(0, 1), cfg), 0
     for number, name in enumerate(encoder.levels, start=2):
         scale, side = encoder.pooler.level_poolers[number - 2].spatial_scale, encoder.pooler.output_size
-        x = roi_align(maps[name], rois, side, scale, encoder.pooler.level_poolers[number - 2].sampling_ratio, aligned=True)
+        x = roi_align(
+            maps[name], rois, side, scale, encoder.pooler.level_poolers[number - 2].sampling_ratio, aligned=True
+        )
         kept = kept + encoder.roi_heads.box_head(x) * (level == number)[:, None]
     return kept
 
@@ -60,12 +66,19 @@ class PlainStep:
 
     def loss(self, images: list[Tensor], boxes: list[Tensor], told: Told = no_stage) -> Tensor:
         """Eqs. 5 and 6, symmetrised; images (B, 3, S_j, S_j) and boxes (B, K, 4), one a view."""
-        model, cfg, weight = self.model, self.cfg, box_weights(torch.ones(boxes[0].shape[:2], dtype=torch.bool)).flatten()
+        model, cfg, weight = (
+            self.model,
+            self.cfg,
+            box_weights(torch.ones(boxes[0].shape[:2], dtype=torch.bool)).flatten(),
+        )
         with torch.no_grad():
             z = [model.target.projector(features(model.target.encoder, x, b, cfg)) for x, b in zip(images, boxes)]
         told("target forward")
-        v = [model.predictor(model.online.projector(features(model.online.encoder, x, b, cfg))) for x, b in zip(images, boxes)]
-        cosine = lambda a, b: -2 * (weight * F.cosine_similarity(a, b)).sum()  # noqa: E731
+        v = [
+            model.predictor(model.online.projector(features(model.online.encoder, x, b, cfg)))
+            for x, b in zip(images, boxes)
+        ]
+        cosine = lambda a, b: -2 * (weight * F.cosine_similarity(a, b)).sum()
         loss = sum(cosine(v[0], z[j]) + cosine(v[j], z[0]) for j in range(1, len(v)))
         told("online forward")
         return loss
@@ -105,7 +118,8 @@ class Clock:
         self.seconds[stage], self._last = self.seconds.get(stage, 0.0) + now - self._last, now
 
 
-# --- to be measured ----------------------------------------------------------------------------------------------------
+# --- to be measured
+# ----------------------------------------------------------------------------------------------------
 
 
 def a_batch(cfg: Pretrain, seed: int = 0) -> Batch:

@@ -1,6 +1,7 @@
 """Views as one writes them straight from the paper: torchvision's v2 transforms on PIL images, one after another.
 
-What bench-views compares with, and tests too. Images are PIL; boxes (K, 4) in pixels of the named image; draws are torch's.
+What bench-views compares with, and tests too. Images are PIL; boxes (K, 4) in pixels of the named image; draws are
+torch's.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ def pillow_blur(image: Image.Image) -> Image.Image:
 
 
 def colours(side: int, branch: Branch, blur=None) -> v2.Compose:
-    """BYOL's photometry by torchvision for a view of `side` pixels, PIL or uint8 tensor; `blur` in place of torchvision's."""
+    """BYOL's photometry by torchvision for a view of `side` pixels, PIL or uint8 tensor; `blur` in place of
+    torchvision's.
+    """
     return v2.Compose([
         v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.2, 0.1)], 0.8),
         v2.RandomGrayscale(0.2),
@@ -54,7 +57,9 @@ class Plain:
         """(image, boxes) of V1, V2, …; `boxes` (n, 4) in pixels of the image, of which k are drawn."""
         cfg = self.cfg
         drawn = torch.from_numpy(boxes)[torch.randperm(len(boxes))[: cfg.k]]
-        boxes = F.resize(tv_tensors.BoundingBoxes(drawn, format="XYXY", canvas_size=image.size[::-1]), [cfg.size, cfg.size])
+        boxes = F.resize(
+            tv_tensors.BoundingBoxes(drawn, format="XYXY", canvas_size=image.size[::-1]), [cfg.size, cfg.size]
+        )
         base = F.resize(image, [cfg.size, cfg.size])
         rng = np.random.default_rng(int(torch.randint(2**31, ())))
         jittered = torch.from_numpy(box_math.jitter(boxes.numpy(), rng, cfg.jitter, cfg.jitter_p))

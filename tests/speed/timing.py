@@ -1,9 +1,11 @@
-"""What benchmarks share: ways timed in turns within one run, memory of a process of its own, and the record that is kept.
+"""What benchmarks share: ways timed in turns within one run, memory of a process of its own, and the record that is
+kept.
 
     results/bench/NAME.json    machine, versions, commit, data, every repetition, goals
                   NAME.md      the same as tables
 
-A noisy machine is why: of two ways that take turns both meet the same noise, and a median of repetitions stands beside its range.
+A noisy machine is why: of two ways that take turns both meet the same noise, and a median of repetitions stands beside
+its range.
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ import pandas as pd
 
 from soco_lib import ROOT
 from soco_lib.fields import require
-from soco_lib.runs.machine import peak_memory
 from soco_lib.runs.folder import provenance, write_json
+from soco_lib.runs.machine import peak_memory
 
 REPETITIONS = 5
 
@@ -56,7 +58,8 @@ def _report(connection, function: Callable, arguments: tuple) -> None:
 
 
 def apart(function: Callable, *arguments) -> tuple[object, int]:
-    """(what `function(*arguments)` returns, peak resident bytes) of a fresh process; the function is a module's, its result small.
+    """(what `function(*arguments)` returns, peak resident bytes) of a fresh process; the function is a module's, its
+    result small.
 
     What the function raises is raised here; a process that dies without a word raises RuntimeError.
     """
@@ -68,7 +71,9 @@ def apart(function: Callable, *arguments) -> tuple[object, int]:
     try:
         result, peak = ours.recv()
     except EOFError:
-        raise RuntimeError(f"the process of {function.__name__} died (exit status {process.exitcode}): out of memory?") from None
+        raise RuntimeError(
+            f"the process of {function.__name__} died (exit status {process.exitcode}): out of memory?"
+        ) from None
     finally:
         process.join()
     if isinstance(result, Exception):
@@ -120,7 +125,9 @@ class Bench:
     rows: list[Row] = field(default_factory=list)
     goals: list[Goal] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    tables: dict[str, list[dict]] = field(default_factory=dict)  # title -> rows of what is no repetition, such as a sweep's scores
+    tables: dict[str, list[dict]] = field(
+        default_factory=dict
+    )  # title -> rows of what is no repetition, such as a sweep's scores
 
     def add(
         self,
@@ -132,7 +139,9 @@ class Bench:
         over: str = "",
         at: float | None = None,
     ) -> None:
-        """One row a way of `values` (way -> one number a repetition, in `unit`), compared with the way named `plain` if there."""
+        """One row a way of `values` (way -> one number a repetition, in `unit`), compared with the way named `plain` if
+        there.
+        """
         require(all(len(v) > 0 for v in values.values()), f"{what}: a way without a measured value")
         base = statistics.median(values[plain]) if plain in values else None
         for way, numbers in values.items():
@@ -148,7 +157,7 @@ class Bench:
 
     def markdown(self) -> str:
         """Everything as tables."""
-        number = lambda v: "" if v is None else f"{v:.4g}"  # noqa: E731
+        number = lambda v: "" if v is None else f"{v:.4g}"
         rows = [
             {
                 "what": row.what + (f", {row.over} {row.at:g}" if row.over and row.at is not None else ""),
@@ -160,7 +169,11 @@ class Bench:
             }
             for row in self.rows
         ]
-        parts = [f"# {self.title}", f"Data: {self.data}." if self.data else "", pd.DataFrame(rows).to_markdown(index=False)]
+        parts = [
+            f"# {self.title}",
+            f"Data: {self.data}." if self.data else "",
+            pd.DataFrame(rows).to_markdown(index=False),
+        ]
         if self.goals:
             goals = [
                 {
@@ -172,7 +185,9 @@ class Bench:
                 for goal in self.goals
             ]
             parts.append(pd.DataFrame(goals).to_markdown(index=False))
-        parts += [f"## {title}\n\n{pd.DataFrame(table).to_markdown(index=False)}" for title, table in self.tables.items()]
+        parts += [
+            f"## {title}\n\n{pd.DataFrame(table).to_markdown(index=False)}" for title, table in self.tables.items()
+        ]
         parts += [f"- {note}" for note in self.notes]
         machine = provenance()["hardware"]
         parts.append(f"Machine: {machine}. Versions and every repetition: {self.name}.json.")
@@ -182,6 +197,8 @@ class Bench:
         """Write NAME.json and NAME.md below `folder`; returns the markdown."""
         folder.mkdir(parents=True, exist_ok=True)
         text = self.markdown()
-        write_json(folder / f"{self.name}.json", {**dataclasses.asdict(self), **provenance(), "measured": time.strftime("%F")})
+        write_json(
+            folder / f"{self.name}.json", {**dataclasses.asdict(self), **provenance(), "measured": time.strftime("%F")}
+        )
         (folder / f"{self.name}.md").write_text(text)
         return text

@@ -31,7 +31,9 @@ def draw_boxes(ax, image: np.ndarray, boxes: np.ndarray, colours=None, labels=No
             ax.text(x1 + 1, y1 + 1, labels[i], **style)
 
 
-def image_grid(images: list[np.ndarray], boxes: list[np.ndarray], titles: list[str], columns: int = 4, **style) -> Figure:
+def image_grid(
+    images: list[np.ndarray], boxes: list[np.ndarray], titles: list[str], columns: int = 4, **style
+) -> Figure:
     """Images with boxes, `columns` a row, about 3 inches each."""
     rows = -(-len(images) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(3 * columns, 2.6 * rows), squeeze=False, layout="constrained")
@@ -64,7 +66,9 @@ def views_figure(image: np.ndarray, chosen: np.ndarray, rows: list[list[ViewSamp
             colours = [COLOURS[i % len(COLOURS)] for i in seen]
             draw_boxes(axes[r, c], view.image, view.boxes[seen], colours, marks)
             lost = len(view.valid) - len(seen)
-            title = f"V{c}  {view.image.shape[0]} px{'  flipped' if view.flip else ''}{f'  {lost} dropped' if lost else ''}"
+            title = (
+                f"V{c}  {view.image.shape[0]} px{'  flipped' if view.flip else ''}{f'  {lost} dropped' if lost else ''}"
+            )
             axes[r, c].set_title(title, fontsize=9)
     return figure
 
@@ -103,14 +107,17 @@ def _lines(rows: list[dict], key: str) -> dict[str, list[tuple]]:
 
 
 def curves(rows: list[dict], panels: dict[str, tuple[str, ...]], title: str, reference=()) -> Figure:
-    """Log rows over steps, a panel an entry of `panels` (title -> keys), four a row; `reference` rows are drawn gray behind.
+    """Log rows over steps, a panel an entry of `panels` (title -> keys), four a row; `reference` rows are drawn gray
+    behind.
 
     A panel without any number (masks of a detector that has none, AP before it is measured) is left out.
     """
     panels = _filled(panels, rows)
     columns = min(4, len(panels))
     lines = -(-len(panels) // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(3.4 * columns, 2.5 * lines + 0.2), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(3.4 * columns, 2.5 * lines + 0.2), squeeze=False, layout="constrained"
+    )
     for ax in axes.flat[len(panels) :]:
         ax.axis("off")
     for ax, (name, keys) in zip(axes.flat, panels.items()):
