@@ -1,10 +1,9 @@
-"""A store, a checkpoint and a run folder written before the library was divided into folders are read, and the run goes on.
+"""A store, a checkpoint and a run folder written before the library was divided into folders are read; the run goes on.
 
 tests/data/before-the-move.tar.gz was written by commit 6957e10: four pictures, their proposals, and a pretraining of
 four steps that SIGTERM stopped after the third.
 """
 
-import json
 import tarfile
 from pathlib import Path
 
