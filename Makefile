@@ -34,6 +34,9 @@ VOC_TRAIN :=
 VOC_TEST :=
 LVIS_TRAIN :=
 LVIS_TEST :=
+#: of `make predict`: the folder of a finished transfer, and the least score of a detection that is kept
+MODEL :=
+SCORE := 0.5
 #: transfer runs of a report, by name (default: the quickstart's)
 RUNS :=
 #: of `make compare`, with B: two runs, their folders or names under RESULTS
@@ -146,7 +149,7 @@ lab: | $(READY) ## open JupyterLab on notebooks/
 BOOK := $(PY) -m soco_lib.book
 NB := notebooks
 SCENES := data/scenes
-.PHONY: data proposals views pretrain join transfer benchmarks compare report quickstart gallery probe probe-table data-check
+.PHONY: data proposals views pretrain join transfer predict benchmarks compare report quickstart gallery probe probe-table data-check
 .PHONY: table1 table2 table3 table6 table7 table8 table10
 
 # One to three objects a scene, none small. data/scenes: to learn from, and a val split to develop on; data/scenes-test: to report.
@@ -196,6 +199,10 @@ transfer: $(TOY_DATA) $(if $(findstring toy lvis,$(PROFILE) $(BENCHMARK)),$(SCEN
 	@$(BOOK) $(NB)/04_transfer.ipynb --results $(RESULTS) --run-name $(or $(RUN),transfer-$(if $(BENCHMARK),$(BENCHMARK)-)$(PROFILE)) \
 	    $(LAUNCH_FLAGS) -p config $(NB)/params/transfer-$(PROFILE).yaml -p init '$(INIT)' -p train '$(TRAIN)' -p test '$(TEST)' \
 	    -p benchmark '$(BENCHMARK)' -p profile $(PROFILE)
+
+predict: | $(READY) ## detect on IMAGES with the fine-tuned run MODEL: COCO results, counts a class, a contact sheet
+	@$(BOOK) $(NB)/11_predict.ipynb --results $(RESULTS) --run-name $(or $(RUN),predict-$(notdir $(MODEL:%/=%))) $(LAUNCH_FLAGS) \
+	    -p model '$(MODEL)' -p images '$(IMAGES)' -p score '$(SCORE)'
 
 # Each has a run folder of its own, so a second call goes on.
 benchmarks: $(TOY_DATA) | $(READY) ## every benchmark of the paper (or NAMES) from INIT, one after the other

@@ -111,3 +111,12 @@ def test_10_claims(world):
     assert made.metrics["verdicts"] == {"not run": len(claims.read())} and len(made.metrics["agreement"]) == 2
     page = (made.folder / "10_claims.html").read_text()
     assert "of the same class" in page and "has no finished run" in page
+
+
+def test_11_predict(world):
+    new = f"folder:{world}/scenes/images/val"
+    made = run(world, "11_predict.ipynb", "new", model=f"{world}/results/scratch", images=new, score=0.0, show=2)
+    assert made.done and made.metrics["images"] == 6 and made.metrics["detections"] > 0
+    assert {"contact_sheet.png", "counts.csv", "counts.png", "README.md"} <= {
+        path.name for path in made.folder.iterdir()
+    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
@@ -12,6 +13,9 @@ from pycocotools import mask as rle
 from soco_lib.fields import require
 from soco_lib.figures.plots import COLOURS, draw_boxes
 from soco_lib.transfer.predictions import Predictions, read
+
+#: Pixels of an image's longer side on a contact sheet, at most: photographs would take gigabytes.
+SIDE = 640
 
 
 def decode_mask(segmentation, height: int, width: int) -> np.ndarray | None:
@@ -90,4 +94,27 @@ def draw_both(a: Predictions, b: Predictions, scores: dict[int, tuple]) -> Figur
             _panel(
                 ax, pixels, seen.of_image(image, threshold, most=30), classes, f"{name}: {seen.run.name}, F1 {f1:.2f}"
             )
+    return figure
+
+
+def contact_sheet(seen: Predictions, n: int = 24, seed: int = 0, most: int = 20, columns: int = 4) -> Figure:
+    """n images without a ground truth, each with its (at most `most`) surest detections, masks where it has them.
+
+    Images are drawn by `seed`, first among those with a detection; the title says how many have one.
+    """
+    hit = {detection["image_id"] for detection in seen.detections}
+    images = [seen.truth["images"][i] for i in np.random.default_rng(seed).permutation(len(seen.truth["images"]))]
+    chosen = sorted(images, key=lambda image: image["id"] not in hit)[:n]
+    require(bool(chosen), "show at least one image")
+    rows = -(-len(chosen) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(3 * columns, 2.6 * rows), squeeze=False, layout="constrained")
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, image in zip(axes.flat, chosen):
+        kept = seen.of_image(image["id"], 0.0, most)
+        _panel(ax, seen.pixels(image), kept, seen.classes, Path(image["file_name"]).name[:36])
+        shown, scale = ax.images[0], SIDE / max(image["height"], image["width"])
+        if scale < 1:  # boxes keep their coordinates
+            shown.set_data(cv2.resize(shown.get_array(), None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA))
+    figure.suptitle(f"{seen.label}; {len(chosen)} of {len(images)} images, {len(hit)} with a detection", fontsize=10)
     return figure

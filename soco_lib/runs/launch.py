@@ -27,7 +27,7 @@ LAUNCHERS = ("local", "slurm")
 #: Seconds until what a SLURM job wrote last must be seen here: a file system may be slow.
 PATIENCE = 60.0
 #: A run's kind -> the module that works on such a run, in one process or in each of torchrun's.
-MODULES = {"pretrain": "soco_lib.train", "transfer": "soco_lib.transfer"}
+MODULES = {"pretrain": "soco_lib.train", "transfer": "soco_lib.transfer", "predict": "soco_lib.transfer.predict"}
 
 
 def module_of(run: Run) -> str:

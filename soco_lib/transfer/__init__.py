@@ -12,6 +12,7 @@ evaluate     scores
 finetune     the loop, in Detectron2's trainer
 make_lvis    makes a small LVIS set
 make_subset  makes a set of some classes
+predict      a fine-tuned run on new images
 predictions  what was detected, beside the truth
 run          a transfer from its run folder to its metrics
 """
