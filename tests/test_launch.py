@@ -267,7 +267,7 @@ def test_a_record_that_no_process_works_on_is_one_line(cfg, tmp_path, capfd):
 
 
 def test_every_kind_that_a_study_plans_has_a_module():
-    assert plans.KINDS.keys() == launch.MODULES.keys()
+    assert plans.KINDS.keys() <= launch.MODULES.keys()
 
 
 def test_joining_nothing_is_one_line(tmp_path, capfd):
