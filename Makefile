@@ -279,7 +279,7 @@ probe-table: | $(READY) ## mean and spread over seeds of the probed pretrainings
 # ------------------------------------------------------------------------------------------------------------ studies
 STUDIES := $(addprefix ablation-,labels photographs longer detectors alignment viewsize batchsize proposals momentum) table9 \
     $(addprefix pretrain-soco-,100 400 star-400 c4-100 c4-400)
-.PHONY: $(STUDIES) table4 table5 tables
+.PHONY: $(STUDIES) table4 table5 tables show
 
 ablation-labels: ## study of Tables 1 and 8: scratch, whole image, SoCo, SoCo* on 5 %, 10 % and all of the labels
 ablation-photographs: ## the same on photographs, people only: notebooks/studies/photographs.yaml says which data
@@ -303,7 +303,8 @@ $(STUDIES): $(TOY_DATA) | $(READY)
 	$(PY) -m soco_lib.studies $$name --profile '$(PROFILE)' --seeds '$(SEEDS)' --jobs '$(JOBS)' --gpus '$(GPUS)' --nodes '$(NODES)' \
 	    --restarts '$(RESTARTS)' --launcher '$(LAUNCHER)' --partition '$(PARTITION)' --minutes '$(MINUTES)' --cpus '$(CPUS)' \
 	    --results '$(RESULTS)' --variants '$(VARIANTS)' --benchmarks '$(BENCHMARKS)' $(if $(PLAN),--plan) $(if $(MEASURE),--measure) $(if $(RECORDED),--recorded) || status=$$?; \
-	if [ -z '$(PLAN)' ] && [ -f '$(RESULTS)'/tables/$$name-'$(PROFILE)'.md ]; then \
+	if [ -z '$(PLAN)' ]; then \
+	    $(PY) -m soco_lib.tables --studies $$name --results '$(RESULTS)' --profile '$(PROFILE)'; \
 	    $(BOOK) $(NB)/08_ablation.ipynb --results '$(RESULTS)' --run-name study-$$name-'$(PROFILE)' -p study $$name -p profile '$(PROFILE)'; \
 	fi; exit $$status
 
@@ -333,14 +334,13 @@ rerun: $(TOY_DATA) | $(READY) ## the finished or tracked run RUN once more from 
 	@$(PY) -m soco_lib.studies.rerun '$(RUN)' --results '$(RESULTS)'
 
 table4: | $(READY) ## Table 4 beside our runs of it, from their records (PROFILE=all: toy and paper)
-	@$(PY) -m soco_lib.tables.study_table alignment --results '$(RESULTS)' --profile '$(PROFILE)'
+	@$(PY) -m soco_lib.tables --studies alignment --results '$(RESULTS)' --profile '$(PROFILE)'
 table5: | $(READY) ## the same of Tables 5a to 5d
-	@$(PY) -m soco_lib.tables.study_table viewsize batchsize proposals momentum --results '$(RESULTS)' --profile '$(PROFILE)'
+	@$(PY) -m soco_lib.tables --studies viewsize batchsize proposals momentum --results '$(RESULTS)' --profile '$(PROFILE)'
 tables: | $(READY) ## every table that has runs or tracked records; needs neither data nor a GPU
-	@for n in 1 2 3 6 7 8 10; do $(PY) -m soco_lib.tables.paper_tables $$n --results '$(RESULTS)' --profile all >/dev/null; done
-	@$(PY) -m soco_lib.tables.study_table --results '$(RESULTS)'
-	@$(PY) -m soco_lib.tables.claims --results '$(RESULTS)' >/dev/null
-	@$(PY) -m soco_lib.tables.trials --results '$(RESULTS)' >/dev/null
+	@$(PY) -m soco_lib.tables --results '$(RESULTS)'
+show: | $(READY) ## the run RUN, a folder or a tracked record: settings, state, sessions, metrics, the end of its log
+	@$(PY) -m soco_lib.tables.show '$(RUN)' --results '$(RESULTS)'
 
 # -------------------------------------------------------------------------------------------------------------- checks
 test: | $(READY) ## run the tests; ARGS='-k boxes' chooses among them

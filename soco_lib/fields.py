@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import types
@@ -30,6 +31,12 @@ def one_of(name: str, value: str, known: typing.Iterable[str]) -> None:
         near = difflib.get_close_matches(str(value), known, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise BookError(f"{name}={value!r} is unknown{hint} (known: {', '.join(known)})")
+
+
+#: The fast one where PyYAML has it.
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+#: Once a class: reading hundreds of records asks for them again and again.
+_hints = functools.cache(typing.get_type_hints)
 
 
 def _convert(name: str, value, hint):
@@ -63,7 +70,7 @@ def from_dict(cls, values: dict, where: str = ""):
     value.
     """
     require(isinstance(values, dict), f"{where or cls.__name__}: expected fields, got {values!r}")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     fields = [f.name for f in dataclasses.fields(cls)]
     for name in values:
         one_of(f"{where or cls.__name__} field", name, fields)
@@ -91,7 +98,7 @@ def load(cls, path: str | Path, **changes):
         path.is_file(),
         f"no parameter file {path}: known are {', '.join(sorted(p.name for p in path.parent.glob('*.yaml')))}",
     )
-    return changed(cls, yaml.safe_load(path.read_text()) or {}, changes, path.name)
+    return changed(cls, yaml.load(path.read_text(), _LOADER) or {}, changes, path.name)
 
 
 def changed(cls, values: dict, changes: dict, where: str = ""):
@@ -100,7 +107,7 @@ def changed(cls, values: dict, changes: dict, where: str = ""):
     The profile, which labels every table and figure, then names what was changed: the values' scale is no longer the
     run's.
     """
-    hints, defaults = typing.get_type_hints(cls), {f.name: f.default for f in dataclasses.fields(cls)}
+    hints, defaults = _hints(cls), {f.name: f.default for f in dataclasses.fields(cls)}
     one_by_one = lambda name, value: _convert(name, value, hints[name]) if name in hints else value
     before = {
         name: one_by_one(name, value)
@@ -116,6 +123,11 @@ def changed(cls, values: dict, changes: dict, where: str = ""):
     if said and "profile" not in changes:
         changes["profile"] = f"{values.get('profile', '')}, {', '.join(said)}"
     return from_dict(cls, {**values, **changes}, where)
+
+
+def base_profile(label: str) -> str:
+    """The parameter file's profile in the label that `changed` gives a run."""
+    return label.partition(",")[0]
 
 
 def to_dict(cfg) -> dict:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import json
 import math
 import subprocess
 
@@ -15,16 +16,16 @@ from soco_lib.figures import claims as figures
 from soco_lib.runs import records
 from soco_lib.runs.folder import Run, read_json, write_json
 from soco_lib.studies import study as studies
-from soco_lib.tables import claims, study_table
+from soco_lib.tables import claims, stats, study_table
 from soco_lib.tables.study_rows import rows_of
 
 
 def test_the_bootstrap_is_the_percentiles_of_all_resamples():
     values = [0.4, 1.0, 2.5, 1.1, 0.2]
     means = [np.mean(drawn) for drawn in itertools.product(values, repeat=5)]
-    assert claims.bootstrap(values) == pytest.approx(tuple(np.percentile(means, (2.5, 97.5))), abs=0.02)
-    assert claims.bootstrap(values) == claims.bootstrap(values)
-    assert all(math.isnan(side) for side in claims.bootstrap([1.0])) and claims.bootstrap([0.5, 0.5]) == (0.5, 0.5)
+    assert stats.bootstrap(values) == pytest.approx(tuple(np.percentile(means, (2.5, 97.5))), abs=0.02)
+    assert stats.bootstrap(values) == stats.bootstrap(values)
+    assert all(math.isnan(side) for side in stats.bootstrap([1.0])) and stats.bootstrap([0.5, 0.5]) == (0.5, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -40,11 +41,11 @@ def test_the_bootstrap_is_the_percentiles_of_all_resamples():
     ],
 )
 def test_verdicts_need_both_intervals(differences, expected, word):
-    assert claims.verdict(differences, expected) == word
+    assert stats.verdict(differences, expected) == word
 
 
 def test_every_claim_names_what_there_is_and_prints_the_papers_difference():
-    found = {claim.says: claims._printed(studies.read(claim.study), claim) for claim in claims.read()}
+    found = {claim.says: claims.printed(studies.read(claim.study), claim) for claim in claims.read()}
     assert len(found) == len(claims.read()) > 20
     assert found["SoCo beats random weights, all labels"] == pytest.approx(42.3 - 31.0)
     assert found["objects and all parts of the alignment beat whole images, all labels"] == pytest.approx(42.3 - 38.1)
@@ -55,18 +56,22 @@ def test_every_claim_names_what_there_is_and_prints_the_papers_difference():
 
 def test_a_wrong_claim_is_one_line(tmp_path):
     path = tmp_path / "claims.yaml"
-    for field, value, says in (("study", "lables", "did you mean 'labels'"), ("of", "socco", "did you mean 'soco'"),
-                               ("metric", "AP_bx", "did you mean 'AP_bb'"), ("ofs", "x", "ofs"),
-                               ("printed", [{"sign": 1}], "table"),
-                               ("printed", [{"sign": 1, "table": "1", "benchmark": "coco-fpn-1x", "row": "SoKo"}], "SoCo")):  # fmt: skip
-        claim = {
-            "says": "x",
-            "where": "y",
-            "study": "labels",
-            "of": "soco",
-            "against": "scratch",
-            "benchmark": "coco-fpn-1x",
-        }
+    claim = {
+        "says": "x",
+        "where": "y",
+        "study": "labels",
+        "of": "soco",
+        "against": "scratch",
+        "benchmark": "coco-fpn-1x",
+    }
+    for field, value, says in (
+        ("study", "lables", "did you mean 'labels'"),
+        ("of", "socco", "did you mean 'soco'"),
+        ("metric", "AP_bx", "did you mean 'AP_bb'"),
+        ("ofs", "x", "ofs"),
+        ("printed", [{"sign": 1}], "table"),
+        ("printed", [{"sign": 1, "table": "1", "benchmark": "coco-fpn-1x", "row": "SoKo"}], "SoCo"),
+    ):
         path.write_text(f"- {claim | {field: value}}")
         with pytest.raises(BookError, match=says):
             claims.read(path)
@@ -135,11 +140,11 @@ def test_the_table_is_made_from_records_alone(results):
 
 def test_differences_between_two_kinds_of_processor_are_counted_and_told(results):
     assert "No difference is one between runs on two kinds of processor" in claims.build(results)[1]
-    moved = results / "studies" / "labels-toy" / "labels-soco-toy-s1-minicoco-5" / "run.json"
+    moved = results / "labels-soco-toy-s1-minicoco-5" / "run.json"
     record = read_json(moved)
     record["sessions"][-1]["hardware"]["cpu"] = "another"
     write_json(moved, record)
-    (results / "labels-soco-toy-s1-minicoco-5" / "run.json").write_text(moved.read_text())
+    study_table.build(studies.read("labels"), "toy", results)
     frame, page = claims.build(results)
     assert dict(frame.loc[frame["mixed"] > 0].value_counts(["of", "benchmark", "mixed"])) == {
         ("soco", "minicoco-5", 1): 2, ("soco", "minicoco-5 - coco-fpn-1x", 1): 1}  # fmt: skip
@@ -154,18 +159,20 @@ def test_a_study_tells_only_what_it_was_run_with(results):
         "alignment"
     )  # shares whole image and SoCo with `labels`, which scored them on three benchmarks
     study_table.build(alignment, "toy", results)
-    folder = results / "studies" / "alignment-toy"
-    assert {row.benchmark for row in rows_of(alignment, "toy", folder)} == {"coco-fpn-1x"}
-    assert {path.name for path in folder.iterdir()} == {
+    assert {row.benchmark for row in rows_of(alignment, "toy", results)} == {"coco-fpn-1x"}
+    shared = {record.name for record in records.tracked(results) if "alignment-toy" in record.record["studies"]}
+    assert shared == {
         f"labels-{name}-toy-s{seed}{end}"
         for name in ("whole-image", "soco")
         for seed in range(3)
         for end in ("", "-coco-fpn-1x")
     }
+    lines = (results / "runs.jsonl").read_text().splitlines()
+    assert len(lines) == len({json.loads(line)["name"] for line in lines})  # what two studies show is one line
 
 
 def test_figures_and_where_pretraining_hurts(results):
-    rows = rows_of(studies.read("labels"), "toy", results / "studies" / "labels-toy")
+    rows = rows_of(studies.read("labels"), "toy", results)
     changed = figures.changes(rows, "soco", "scratch", "coco-fpn-1x").set_index("name")
     assert set(changed.index) == {"medium objects", "large objects", "car", "fish"}  # nothing small was there to score
     assert changed.loc["car", "high"] < 0 < changed.loc["fish", "low"]
@@ -178,7 +185,7 @@ def test_figures_and_where_pretraining_hurts(results):
 
 
 def test_figures_compare_only_seeds_that_random_weights_have_too(results):
-    rows = rows_of(studies.read("labels"), "toy", results / "studies" / "labels-toy")
+    rows = rows_of(studies.read("labels"), "toy", results)
     fewer = [
         dataclasses.replace(row, cells={s: cell for s, cell in row.cells.items() if s or not row.variant.scratch})
         for row in rows
@@ -225,7 +232,7 @@ def toy_settings(path, text):
 
 
 def test_tracked_records_were_made_after_the_setting_was_frozen():
-    runs, _ = records.read_all(ROOT.glob("results/studies/*-toy/*/run.json"))
+    runs = records.tracked(ROOT / "results")
     commits = {run.record["sessions"][0]["git"]["commit"] for run in runs}
     git = functools.partial(subprocess.run, cwd=ROOT, capture_output=True, text=True)
     if not runs or any(git(["git", "cat-file", "-e", f"{commit}^{{commit}}"]).returncode for commit in commits):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import cv2
 import numpy as np
@@ -11,6 +12,7 @@ from soco_lib import BookError
 from soco_lib.config import Pretrain
 from soco_lib.fields import to_dict
 from soco_lib.figures.detection_plots import class_bars
+from soco_lib.runs import records
 from soco_lib.transfer import benchmarks, compare, predictions
 
 DETECTIONS = [
@@ -141,8 +143,14 @@ def pretraining(folder, **changes):
     return folder
 
 
+def as_record(folder):
+    """Leave the tracked record of a run alone, as on a fresh clone."""
+    records.keep([records.read(folder)], folder.parent)
+    shutil.rmtree(folder)
+
+
 def test_any_two_runs_as_text(data, tmp_path, capsys):
-    pretraining(tmp_path / "studies/tau-toy/one", overrides=["A=1", "B=1", "C=1"])
+    as_record(pretraining(tmp_path / "one", overrides=["A=1", "B=1", "C=1"]))
     other = pretraining(tmp_path / "two", tau=0.98, seed=2, overrides=["A=1", "B=2", "C=1"])
     assert compare.main(["one", str(other), "--results", str(tmp_path)]) == compare.ALONE  # a record by its name alone
     said = capsys.readouterr().out
@@ -166,8 +174,8 @@ def test_two_transfers_with_detections_go_on_to_the_notebook(data, tmp_path, cap
     a, b = transfer(tmp_path / "a", data, 1.0), transfer(tmp_path / "b", data, 3.0, seed=1)
     assert compare.main([str(a), str(b)]) == 0
     assert "settings that differ: 1" in capsys.readouterr().out
-    kept = transfer(tmp_path / "studies/s-toy/c", data, 2.0)
-    assert compare.main([str(a), str(kept)]) == compare.ALONE
+    as_record(transfer(tmp_path / "c", data, 2.0))
+    assert compare.main([str(a), "c", "--results", str(tmp_path)]) == compare.ALONE
     assert "B is a tracked record, which keeps no detections" in capsys.readouterr().out
 
 

@@ -22,7 +22,7 @@ def test_speed_is_no_number_of_the_run_and_nan_equals_nan():
 
 
 def test_processors_of_one_name_and_two_designs_are_told_apart():
-    of = "processor\t: {}\nvendor_id\t: AuthenticAMD\ncpu family\t: {}\nmodel\t\t: {}\nmodel name\t: AMD EPYC\nstepping\t: 1\n\n".format
+    of = "processor\t: {}\ncpu family\t: {}\nmodel\t\t: {}\nmodel name\t: AMD EPYC\nstepping\t: 1\n\n".format
     assert processor(of(0, 26, 2) + of(1, 26, 2)) == "AMD EPYC (family 26, model 2)" != processor(of(0, 25, 1))
     assert processor("processor\t: 0\nCPU implementer\t: 0x41\nCPU part\t: 0xd40\n").endswith(
         "(implementer 0x41, part 0xd40)"

@@ -16,13 +16,14 @@ import yaml
 
 from soco_lib import BookError
 from soco_lib.book.execute import execute
-from soco_lib.runs import pool, session, slurm
+from soco_lib.runs import pool, records, session, slurm
 from soco_lib.runs.folder import Run
 from soco_lib.scenes import write as scenes
 from soco_lib.studies import runner
 from soco_lib.studies import study as studies
 from soco_lib.studies.study import ROOT
-from soco_lib.tables import study_table
+from soco_lib.tables import stats, study_table
+from soco_lib.tables.__main__ import main as tables
 from tests.conftest import TINY_DETECTOR
 from tests.test_slurm import cluster, slow
 
@@ -136,7 +137,11 @@ def stub(monkeypatch):
 
 
 def go(study, results, *words):
-    return runner.main([study, "--results", str(results), *words])
+    """The study and its tables, as make does."""
+    status = runner.main([study, "--results", str(results), *words])
+    if results.exists():
+        tables(["--studies", study, "--results", str(results), "--profile", "toy"])
+    return status
 
 
 def row_of(results, variant):
@@ -167,15 +172,13 @@ def test_tables_are_the_same_bytes_from_records_alone(study, tmp_path, stub):
     stub.wrong = {"batch-1024-toy-s1": "a reason"}
     assert go(study, tmp_path / "r", "--seeds", "0,1") == 1
     clone = tmp_path / "clone"
-    shutil.copytree(tmp_path / "r" / "studies", clone / "studies")
-    study_table.build(studies.read(study), "toy", clone)
+    clone.mkdir()
+    shutil.copy(tmp_path / "r" / "runs.jsonl", clone)
+    tables(["--studies", study, "--results", str(clone)])
     for path in (tmp_path / "r" / "tables").iterdir():
         assert path.read_bytes() == (clone / "tables" / path.name).read_bytes()
-    kept = clone / "studies" / "tiny-toy" / "tiny-batch-512-toy-s0"
-    assert {path.name for path in kept.iterdir()} == {"run.json", "metrics.json", "log.jsonl"}
-    assert "\n[1]: ../studies/tiny-toy/tiny-batch-512-toy-s0\n" in page(clone) and "[tiny-batch-512-toy-s0][1]" in page(
-        clone
-    )
+    assert '\n[1]: ../runs.jsonl "make show RUN=tiny-batch-512-toy-s0"\n' in page(clone)
+    assert "[tiny-batch-512-toy-s0][1]" in page(clone)
 
 
 def test_a_variant_from_scratch_pretrains_nothing(tmp_path, pictured, stub, capsys):
@@ -206,7 +209,9 @@ def test_recorded_runs_need_not_run_again(study, tmp_path, stub, capsys):
         shutil.rmtree(folder)
     assert go(study, results, "--variants", "batch-512", "--recorded") == 0 and len(stub.begun) == 2
     assert "nothing to run" in capsys.readouterr().out and row_of(results, "batch-512")[:2] == ["batch-512", "1"]
-    shutil.rmtree(results / "studies" / "tiny-toy" / "tiny-batch-512-toy-s0-coco-fpn-1x")
+    lines = (results / "runs.jsonl").read_text().splitlines()
+    assert len(lines) == 2 and '"name": "tiny-batch-512-toy-s0-coco-fpn-1x"' in lines[1]
+    (results / "runs.jsonl").write_text(lines[0] + "\n")
     assert go(study, results, "--variants", "batch-512", "--recorded") == 0  # it needs the pretraining's weights
     assert stub.begun[2:] == ["tiny-batch-512-toy-s0", "tiny-batch-512-toy-s0-coco-fpn-1x"]
     assert go(study, results, "--variants", "batch-512") == 0 and len(stub.begun) == 4
@@ -263,7 +268,8 @@ def test_a_run_of_the_same_configuration_is_used_whatever_its_name(study, tmp_pa
     assert go(study, tmp_path / "r") == 0
     assert not any("batch-2048" in name for name in stub.begun) and len(stub.begun) == 4
     assert "done (other-batch-2048-toy-s0)" in capsys.readouterr().out
-    assert (tmp_path / "r" / "studies" / "tiny-toy" / "other-batch-2048-toy-s0-coco-fpn-1x" / "metrics.json").is_file()
+    shared = {record.name: record.record["studies"] for record in records.tracked(tmp_path / "r")}
+    assert shared["other-batch-2048-toy-s0-coco-fpn-1x"] == ["other-toy", "tiny-toy"]
     assert "other-batch-2048-toy-s0" in page(tmp_path / "r")
 
 
@@ -449,9 +455,9 @@ def test_a_measured_step(study, tmp_path, capsys):
     ],
 )
 def test_paired_differences(a, b, expected):
-    count, *numbers = study_table.paired(a, b)
-    assert count == expected[0]
-    for number, wanted in zip(numbers, expected[1:]):
+    found = stats.paired(a, b)
+    assert found.n == expected[0]
+    for number, wanted in zip((found.mean, found.low, found.high), expected[1:]):
         assert number != number if wanted is None else number == pytest.approx(wanted, abs=1e-3)
 
 
@@ -525,6 +531,7 @@ def test_stopped_and_killed_it_goes_on(study, tmp_path):
         said = child.communicate()[0]
         if number == signal.SIGTERM:
             assert child.returncode == session.STOPPED and "stopped; the same command goes on" in said
+            tables(["--studies", study, "--results", str(tmp_path / "r")])
             assert Run.read(run).record["status"] == "stopped" and "step " in row_of(tmp_path / "r", "batch-512")[-1]
     assert go(study, tmp_path / "r", "--variants", "batch-512") == 0  # waits for the killed runner's run to save
     sessions = Run.read(run).record["sessions"]

@@ -23,14 +23,14 @@ def v3(size):
     return {**V2, "size": size, "source": "V2"}
 
 
-#: The paper's SoCo-R50-FPN, 100 epochs (Sec. 3 and 4.1, method.md), every field that its result depends on.
+#: The paper's SoCo-R50-FPN, 100 epochs (Sec. 3 and 4.1), every field that its result depends on.
 SOCO = {
-    "images": "folder:imagenet/train", "proposals": "data/imagenet-proposals", "k": 4, "size": 224, "views": [V2, v3(112)],
-    "jitter_p": 0.5, "jitter": 0.1, "cutout_p": 0.0, "detector": "mask-rcnn-r50-fpn", "overrides": [], "alignment": "head",
-    "assignment": "scale", "canonical": 96.0, "fixed_level": 4, "hidden": 4096, "embedding": 256, "optimizer": "lars",
-    "base_lr": 1.0, "final_lr": 1e-6, "warmup_factor": 0.01, "warmup_epochs": 10.0, "weight_decay": 1e-5, "momentum": 0.9,
-    "trust": 0.001, "tau": 0.99, "batch": 2048, "micro_batch": 0, "epochs": 100.0, "steps": 0, "precision": "bf16",
-    "channels_last": True, "compile": False,
+    "images": "folder:imagenet/train", "proposals": "data/imagenet-proposals", "k": 4, "size": 224,
+    "views": [V2, v3(112)], "jitter_p": 0.5, "jitter": 0.1, "cutout_p": 0.0, "detector": "mask-rcnn-r50-fpn",
+    "overrides": [], "alignment": "head", "assignment": "scale", "canonical": 96.0, "fixed_level": 4, "hidden": 4096,
+    "embedding": 256, "optimizer": "lars", "base_lr": 1.0, "final_lr": 1e-6, "warmup_factor": 0.01,
+    "warmup_epochs": 10.0, "weight_decay": 1e-5, "momentum": 0.9, "trust": 0.001, "tau": 0.99, "batch": 2048,
+    "micro_batch": 0, "epochs": 100.0, "steps": 0, "precision": "bf16", "channels_last": True, "compile": False,
 }  # fmt: skip
 RANDOM = {"proposals": "data/imagenet-random-proposals"}
 PLAIN = {"jitter_p": 0.0, "views": [V2]}  # before box jitter and multi-view

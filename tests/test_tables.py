@@ -13,8 +13,9 @@ from soco_lib.fields import to_dict
 from soco_lib.runs import records
 from soco_lib.runs.folder import Run
 from soco_lib.studies.paper import paper_table
-from soco_lib.tables.paper_tables import build, main, start_of, table_cells, table_parts, transfers
-from soco_lib.tables.report import against_paper
+from soco_lib.tables import show
+from soco_lib.tables.__main__ import main as every_table
+from soco_lib.tables.paper_tables import against_paper, build, main, start_of, table_cells, table_parts, transfers
 from soco_lib.transfer import benchmarks
 
 TABLES = ["1", "2", "3", "6", "7", "8", "10"]
@@ -22,7 +23,7 @@ TABLES = ["1", "2", "3", "6", "7", "8", "10"]
 
 def folder(path, kind, config, metrics=None, status="done"):
     path.mkdir(parents=True)
-    record = {"name": path.name, "kind": kind, "config": config, "status": status, "sessions": []}
+    record = {"name": path.name, "kind": kind, "config": config, "identity": "0" * 12, "status": status, "sessions": []}
     (path / "run.json").write_text(json.dumps(record))
     if metrics:
         (path / "metrics.json").write_text(json.dumps(metrics))
@@ -49,7 +50,7 @@ def pretraining(path, images_seen=128_200_000, **fields):
 def cells(results, table="1", profile="all"):
     """Our cells, by (scale, pretraining, benchmark, metric), and the notes."""
     known, torn = records.found(results)
-    runs, left = transfers(known, results, table, profile)
+    runs, left = transfers(known, table, profile)
     found, notes = table_cells(table, runs, known)
     notes = left + notes + torn
     return found[found["source"] == "ours"].set_index(["scale", "pretraining", "benchmark", "metric"]), notes
@@ -184,9 +185,7 @@ def test_files_say_scale_and_what_was_left_out(tmp_path):
     row = next(line for line in page.splitlines() if line.startswith("| ours"))
     assert " 1.0 [s0]" in row and "(+" not in row and "not comparable" in page
     assert "unfinished repeats seed 0 of toy-run" in page
-    assert (tmp_path / "tables" / "table1.tex").read_text().count(
-        r"\begin{tabular}"
-    ) == 3  # two of scores, and what they cost
+    assert page.count("\n\n|") == 3  # two of scores, and what they cost
     stored = pd.read_csv(tmp_path / "tables" / "table1.csv")
     assert len(stored) == paper_table("1").size + 12 and set(stored["runs"].dropna()) == {"toy-run"}
     assert "42.0 (+11.0)" in build("1", tmp_path, "paper") and "toy" not in build("1", tmp_path, "paper")
@@ -218,11 +217,13 @@ def test_numbers_link_to_records_and_say_what_they_cost(tmp_path):
     pretraining(tmp_path / "p", steps=10, profile="toy")
     transfer(tmp_path / "of-p", 2.0, init=str(tmp_path / "p"))
     page = build("1", tmp_path, "toy")
-    assert "2.0 [s0][" in page and ": ../studies/table1/of-p" in page and ": ../studies/table1/p" in page
+    assert "2.0 [s0][" in page and "make show RUN=of-p" in page and 'make show RUN=p"' in page
     assert "Cost and provenance of 2 runs" in page and "128200000" in page
     for run in ("p", "of-p"):  # as on a fresh clone, which has the records alone
-        assert (tmp_path / "studies/table1" / run / "metrics.json").is_file()
         shutil.rmtree(tmp_path / run)
+    kept = pd.read_json(tmp_path / "runs.jsonl", lines=True)
+    assert list(kept["name"]) == ["of-p", "p"] and list(kept["studies"]) == [[], []]
+    assert kept["metrics"][0]["bbox"]["AP"] == 2.0
     assert build("1", tmp_path, "toy") == page
 
 
@@ -236,3 +237,28 @@ def test_a_torn_file_is_named_and_its_row_is_empty(tmp_path):
     assert "failed: torn/metrics.json is torn or empty (s1)" in page and "cut/run.json" in page and " 2.0 [s0]" in page
     (tmp_path / "torn/metrics.json").write_text("")
     assert "failed: torn/metrics.json is torn or empty (s1)" in build("1", tmp_path, "toy")
+
+
+def test_every_table_again_without_a_run_or_with_one(tmp_path, capsys):
+    assert every_table(["--results", str(tmp_path)]) == 0
+    assert [path.name for path in sorted((tmp_path / "tables").iterdir())] == ["claims.csv", "claims.md", "headline.md"]
+    transfer(tmp_path / "of-mine", 2.0)
+    assert every_table(["--results", str(tmp_path)]) == 0
+    assert "tables/table1.md" in capsys.readouterr().out and (tmp_path / "tables" / "table1.csv").is_file()
+    assert not (tmp_path / "tables" / "table2.md").exists()
+
+
+def test_a_run_is_shown_from_its_folder_and_from_its_record(tmp_path, capsys):
+    pretraining(tmp_path / "p", steps=10, profile="toy")
+    transfer(tmp_path / "of-p", 2.0, init=str(tmp_path / "p"), lr=0.5)
+    build("1", tmp_path)
+    said = []
+    for _ in range(2):
+        assert show.main(["of-p", "--results", str(tmp_path)]) == 0
+        said.append(capsys.readouterr().out)
+        shutil.rmtree(tmp_path / "of-p", ignore_errors=True)
+    folder, record = said
+    assert folder.splitlines()[1:] == record.splitlines()[1:] and "a tracked record" in record
+    assert "state: done" in record and "lr=0.5" in record and "milestones" not in record and "bbox.AP50  4.0" in record
+    assert show.main(["of-q", "--results", str(tmp_path)]) == 1
+    assert "did you mean of-p?" in capsys.readouterr().err

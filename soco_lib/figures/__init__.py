@@ -4,7 +4,6 @@ claims           Figures of notebook 10
 detection_plots  Bars of a detector's evaluation: classes and error kinds
 detections       A transfer's predictions beside the ground truth
 speed            Benchmarks' records: where the time goes, what is gained, what growth costs
-studies          A study's figure
-study_plots      What notebook 8 shows of a study beside its table and figure
+studies          A study's figure, and what notebook 8 shows beside it
 plots            Figures of the book. Everything that is drawn comes from images, boxes and run records
 """

@@ -1,5 +1,5 @@
-"""A study's figure: our scores, their differences to the base, the paper's scores; from records alone, the same bytes
-each time.
+"""A study's figure, and what notebook 8 shows beside it: variants and their shapes, states, curves; from records alone,
+the same bytes each time.
 """
 
 from __future__ import annotations
@@ -8,10 +8,14 @@ import math
 from pathlib import Path
 
 import matplotlib
+import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
+from pandas.io.formats.style import Styler
 
 from soco_lib.figures.plots import COLOURS
+from soco_lib.runs import records
+from soco_lib.studies import plans
 from soco_lib.studies.study import Study
 from soco_lib.tables.study_rows import Row
 
@@ -19,16 +23,22 @@ from soco_lib.tables.study_rows import Row
 #: variants.
 LINES = (*[colour for colour in COLOURS if colour not in ("#FFFFFF", "#F0E442")], "#000000", "#8C6D31")
 MARKS = "osD^vP"
+#: Parameter prefixes of a detector's parts and what they are called.
+PARTS = {
+    "backbone.bottom_up.": "ResNet",
+    "backbone.fpn_": "FPN",
+    "roi_heads.box_head.": "box head",
+    "roi_heads.res5.": "res5",
+}
 
 
-def _finish(ax, title: str, unit: str, names: list[str], base: str) -> None:
+def finish(ax, title: str, x: str = "", y: str = "", grid: str = "both") -> None:
+    """A panel's title, labels and frame, as all figures of tables have them."""
     ax.set_title(title, fontsize=10, loc="left")
-    ax.set_xticks(range(len(names)), names, rotation=30, ha="right", rotation_mode="anchor", fontsize=9)
-    ax.get_xticklabels()[names.index(base)].set_fontweight("bold")
-    ax.set_xlim(-0.5, len(names) - 0.5)
-    ax.set_ylabel(unit, fontsize=9)
+    ax.set_xlabel(x, fontsize=9)
+    ax.set_ylabel(y, fontsize=9)
     ax.tick_params(labelsize=9)
-    ax.grid(axis="y", alpha=0.3)
+    ax.grid(axis=grid, alpha=0.3)
     ax.spines[["top", "right"]].set_visible(False)
 
 
@@ -52,35 +62,129 @@ def draw(study: Study, rows: list[Row], frame: pd.DataFrame, profile: str) -> Fi
             ours.errorbar(places, part["value"].astype(float), part["sd"].astype(float), capsize=3, **style)
             for row in (row for row in rows if row.benchmark == benchmark):
                 scores = list(row.scores(metric).values())
-                ours.plot(
-                    [places[names.index(row.variant.name)]] * len(scores), scores, ".", ms=4, color="0.25", alpha=0.7
-                )
+                x = [places[names.index(row.variant.name)]] * len(scores)
+                ours.plot(x, scores, ".", ms=4, color="0.25", alpha=0.7)
             middle, low, high = (part[name].astype(float) for name in ("change", "low", "high"))
             change.errorbar(places, middle, [middle - low, high - middle], capsize=3, **style)
             theirs.plot(places, [float(text) if text else math.nan for text in part["paper"].fillna("")], **style)
-            for x, text in enumerate(part["paper"]):
-                if text == "NaN" and not i:
-                    theirs.text(
-                        x, 0.03, "NaN", transform=theirs.get_xaxis_transform(), ha="center", fontsize=9, color="0.4"
-                    )
+            for x, text in enumerate(part["paper"] if i == 0 else ()):
+                if text == "NaN":
+                    place = dict(transform=theirs.get_xaxis_transform(), ha="center")
+                    theirs.text(x, 0.03, "NaN", fontsize=9, color="0.4", **place)
         change.axhline(0, color="0.4", lw=0.8)
         least, most = (int(end) for end in lines.loc[lines["n"] > 0, "n"].agg(["min", "max"]).fillna(0))
         seeds = f"{least} to {most} seeds" if least < most else f"{most} seed{'s' * (most != 1)}"
-        _finish(ours, f"ours, scale '{profile}', {seeds}", "AP (%)", names, study.baseline)
         several = " and 95 % interval" if (lines["change_n"] > 1).any() else ""
-        _finish(change, f"ours minus {study.baseline}{several}", "points of AP", names, study.baseline)
-        _finish(theirs, f"the paper, Table {study.tables}", "AP (%)", names, study.baseline)
-        if len(found) > 1:
-            ours.set_ylabel(f"{benchmark}\nAP (%)", fontsize=9)
-    figure.legend(
-        *panels[0][2].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=9, frameon=False
-    )
+        above = f"{benchmark}\n" * (len(found) > 1)
+        finish(ours, f"ours, scale '{profile}', {seeds}", "", f"{above}AP (%)", "y")
+        finish(change, f"ours minus {study.baseline}{several}", "", "points of AP", "y")
+        finish(theirs, f"the paper, Table {study.tables}", "", "AP (%)", "y")
+        for ax in (ours, change, theirs):
+            ax.set_xticks(range(len(names)), names, rotation=30, ha="right", rotation_mode="anchor", fontsize=9)
+            ax.get_xticklabels()[names.index(study.baseline)].set_fontweight("bold")
+            ax.set_xlim(-0.5, len(names) - 0.5)
+    handles = panels[0][2].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=6, fontsize=9, frameon=False)
     return figure
 
 
 def write(path: Path, study: Study, rows: list[Row], frame: pd.DataFrame, profile: str) -> None:
-    """As SVG, whatever settings of matplotlib are in force; text stays text, so that it is small and can be searched."""
-    with matplotlib.rc_context():
+    """As SVG, whatever settings of matplotlib are in force; text stays text, so that it is small and can be searched.
+    Raises BookError for a folder that cannot be written.
+    """
+    with matplotlib.rc_context(), records.writing(path.parent):
         matplotlib.rcdefaults()
         matplotlib.rcParams |= {"svg.hashsalt": "soco", "svg.fonttype": "none"}
         draw(study, rows, frame, profile).savefig(path, format="svg", metadata={"Date": None, "Creator": None})
+
+
+# --- notebook 8 -------------------------------------------------------------------------------------------------------
+
+
+def shown(frame: pd.DataFrame) -> Styler:
+    """A table of words: no index, aligned to the left."""
+    left = [{"selector": "th, td", "props": "text-align: left; vertical-align: top"}]
+    return frame.style.hide(axis="index").set_table_styles(left)
+
+
+def variants(study: Study, profile: str) -> pd.DataFrame:
+    """What each variant is, in words, in fields that differ from the base's, and in the paper's name of the row."""
+    base, rows = study.reference(profile), []
+    for v in study.variants:
+        cfg = study.pretrain(v, profile)
+        rows.append((v.name, v.says, plans.fields(cfg, base) or "(the base)" if cfg else "random weights", v.row))
+    return pd.DataFrame(rows, columns=["variant", "what", "differs in", "the paper's row"])
+
+
+def shapes(study: Study, profile: str) -> pd.DataFrame:
+    """What a variant pretrains and what an object becomes in it; nothing is computed but shapes (PyTorch's meta
+    device).
+
+    variants: those that are alike in it; parts: of the detector; pooled from: the maps that V1 gives, channels x height
+    x width; object: how a box becomes a vector.
+    """
+    import torch  # here, because a study's figure needs no network
+
+    from soco_lib.encoder import Encoder
+
+    found: dict[tuple, list[str]] = {}
+    for variant in (v for v in study.variants if not v.scratch):
+        cfg = study.pretrain(variant, profile)
+        with torch.device("meta"):
+            encoder = Encoder(cfg).eval()
+            maps = encoder.maps(torch.empty(1, 3, cfg.size, cfg.size))
+        names = [name for name, _ in encoder.named_parameters()]
+        parts = [part for prefix, part in PARTS.items() if any(name.startswith(prefix) for name in names)]
+        parts = parts if "ResNet" in parts else ["ResNet", *parts]  # a C4 detector's backbone is the ResNet itself
+        seen = ", ".join(f"{level} {'x'.join(map(str, maps[level].shape[1:]))}" for level in encoder.levels)
+        pool, head = "mean of the map", ""
+        if encoder.pooler is not None:
+            pool = f"RoIAlign {'x'.join(map(str, encoder.pooler.output_size))}"
+            head = ", mean"
+        head = f", {parts[-1]}" if parts[-1] in ("box head", "res5") else head
+        million = sum(p.numel() for p in encoder.parameters()) / 1e6
+        row = (" + ".join(parts), f"{million:.2f} M", seen, f"{pool}{head} -> {encoder.dim}")
+        found.setdefault(row, []).append(variant.name)
+    named = [("all" if len(names) == len(study.variants) else ", ".join(names), *row) for row, names in found.items()]
+    return pd.DataFrame(named, columns=["variants", "parts", "parameters", "pooled from", "object"])
+
+
+def states(rows: list[Row]) -> pd.DataFrame:
+    """State of every run, a row a variant and benchmark."""
+    found = [(row.variant.name, row.benchmark, row.state or "missing") for row in rows]
+    return pd.DataFrame(found, columns=["variant", "benchmark", "runs"])
+
+
+def curves(rows: list[Row], kind: str, panels: dict[str, tuple[str, ...]], title: str) -> Figure | None:
+    """Log rows of all pretrainings or transfers (kind) over images seen, the first key of each panel, one colour a
+    variant, a line a seed, two panels a row. A panel whose points have no course (AP that is measured once) is left
+    out; None where none is left.
+    """
+    colours = dict(zip(dict.fromkeys(row.variant.name for row in rows), LINES))
+    runs = {(row.variant.name, run.name): run for row in rows for run in row.runs if run.kind == kind}
+    shown = {}
+    for name, (key, *_) in panels.items():
+        courses = [(variant, [(line["step"] * run.cfg.batch, line[key]) for line in run.run.rows()
+                              if line.get(key) is not None]) for (variant, _), run in runs.items()]  # fmt: skip
+        if len({x for _, course in courses for x, _ in course}) > 1:
+            shown[name] = courses
+    if not shown:
+        return None
+    columns, lines = min(2, len(shown)), -(-len(shown) // 2)
+    size = (4.7 * columns, 2.7 * lines + 0.6)
+    figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
+    for ax in axes.flat[len(shown) :]:
+        ax.axis("off")
+    drawn = {}
+    for ax, (name, courses) in zip(axes.flat, shown.items()):
+        for variant, course in courses:
+            if course:
+                drawn[variant] = ax.plot(*zip(*course), marker=".", ms=4, lw=1.2, color=colours[variant])[0]
+        finish(ax, name, "images seen")
+        if ax.dataLim.y0 >= 0:  # else noise would be drawn as a slope
+            ax.set_ylim(0, 1.05 * ax.dataLim.y1 or 1)
+    known = [name for name in colours if name in drawn]
+    handles = [drawn[name] for name in known]
+    figure.legend(handles, known, loc="outside lower center", ncols=5, fontsize=9, frameon=False)
+    figure.suptitle(title, fontsize=11)
+    return figure

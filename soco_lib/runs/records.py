@@ -1,19 +1,21 @@
-"""What a run's record says, whatever its kind: state, cost, provenance; and the small copies of records that git
-tracks.
+"""What a run's record says, whatever its kind: state, cost, provenance; and the records that git tracks, a line a run.
 
-    results/studies/<table or study>/<run>/run.json, metrics.json    as the run left them, and probe.json
-                                           log.jsonl                 a few rows and columns of its log
+    results/runs.jsonl      runs of studies and of the paper's tables
+    results/trials.jsonl    settings that were tried before one was frozen
 
-Tables are made from these alone: with the runs, and on a fresh clone without them, the bytes are the same.
+A line holds the fields of run.json, the studies whose tables show the run, its metrics, its probe and a thinned log;
+`pandas.read_json(path, lines=True)` reads such a file. Tables are made from these lines alone: with the run folders,
+and on a fresh clone without them, the bytes are the same.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
+import os
 import re
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,14 +25,17 @@ import pandas as pd
 
 from soco_lib import BookError
 from soco_lib.fields import require
-from soco_lib.runs.folder import Run
+from soco_lib.runs import locks
+from soco_lib.runs.folder import Run, read_json, write_text
 
-#: How training says that its loss left the finite numbers (train.py, finetune.py); this is a result, not a failure.
+#: How runs say that their loss left the finite numbers where the session names no `diverged_at`: a result, no failure.
 _DIVERGED = re.compile(r"the loss is (?:nan|-?inf|not finite) at step (\d+)")
 #: What run.json must hold.
 _PARTS = {"name": str, "kind": str, "config": dict, "status": str, "sessions": list}
-#: What a tracked record keeps of a log, in at most so many rows (and those with a score).
+#: Columns of a log that a record keeps, in at most so many rows (and those with a score).
 KEPT, ROWS = ("step", "loss", "spread", "effective_rank", "images_per_s", "bbox_AP", "segm_AP", "knn", "linear"), 60
+#: Files of records, in the results folder.
+RUNS, TRIALS = "runs.jsonl", "trials.jsonl"
 
 
 @dataclass(frozen=True)
@@ -46,28 +51,125 @@ class State:
         return self.word in ("done", "diverged")
 
 
+class Record(Run):
+    """A line of a file of records, read like a run folder; `folder` is where the run lay or lies."""
+
+    @property
+    def metrics(self) -> dict | None:
+        return self.record.get("metrics")
+
+    @property
+    def done(self) -> bool:
+        return self.record["status"] == "done" and self.metrics is not None
+
+    def rows(self) -> list[dict]:
+        """Rows of the thinned log."""
+        return self.record["log"]
+
+
+def _whole(record) -> bool:
+    whole = isinstance(record, dict) and all(isinstance(record.get(name), cls) for name, cls in _PARTS.items())
+    return whole and all(isinstance(session, dict) for session in record["sessions"])
+
+
 def read(folder: Path) -> Run:
-    """The run in a folder. Raises BookError, naming the file, when run.json is missing, torn, unreadable or no run's."""
+    """The run in a folder. Raises BookError that names run.json when it is missing, torn, unreadable or no run's."""
     path = folder / "run.json"
     try:
         run = Run.read(folder)
     except (OSError, UnicodeDecodeError) as error:
         raise BookError(f"{path} cannot be read: {getattr(error, 'strerror', '') or error}") from None
-    whole = isinstance(run.record, dict) and all(isinstance(run.record.get(name), cls) for name, cls in _PARTS.items())
-    whole = whole and all(isinstance(session, dict) for session in run.record["sessions"])
-    require(whole, f"{path} is no run's record: delete it and run again")
+    require(_whole(run.record), f"{path} is no run's record: delete it and run again")
     return run
 
 
-def read_all(paths: Iterable[Path]) -> tuple[list[Run], list[tuple[Path, str]]]:
-    """The runs of these run.json files by path, and the files that hold none with what is wrong."""
-    runs, wrong = [], []
-    for path in sorted(paths):
+def read_all(folder: Path) -> tuple[list[Run], dict[str, str]]:
+    """The runs in the folders of `folder`, and name -> what is wrong with the run.json of the others."""
+    runs, wrong = [], {}
+    for path in sorted(folder.glob("*/run.json")):
         try:
             runs.append(read(path.parent))
         except BookError as error:
-            wrong.append((path, str(error)))
+            wrong[path.parent.name] = str(error).replace(f"{folder}/", "")
     return runs, wrong
+
+
+@functools.lru_cache(maxsize=2)
+def _lines(path: Path, version: os.stat_result) -> tuple[dict, ...]:
+    found = []
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        with contextlib.suppress(json.JSONDecodeError):
+            record = json.loads(line)
+            if _whole(record) and isinstance(record.get("log"), list):
+                found.append(record)
+                continue
+        raise BookError(f"{path}, line {number}, is no run's record: `git checkout {path}` brings the tracked one back")
+    return tuple(found)
+
+
+def tracked(results: Path, file: str = RUNS) -> list[Record]:
+    """The records of a file by name, [] without it. Raises BookError naming the line that is no record."""
+    path = Path(results) / file
+    lines = _lines(path, path.stat()) if path.is_file() else ()
+    return [Record(Path(results) / record["name"], record) for record in lines]
+
+
+def found(results: Path) -> tuple[dict[str, Run], list[str]]:
+    """Every run under `results` by name, its record in place of one that is gone or further back; and a line on each
+    torn run.json. Trials are left out: they were for finding a setting, not for a table.
+    """
+    runs, wrong = read_all(Path(results))
+    known: dict[str, Run] = {}
+    for run in (*runs, *tracked(results)):
+        if run.name not in known or (state_of(run).final and not state_of(known[run.name]).final):
+            known[run.name] = run
+    return known, [said for name, said in wrong.items() if name not in known]
+
+
+def keep(runs: Iterable[Run], results: Path, file: str = RUNS, study: str = "") -> None:
+    """Put runs into a file of records, as shown by `study`, if any; a finished run's record stays where its folder now
+    holds less. The file is written whole, and only by one process at a time.
+    """
+    runs, path = [run for run in runs if not isinstance(run, Record)], Path(results) / file
+    if not runs:
+        return
+    with writing(path.parent), locks.lockable(path.with_name(f".{file}.lock")) as lock:
+        locks.take(lock, wait=True)
+        known = {record.name: record for record in tracked(results, file)}
+        for run in runs:
+            old = known.get(run.name)
+            if old is None or state_of(run).final or not state_of(old).final:
+                studies = old.record["studies"] if old else []
+                known[run.name] = Record(run.folder, {**_line(run), "studies": studies})
+            record = known[run.name].record
+            known[run.name].record = {**record, "studies": sorted({*record["studies"], study} - {""})}
+        text = "".join(json.dumps(known[name].record) + "\n" for name in sorted(known))
+        if not path.is_file() or path.read_text() != text:
+            write_text(path, text)
+
+
+def _line(run: Run) -> dict:
+    rows, line = run.rows(), {**run.record, "studies": []}
+    if (run.folder / "metrics.json").exists():
+        line["metrics"] = numbers(run)
+    if (run.folder / "probe.json").exists():
+        line["probe"] = read_json(run.folder / "probe.json")
+    every = max(1, math.ceil(len(rows) / ROWS))
+    thin = [row for i, row in enumerate(rows) if not (len(rows) - 1 - i) % every or "bbox_AP" in row or "knn" in row]
+    return {**line, "log": [{key: row[key] for key in KEPT if key in row} for row in thin]}
+
+
+@contextlib.contextmanager
+def writing(folder: Path):
+    """Within, a folder that cannot be written is the user's mistake: raises BookError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise BookError(f"cannot write the results folder {folder}: {error.strerror}") from None
+
+
+# --- state, cost and provenance ---------------------------------------------------------------------------------------
 
 
 def numbers(run: Run) -> dict:
@@ -79,44 +181,32 @@ def numbers(run: Run) -> dict:
     return found if isinstance(found, dict) else {}
 
 
+def last_session(run: Run) -> dict:
+    """What the record says of the newest session; {} before the first."""
+    return (run.record["sessions"] or [{}])[-1]
+
+
 def state_of(run: Run | None) -> State:
-    """From a run folder alone."""
+    """From a run folder or a record alone."""
     if run is None:
         return State("missing")
     if run.done:  # run.json says so, and a run writes metrics.json in one piece: no number in it is another's work
-        return (
-            State("done", "done")
-            if numbers(run)
-            else State("failed", f"failed: {run.name}/metrics.json is torn or empty")
-        )
-    error = (run.record["sessions"] or [{}])[-1].get("error", "")
-    if found := _DIVERGED.search(error):
-        return State("diverged", f"diverged at step {found[1]}")
+        torn = State("failed", f"failed: {run.name}/metrics.json is torn or empty")
+        return State("done", "done") if numbers(run) else torn
+    last = last_session(run)
+    old = _DIVERGED.search(last.get("error", ""))
+    if step := last.get("diverged_at") or (old and old[1]):
+        return State("diverged", f"diverged at step {step}")
     if run.record["status"] == "failed":
-        return State("failed", f"failed: {error}")
+        return State("failed", f"failed: {last.get('error', '')}")
     config, rows = run.record["config"], run.rows()
     total = config.get("steps") or config.get("iterations")
     return State("begun", f"step {rows[-1]['step'] if rows else 0}" + (f" of {total}" if total else ""))
 
 
-def found(results: Path) -> tuple[dict[str, Run], list[str]]:
-    """Every run under `results` by name, a record in place of one that is gone or further back; and a line on each torn
-    file.
-
-    Records of trials (trials.py) are left out: they were for finding a setting, not for a table.
-    """
-    runs, torn = read_all(Path(results).glob("*/run.json"))
-    kept, worn = read_all(path for path in Path(results).glob("studies/*/*/run.json") if path.parts[-3] != "trials")
-    known: dict[str, Run] = {}
-    for run in (*runs, *kept):
-        if run.name not in known or (state_of(run).final and not state_of(known[run.name]).final):
-            known[run.name] = run
-    return known, [said.replace(f"{results}/", "") for path, said in torn + worn if path.parent.name not in known]
-
-
 def by_state(texts: dict[int, str]) -> str:
-    """States of several seeds as one cell: seed -> text becomes "done (s0 s2); diverged at step 7 (s1)"; "" is not
-    told.
+    """States of several seeds as one cell: seed -> text becomes "done (s0 s2); diverged at step 7 (s1)"; "" is left
+    out.
     """
     seeds: dict[str, list[str]] = {}
     for seed, text in texts.items():
@@ -125,33 +215,43 @@ def by_state(texts: dict[int, str]) -> str:
     return "; ".join(f"{text} ({' '.join(named)})" for text, named in seeds.items())
 
 
-# --- cost and provenance ----------------------------------------------------------------------------------------------
-
 COST = ["run", "state", "hardware", "processes", "minutes", "images seen", "commit"]
 
 
-def minutes(run: Run) -> tuple[float, bool]:
-    """Of all sessions that have an end, and whether one has none (it was killed: nobody knows how long it took)."""
-    known = [s for s in run.record["sessions"] if "end" in s]
-    total = sum((datetime.fromisoformat(s["end"]) - datetime.fromisoformat(s["start"])).total_seconds() for s in known)
-    return total / 60, len(known) < len(run.record["sessions"])
+def minutes(session: dict) -> float:
+    """Of one session; NaN where it has no end (it was killed: nobody knows how long it took)."""
+    start, end = (datetime.fromisoformat(session[name]) if name in session else None for name in ("start", "end"))
+    return (end - start).total_seconds() / 60 if start and end else math.nan
+
+
+def hardware(session: dict) -> str:
+    """The GPUs, else cores and processor, that a session ran on."""
+    where = session.get("hardware", {})
+    return ", ".join(where.get("gpus") or [f"{where['cores']} x {where['cpu']}"] if where else [])
+
+
+def commit(session: dict) -> str:
+    """Of the code that a session ran, shortened; "+changes" where the checkout had others."""
+    git = session.get("git", {})
+    return git.get("commit", "")[:10] + "+changes" * bool(git.get("dirty"))
 
 
 def cost(run: Run) -> dict:
-    """One run's cost and provenance, a value for each of COST; hardware and commit are those of its last session."""
-    last, metrics, state = (run.record["sessions"] or [{}])[-1], numbers(run), state_of(run)
-    where, git, (time, more) = last.get("hardware", {}), last.get("git", {}), minutes(run)
+    """One run's cost and provenance, a value for each of COST; minutes are those of all sessions ("≥": of the known
+    ones), hardware and commit those of the last.
+    """
+    last, metrics, state = last_session(run), numbers(run), state_of(run)
+    time = pd.Series([minutes(session) for session in run.record["sessions"]], dtype=float)
     seen = metrics.get("images_seen") or metrics.get("iterations", 0) * metrics.get("batch", 0)
-    hardware = ", ".join(where.get("gpus") or [f"{where['cores']} x {where['cpu']}"] if where else [])
-    commit = git.get("commit", "")[:10] + "+changes" * bool(git.get("dirty"))
+    spent = f"{'≥' * bool(time.isna().any())}{time.sum():.1f}"
     words = (
         run.name,
         state.text or state.word,
-        hardware,
+        hardware(last),
         last.get("processes"),
-        f"{'≥' * more}{time:.1f}",
+        spent,
         seen or None,
-        commit,
+        commit(last),
     )
     return dict(zip(COST, words))
 
@@ -161,35 +261,3 @@ def together(spent: pd.DataFrame) -> str:
     known = spent["minutes"].str.lstrip("≥").astype(float).sum()
     some = "≥" * bool(spent["minutes"].str.startswith("≥").any())
     return f"Cost and provenance of {len(spent)} run{'s' * (len(spent) != 1)}, {some}{known:.1f} minutes together"
-
-
-# --- tracked copies ---------------------------------------------------------------------------------------------------
-
-
-def keep(run: Run, folder: Path) -> None:
-    """Copy a run's record under `folder`; that of a finished run is not replaced by that of an unfinished one."""
-    target = folder / run.name
-    if target.resolve() == run.folder.resolve():
-        return
-    with contextlib.suppress(BookError):
-        if state_of(read(target)).final and not state_of(run).final:
-            return
-    target.mkdir(parents=True, exist_ok=True)
-    for name in ("run.json", "metrics.json", "probe.json"):
-        (target / name).unlink(missing_ok=True)
-        if (run.folder / name).is_file():
-            shutil.copyfile(run.folder / name, target / name)
-    rows = run.rows()
-    every = max(1, math.ceil(len(rows) / ROWS))
-    thin = [row for i, row in enumerate(rows) if not (len(rows) - 1 - i) % every or "bbox_AP" in row or "knn" in row]
-    (target / "log.jsonl").write_text("".join(json.dumps({k: row[k] for k in KEPT if k in row}) + "\n" for row in thin))
-
-
-@contextlib.contextmanager
-def writing(folder: Path):
-    """Within, a folder that cannot be written is the user's mistake: raises BookError."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield
-    except OSError as error:
-        raise BookError(f"cannot write the results folder {folder}: {error.strerror}") from None

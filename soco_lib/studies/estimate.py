@@ -14,7 +14,7 @@ from statistics import median
 from soco_lib.fields import differences, from_dict, to_dict
 from soco_lib.runs.folder import Run, provenance
 from soco_lib.runs.records import numbers, state_of
-from soco_lib.studies.plans import KINDS, Cell, Planned, Shelf, fields, frame
+from soco_lib.studies.plans import KINDS, Planned, RunIndex, VariantRuns, fields, frame
 from soco_lib.studies.study import Study
 
 #: Fields that decide how long an image takes.
@@ -47,7 +47,7 @@ def hardware(session: dict) -> tuple | None:
     return where["cpu"], where["cores"], frozenset(where["gpus"]), session.get("processes", 1)
 
 
-def earlier(run: Planned, shelves: tuple[Shelf, ...], here: tuple) -> list[Run]:
+def earlier(run: Planned, shelves: tuple[RunIndex, ...], here: tuple) -> list[Run]:
     """Finished runs and records of the same sizes on the same hardware, one of a name."""
     wanted, cls = to_dict(run.cfg), KINDS[run.kind]
     found = {}
@@ -59,7 +59,7 @@ def earlier(run: Planned, shelves: tuple[Shelf, ...], here: tuple) -> list[Run]:
     return list(found.values())
 
 
-def from_runs(run: Planned, shelves: tuple[Shelf, ...], here: tuple, images: int) -> Speed | None:
+def from_runs(run: Planned, shelves: tuple[RunIndex, ...], here: tuple, images: int) -> Speed | None:
     """images: that a pretraining sees; a transfer's time is that of the whole run, evaluation included."""
     runs = earlier(run, shelves, here)
     if run.kind == "transfer":
@@ -97,11 +97,11 @@ def transfer_step(cfg) -> float:
     )
 
 
-def speeds(cells: list[Cell], results: Path, world: int, measure: bool) -> dict[int, Speed]:
+def speeds(cells: list[VariantRuns], results: Path, world: int, measure: bool) -> dict[int, Speed]:
     """Time of every run that is to do, by its id(). world: processes a run; measure: time a step where no earlier run
     tells.
     """
-    shelves = Shelf(results), Shelf(results, "studies/*/*/run.json")
+    shelves = RunIndex.of_folders(results), RunIndex.of_records(results)
     here = hardware({"hardware": provenance()["hardware"], "processes": world})
     steps: dict[tuple, float] = {}
     found, unknown = {}, Speed(None, "unknown: no earlier run of these sizes on this hardware (MEASURE=1 times a step)")
@@ -135,7 +135,7 @@ def elapsed(hours: list[float | None], jobs: int, shared: bool) -> str:
     return total + f", and {unknown} cell{'s' * (unknown > 1)} of unknown time" * (unknown > 0)
 
 
-def describe(study: Study, cells: list[Cell], results: Path, gpus: int, nodes: int, jobs: int, measure: bool,
+def describe(study: Study, cells: list[VariantRuns], results: Path, gpus: int, nodes: int, jobs: int, measure: bool,
              local: bool = True) -> str:  # fmt: skip
     """A plan: the base's configuration, a row for every variant and seed, what is to run, and how long that takes here."""
     speed = speeds(cells, results, gpus * nodes, measure)

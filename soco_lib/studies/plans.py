@@ -1,9 +1,11 @@
-"""What a study's runs are, which of them exist and in which state. Nothing is started or written here."""
+"""What a study's runs are, which of them exist and in which state. Nothing is started here."""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -14,10 +16,10 @@ from soco_lib import ROOT, BookError, locate
 from soco_lib.config import Plan, Pretrain, plan
 from soco_lib.data.sources import open_source
 from soco_lib.data.store import ProposalStore
-from soco_lib.fields import OPERATIONAL, differences, from_dict, identity, one_of, require, to_dict
+from soco_lib.fields import OPERATIONAL, base_profile, differences, from_dict, identity, load, one_of, require, to_dict
 from soco_lib.runs import records
 from soco_lib.runs.folder import Run, read_json
-from soco_lib.runs.records import State, state_of
+from soco_lib.runs.records import Record, state_of
 from soco_lib.studies.study import ImageList, Study, Variant
 from soco_lib.transfer import benchmarks
 from soco_lib.transfer.benchmarks import Transfer
@@ -32,29 +34,37 @@ def of_another(run: Run, source: Run) -> bool:
     if not run.record["sessions"] or not source.record["sessions"]:
         return False
     began, made = (datetime.fromisoformat(each.record["sessions"][0]["start"]) for each in (run, source))
-    try:
-        step = read_json(run.folder / "key_report.json")["step"]
-    except (BookError, KeyError, TypeError):  # a record has none
-        step = None
+    step = None  # records do not keep the report
+    if not isinstance(run, Record) and (run.folder / "key_report.json").is_file():
+        step = read_json(run.folder / "key_report.json").get("step")
     return began < made or (step is not None and step != records.numbers(source).get("steps"))
 
 
-class Shelf:
-    """The runs under a folder by what they are, whatever their names: a run can serve every study that asks for it.
+class RunIndex:
+    """Runs by what they are, whatever their names: a run can serve every study that asks for it.
 
-    unreadable: (run.json, what is wrong with it). pattern: of the run.json files, from the folder.
+    unreadable: name -> what is wrong with the run or its configuration.
     """
 
-    def __init__(self, folder: Path, pattern: str = "*/run.json"):
-        self.folder, self._runs = folder, defaultdict(list)
-        runs, self.unreadable = records.read_all(folder.glob(pattern))
+    def __init__(self, results: Path, runs: Iterable[Run], unreadable: dict[str, str] | None = None):
+        self.results, self.unreadable, self._runs = Path(results), dict(unreadable or {}), defaultdict(list)
         for run in (run for run in runs if run.record["kind"] in KINDS):
             kind = run.record["kind"]
             try:
                 self._runs[self._key(kind, from_dict(KINDS[kind], run.record["config"]))].append(run)
             except BookError as error:
-                path = run.folder / "run.json"
-                self.unreadable.append((path, f"{path} is of a configuration that this book does not have: {error}"))
+                where = f"{records.RUNS}, {run.name}," if isinstance(run, Record) else f"{run.name}/run.json"
+                self.unreadable[run.name] = f"{where} is of a configuration that this book does not have: {error}"
+
+    @classmethod
+    def of_folders(cls, results: Path) -> RunIndex:
+        """Of all run folders."""
+        return cls(results, *records.read_all(Path(results)))
+
+    @classmethod
+    def of_records(cls, results: Path, study: str = "") -> RunIndex:
+        """Of the tracked records, or of those that this study ("labels-toy") shows."""
+        return cls(results, [run for run in records.tracked(results) if not study or study in run.record["studies"]])
 
     @staticmethod
     def _key(kind: str, cfg) -> tuple:
@@ -65,12 +75,11 @@ class Shelf:
     def find(self, kind: str, cfg, name: str = "", source: Run | None = None) -> Run | None:
         """The run of configuration `cfg`: the one called `name` if there is one, else a finished one, else any.
 
-        source: the finished pretraining that a transfer starts from; what started from another of its name is passed
-        over.
+        source: the finished pretraining that a transfer starts from; a transfer that started from another pretraining
+        of that name is passed over.
         """
-        runs = [
-            run for run in self._runs.get(self._key(kind, cfg), ()) if source is None or not of_another(run, source)
-        ]
+        runs = self._runs.get(self._key(kind, cfg), ())
+        runs = [run for run in runs if source is None or not of_another(run, source)]
         return min(runs, key=lambda run: (run.name != name, not state_of(run).final, run.name), default=None)
 
     def runs(self, kind: str) -> list[Run]:
@@ -89,8 +98,15 @@ class Planned:
     kind: str
     name: str  # that it has, or will have
     cfg: Pretrain | Transfer
-    run: Run | None
-    state: State
+    run: Run | None = None
+
+    def __post_init__(self):
+        self.state = state_of(self.run)
+
+    def use(self, run: Run | None) -> None:
+        """Let `run`, if any, be the run."""
+        if run:
+            self.run, self.name, self.state = run, run.name, state_of(run)
 
     def describe(self, own: str) -> str:
         """State, and whose run it is when it is not this study's."""
@@ -98,7 +114,7 @@ class Planned:
 
 
 @dataclass
-class Cell:
+class VariantRuns:
     """A variant at one seed: its pretraining and the transfers from it."""
 
     variant: Variant
@@ -128,45 +144,57 @@ def inside(folder: Path) -> str:
     return folder.relative_to(ROOT).as_posix() if folder.is_relative_to(ROOT) else str(folder)
 
 
-def _planned(shelf: Shelf, kind: str, cfg, name: str, source: Run | None = None) -> Planned:
-    run = shelf.find(kind, cfg, name, source)
-    return Planned(kind, run.name if run else name, cfg, run, state_of(run))
-
-
-def make_cell(
-    study: Study, variant: Variant, profile: str, seed: int, shelf: Shelf, scored: tuple[str, ...], numbers=None
-) -> Cell:
+def find_runs(
+    study: Study, variant: Variant, profile: str, seed: int, index: RunIndex, scored: Iterable[str], numbers=None
+) -> VariantRuns:
     """What is there, and what is not, of a variant at a seed; its runs are this study's or any of the same
-    configuration.
+    configuration. scored: benchmarks.
     """
-    name = f"{study.name}-{variant.name}-{profile}-s{seed}"
-    cfg = study.pretrain(variant, profile, seed)
-    pretrain = cfg and _planned(shelf, "pretrain", cfg, name)
-    made = Cell(variant, profile, seed, name, numbers, pretrain)
-    start = inside(shelf.folder / pretrain.name) if pretrain else "scratch"
-    waits = pretrain is not None and pretrain.state.word != "done"
+    made = VariantRuns(variant, profile, seed, f"{study.name}-{variant.name}-{profile}-s{seed}", numbers, None)
+    if cfg := study.pretrain(variant, profile, seed):
+        made.pretrain = Planned("pretrain", made.name, cfg)
+        made.pretrain.use(index.find("pretrain", cfg, made.name))
+    source = made.pretrain
+    start = inside(index.results / source.name) if source else "scratch"
     for benchmark in scored:
-        cfg, own = study.finetune(benchmark, profile, seed, start), f"{name}-{benchmark}"
-        missing = Planned("transfer", own, cfg, None, State("missing"))
-        made.transfers[benchmark] = (
-            missing if waits else _planned(shelf, "transfer", cfg, own, pretrain and pretrain.run)
-        )
+        name = f"{made.name}-{benchmark}"
+        planned = Planned("transfer", name, study.finetune(benchmark, profile, seed, start))
+        if source is None or source.state.word == "done":
+            planned.use(index.find("transfer", planned.cfg, name, source and source.run))
+        made.transfers[benchmark] = planned
     return made
 
 
-def count_records(cell: Cell, told: Shelf) -> None:
-    """Let finished records stand for runs that are not here: transfers, and a pretraining that no transfer waits for."""
-    for planned in cell.transfers.values():
-        if (
-            not planned.state.final
-            and (found := told.find("transfer", planned.cfg, planned.name))
-            and state_of(found).final
-        ):
-            planned.run, planned.name, planned.state = found, found.name, state_of(found)
-    source = cell.pretrain
-    if source and not source.state.final and all(planned.state.final for planned in cell.transfers.values()):
-        if (found := told.find("pretrain", source.cfg, source.name)) and state_of(found).final:
-            source.run, source.name, source.state = found, found.name, state_of(found)
+def begun(study: Study, profile: str, index: RunIndex) -> list[VariantRuns]:
+    """Every variant at every seed that has a run in the index, with its transfers to the study's benchmarks and to any
+    other that the study was run with; what another study scored of the same pretraining is left out.
+    """
+    made = []
+    for variant in study.variants:
+        for seed in index.seeds():
+            cfg = study.pretrain(variant, profile, seed)
+            if cfg is None or index.find("pretrain", cfg):
+                made.append(find_runs(study, variant, profile, seed, index, benchmarks.BENCHMARKS))
+    runs = {planned.name for each in made for planned in each.transfers.values() if planned.run}
+    own = [name for name in benchmarks.BENCHMARKS if any(f"{each.name}-{name}" in runs for each in made)]
+    for each in made:
+        each.transfers = {name: each.transfers[name] for name in dict.fromkeys([*study.benchmarks, *own])}
+    return [each for each in made if any(planned.run for planned in each.runs)]
+
+
+def record(study: Study, profile: str, results: Path) -> None:
+    """Keep the records of what run folders there are of a study (see records.keep)."""
+    found = [planned.run for each in begun(study, profile, RunIndex.of_folders(results)) for planned in each.runs]
+    records.keep(filter(None, found), results, study=f"{study.name}-{profile}")
+
+
+def unreadable(study: Study, profile: str, results: Path) -> list[str]:
+    """A line on each run folder or record of this study that cannot be read, unless a record stands for the folder."""
+    kept, own = RunIndex.of_records(results, f"{study.name}-{profile}"), f"{study.name}-.*-{profile}-s\\d+(-|$)"
+    known = {run.name for kind in KINDS for run in kept.runs(kind)}
+    folders = RunIndex.of_folders(results).unreadable
+    return [*kept.unreadable.values(), *(said for name, said in folders.items()
+                                         if re.match(own, name) and name not in known)]  # fmt: skip
 
 
 def image_count(cfg: Pretrain, study: Study) -> int:
@@ -174,8 +202,7 @@ def image_count(cfg: Pretrain, study: Study) -> int:
     of them.
     """
     if cfg.proposals != "whole" and (locate(cfg.proposals) / "store.json").is_file():
-        store = ProposalStore.open(cfg.proposals)
-        return int(store.readable.sum())
+        return int(ProposalStore.open(cfg.proposals).readable.sum())
     try:
         return len(open_source(cfg.images))
     except BookError:
@@ -188,19 +215,18 @@ def image_count(cfg: Pretrain, study: Study) -> int:
 
 
 def make(study: Study, profile: str, seeds: list[int], results: Path, world: int = 1, scored: tuple[str, ...] = (),
-         variants: tuple[str, ...] = (), recorded: bool = False) -> list[Cell]:  # fmt: skip
-    """All cells, seed by seed so that a study that is stopped has whole rounds; world: processes of a run; scored:
-    benchmarks; recorded: tracked records count as runs.
+         variants: tuple[str, ...] = (), recorded: bool = False) -> list[VariantRuns]:  # fmt: skip
+    """All variants at all seeds, seed by seed so that a study that is stopped has whole rounds; world: processes of a
+    run; scored: benchmarks; recorded: finished records stand for runs that are not here (of a pretraining only where no
+    transfer waits for it).
 
     Raises BookError for an unknown name or a batch that this many processes cannot reach.
     """
     one_of("PROFILE", profile, benchmarks.PROFILES)
-    require(
-        bool(seeds) and len({*seeds}) == len(seeds),
-        f"SEEDS={','.join(map(str, seeds))}: give each seed once, as SEEDS=0,1,2",
-    )
-    chosen = [study.variant(name) for name in variants] or study.variants
-    shelf, told, counts, made = Shelf(results), Shelf(results, "studies/*/*/run.json"), {}, []
+    once = bool(seeds) and len({*seeds}) == len(seeds)
+    require(once, f"SEEDS={','.join(map(str, seeds))}: give each seed once, as SEEDS=0,1,2")
+    chosen, counts, made = [study.variant(name) for name in variants] or study.variants, {}, []
+    index, kept = RunIndex.of_folders(results), RunIndex.of_records(results)
     for seed in seeds:
         for variant in chosen:
             cfg, numbers = study.pretrain(variant, profile, seed), None
@@ -211,9 +237,13 @@ def make(study: Study, profile: str, seeds: list[int], results: Path, world: int
                     numbers = plan(cfg, counts[data], world)
                 except BookError as error:
                     raise BookError(f"{study.name}, variant {variant.name}: {error}") from None
-            made.append(make_cell(study, variant, profile, seed, shelf, scored or study.benchmarks, numbers))
-            if recorded:
-                count_records(made[-1], told)
+            runs = find_runs(study, variant, profile, seed, index, scored or study.benchmarks, numbers)
+            for planned in [*runs.transfers.values(), runs.pretrain] if recorded else ():
+                waits = planned is runs.pretrain and not all(run.state.final for run in runs.transfers.values())
+                if planned and not planned.state.final and not waits:
+                    there = kept.find(planned.kind, planned.cfg, planned.name)
+                    planned.use(there if state_of(there).final else None)
+            made.append(runs)
     return made
 
 
@@ -235,20 +265,27 @@ def fields(cfg, base=None) -> str:
     return "; ".join(_short(name, plain[name]) for name in plain if name in shown and name not in hidden)
 
 
-def frame(cells: list[Cell], study: Study, hours: list[float | None]) -> pd.DataFrame:
-    """A row a cell."""
-    base, rows = study.reference(cells[0].profile), []
-    for cell, time in zip(cells, hours):
-        row, differs = {"variant": cell.variant.name, "seed": cell.seed}, "random weights"
+def defaults(cfg) -> Pretrain | Transfer:
+    """The settings of the parameter file or benchmark, at its scale, that a configuration was made from."""
+    profile, name = base_profile(cfg.profile), getattr(cfg, "benchmark", "")
+    if name in benchmarks.BENCHMARKS:
+        return benchmarks.settings(name, profile)
+    kind = "transfer" if isinstance(cfg, Transfer) else "pretrain"
+    return load(type(cfg), f"notebooks/params/{kind}-{profile}.yaml")
+
+
+def frame(planned: list[VariantRuns], study: Study, hours: list[float | None]) -> pd.DataFrame:
+    """A row a variant and seed."""
+    base, rows = study.reference(planned[0].profile), []
+    for each, time in zip(planned, hours):
+        row, differs = {"variant": each.variant.name, "seed": each.seed}, "random weights"
         row |= dict.fromkeys(("batch", "lr", "steps", "epochs", "pretraining"), "")
-        if cell.pretrain:
-            numbers, cfg = cell.numbers, cell.pretrain.cfg
+        if each.pretrain:
+            numbers, cfg = each.numbers, each.pretrain.cfg
             row |= {"batch": cfg.batch, "lr": f"{numbers.lr:g}", "steps": numbers.steps}
-            row |= {
-                "epochs": f"{numbers.steps / numbers.steps_per_epoch:g}",
-                "pretraining": cell.pretrain.describe(cell.name),
-            }
+            row |= {"epochs": f"{numbers.steps / numbers.steps_per_epoch:g}"}
+            row |= {"pretraining": each.pretrain.describe(each.name)}
             differs = fields(cfg, base) or "(the base)"
-        row |= {name: run.describe(f"{cell.name}-{name}") for name, run in cell.transfers.items()}
+        row |= {name: run.describe(f"{each.name}-{name}") for name, run in each.transfers.items()}
         rows.append(row | {"hours": "?" if time is None else f"{time:.2f}", "differs in": differs})
     return pd.DataFrame(rows)

@@ -1,4 +1,4 @@
-"""Is a tracked number what its run says it is? The same run once more, from nothing, and every number of both compared.
+"""A finished or tracked run once more, from nothing, and every number of both compared.
 
     python -m soco_lib.studies.rerun labels-soco-toy-s0-minicoco-10 --results results
 
@@ -14,6 +14,8 @@ import os
 import sys
 from pathlib import Path
 
+import pandas as pd
+
 from soco_lib import ROOT, one_line_errors
 from soco_lib.fields import from_dict, require
 from soco_lib.runs import records
@@ -25,22 +27,18 @@ from soco_lib.studies.plans import KINDS, inside
 OPERATIONAL = {"seconds", "images_per_s", "memory_gb", "init"}
 
 
-def flat(values: dict, prefix: str = "") -> dict:
-    """Nested metrics as one level: {"bbox": {"AP": 1}} becomes {"bbox.AP": 1}, without OPERATIONAL."""
-    found = {}
-    for key, value in values.items():
-        if key not in OPERATIONAL:
-            found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
+def flat(metrics: dict) -> dict:
+    """Nested metrics as one level, {"bbox": {"AP": 1}} as {"bbox.AP": 1}, without OPERATIONAL."""
+    values = pd.json_normalize(metrics).iloc[0].to_dict()
+    return {name: value for name, value in values.items() if not OPERATIONAL & {*name.split(".")}}
 
 
 def compare(then: dict, now: dict) -> dict[str, tuple]:
     """Metrics that differ: name -> (then, now); NaN equals NaN, and one that a side lacks is None there."""
     a, b = flat(then), flat(now)
     same = lambda x, y: x == y or (x != x and y != y)
-    return {
-        name: (a.get(name), b.get(name)) for name in sorted(a.keys() | b.keys()) if not same(a.get(name), b.get(name))
-    }
+    pairs = {name: (a.get(name), b.get(name)) for name in sorted({*a, *b})}
+    return {name: pair for name, pair in pairs.items() if not same(*pair)}
 
 
 def again(name: str, known: dict[str, Run], results: Path, say=print) -> Run:
@@ -48,10 +46,8 @@ def again(name: str, known: dict[str, Run], results: Path, say=print) -> Run:
 
     Raises BookError for an unknown or unfinished run, or a transfer from a file that is no run's.
     """
-    require(
-        name in known,
-        f"no run or record {name!r} in {results}: {', '.join(sorted(known)[:5])}{' …' * (len(known) > 5)}",
-    )
+    hint = f"{', '.join(sorted(known)[:5])}{' …' * (len(known) > 5)}"
+    require(name in known, f"no run or record {name!r} in {results}: {hint}")
     run = known[name]
     require(records.state_of(run).word == "done", f"{name} is not finished: {records.state_of(run).text or 'missing'}")
     cfg = from_dict(KINDS[run.record["kind"]], run.record["config"])
@@ -60,7 +56,7 @@ def again(name: str, known: dict[str, Run], results: Path, say=print) -> Run:
         require(source in known, f"{name} started from {cfg.init}, of which there is no run or record")
         cfg = dataclasses.replace(cfg, init=inside(again(source, known, results, say).folder))
     made = Run.start(name, run.record["kind"], cfg, results / "reruns")
-    threads = run.record["sessions"][-1].get("threads")
+    threads = records.last_session(run).get("threads")
     os.environ["OMP_NUM_THREADS"] = str(threads or 1)  # sums of floats depend on how many threads share them
     say(f"{name}: {'done already' if made.done else f'again, {threads or 1} threads a process'}")
     launch(made, 1, lambda line: None)
@@ -80,11 +76,10 @@ def main(arguments: list[str] | None = None) -> int:
     differ = compare(then.metrics, made.metrics)
     for name, (old, new) in differ.items():
         print(f"{name}: {old} then, {new} now")
-    machines = [run.record["sessions"][-1].get("hardware", {}).get("cpu", "unknown") for run in (then, made)]
+    machines = [records.last_session(run).get("hardware", {}).get("cpu", "unknown") for run in (then, made)]
     if differ and machines[0] != machines[1]:
-        print(
-            f"then on {machines[0]}, now on {machines[1]}: another kind of processor sums floats in another order, and training amplifies that"
-        )
+        print(f"then on {machines[0]}, now on {machines[1]}: another kind of processor sums floats in another order, "
+              "and training amplifies that")  # fmt: skip
     count = len(flat(then.metrics))
     print(f"{given.run}: {count - len(differ)} of {count} numbers are the same to the last digit")
     return 1 if differ else 0

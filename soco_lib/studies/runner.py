@@ -3,7 +3,7 @@
     python -m soco_lib.studies batchsize --profile toy --seeds 0,1 [--plan]
 
 A variant that fails is told and the others go on; the exit status is then 1. Told to stop (SIGTERM, Ctrl-C), the runs
-save and the same command goes on. Tables and the records they are made from are written at the end (study_table.py).
+save and the same command goes on. The runs' records are kept at the end; tables are another command's (`python -m soco_lib.tables`).
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ from soco_lib.runs.pool import Crew, perform, slots
 from soco_lib.runs.records import State, state_of
 from soco_lib.studies import estimate, plans
 from soco_lib.studies import study as studies
-from soco_lib.studies.plans import Cell, Planned, Shelf
+from soco_lib.studies.plans import Planned, RunIndex, VariantRuns
 from soco_lib.studies.prepare import prepare as make_data
-from soco_lib.tables import study_table
 from soco_lib.transfer import benchmarks  # fmt: skip
 
 #: Seconds between two looks at a run that another process writes.
@@ -50,7 +49,7 @@ def ensure(planned: Planned, crew: Crew, environment: dict, say, source: Run | N
 
     Raises BookError for a folder that holds something else, and with the run's own last line when it fails.
     """
-    run = Shelf(crew.results).find(planned.kind, planned.cfg, planned.name, source)
+    run = RunIndex.of_folders(crew.results).find(planned.kind, planned.cfg, planned.name, source)
     run = run or Run.start(planned.name, planned.kind, planned.cfg, crew.results)
     if source is not None and plans.of_another(run, source):
         raise BookError(
@@ -81,7 +80,7 @@ def ensure(planned: Planned, crew: Crew, environment: dict, say, source: Run | N
     return planned.state
 
 
-def run_cell(cell: Cell, crew: Crew) -> str:
+def run_cell(cell: VariantRuns, crew: Crew) -> str:
     """A variant at a seed; returns what went wrong, "" for nothing. Divergence is a result: there is then nothing to
     transfer.
     """
@@ -128,7 +127,7 @@ def locked(study: str, profile: str, results: Path):
         yield
 
 
-def prepare(study: studies.Study, todo: list[Cell], say) -> None:
+def prepare(study: studies.Study, todo: list[VariantRuns], say) -> None:
     """Make the data that can be made. Raises BookError, with where to get it, for data that is not there."""
     for cell in todo:
         for run in cell.transfers.values():
@@ -136,7 +135,7 @@ def prepare(study: studies.Study, todo: list[Cell], say) -> None:
     make_data(study, [cell.pretrain.cfg for cell in todo if cell.pretrain and not cell.pretrain.state.final], say)
 
 
-def run_cells(todo: list[Cell], crew: Crew, jobs: int) -> dict[str, str]:
+def run_cells(todo: list[VariantRuns], crew: Crew, jobs: int) -> dict[str, str]:
     """All of them, `jobs` at a time; returns what went wrong, by name."""
     with crew.listening(), ThreadPoolExecutor(jobs) as pool:
         outcomes = list(pool.map(lambda cell: run_cell(cell, crew), todo))
@@ -196,7 +195,7 @@ def main(arguments: list[str] | None = None) -> int:
         todo = [cell for cell in cells if cell.todo]
         prepare(study, todo, crew.say)
         wrong = run_cells(todo, crew, given.jobs)
-        print(study_table.build(study, given.profile, results).page, end="", flush=True)
+        plans.record(study, given.profile, results)
     for name, said in wrong.items():
         print(f"{'' if said.startswith('stopped') else 'failed: '}{name}: {said}", file=sys.stderr)
     if crew.stopping.is_set():

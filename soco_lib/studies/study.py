@@ -9,6 +9,7 @@ own.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,9 +47,7 @@ class Variant:
     says: str = ""  # one line
     row: str = ""  # of the paper's table; "": none
     epoch: int = 0  # of that row; 0: it has one or none
-    only: tuple[
-        str, ...
-    ] = ()  # benchmarks for which that row is the paper's number of this variant; empty: all that have such a row
+    only: tuple[str, ...] = ()  # benchmarks for which that row is this variant's; empty: all that have such a row
     scratch: bool = False  # random weights: nothing is pretrained, and the fields below are empty
     paper: dict = field(default_factory=dict)  # fields that differ from the study's at PROFILE=paper
     toy: dict = field(default_factory=dict)  # and at PROFILE=toy
@@ -68,9 +67,7 @@ class Study:
     paper: dict = field(default_factory=dict)
     toy: dict = field(default_factory=dict)
     transfer: dict = field(default_factory=dict)  # paper and toy -> fields of Transfer
-    stores: dict = field(
-        default_factory=dict
-    )  # proposal store -> fields of ProposalConfig; not named: selective search
+    stores: dict = field(default_factory=dict)  # store -> fields of ProposalConfig; not named: selective search
     lists: dict = field(default_factory=dict)  # list file -> fields of ImageList
 
     @property
@@ -127,9 +124,8 @@ class _Strict(Loader):
     def construct_mapping(self, node, deep=False):
         seen = set()
         for key, _ in node.value:
-            require(
-                key.value not in seen, f"{key.value!r} stands there twice (line {key.start_mark.line + 1}): remove one"
-            )
+            line = key.start_mark.line + 1
+            require(key.value not in seen, f"{key.value!r} stands there twice (line {line}): remove one")
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -138,9 +134,10 @@ def read(name: str) -> Study:
     """The study of that name, or of a YAML file of one's own. Raises BookError, naming file and place, for anything
     wrong in it.
     """
+    path = locate(name)
     if not str(name).endswith(".yaml"):
         one_of("study", name, names())
-    path = locate(name) if str(name).endswith(".yaml") else FOLDER / f"{name}.yaml"
+        path = FOLDER / f"{name}.yaml"
     require(path.is_file(), f"no study file {path}: known studies are {', '.join(names())}")
     try:
         return _checked(_build(path))
@@ -153,14 +150,10 @@ def _build(path: Path) -> Study:
         content = yaml.load(path.read_text(), _Strict)
     except yaml.YAMLError as error:
         raise BookError(f"not YAML ({' '.join(str(error).split())})") from None
-    require(
-        isinstance(content, dict) and isinstance(content.get("variants"), dict),
-        "needs `variants`, a name and fields each",
-    )
-    made = [
-        from_dict(Variant, {"name": key, **(values or {})}, f"variant {key}")
-        for key, values in content["variants"].items()
-    ]
+    complete = isinstance(content, dict) and isinstance(content.get("variants"), dict)
+    require(complete, "needs `variants`, a name and fields each")
+    variants = content["variants"].items()
+    made = [from_dict(Variant, {"name": name, **(values or {})}, f"variant {name}") for name, values in variants]
     return from_dict(Study, {**content, "name": path.stem, "variants": made}, "study")
 
 
@@ -194,12 +187,10 @@ def _checked(study: Study) -> Study:
         from_dict(ProposalConfig, values, f"store {where}")
     for where, values in study.lists.items():
         from_dict(ImageList, values, f"list {where}")
-    for benchmark in study.benchmarks:
-        chosen = benchmarks.find(benchmark)
+    for benchmark, profile in itertools.product(study.benchmarks, PROFILES):
         for metric in study.metrics:
-            one_of("metric", metric, chosen.metrics)
-        for profile in PROFILES:
-            study.finetune(benchmark, profile, 0, "scratch")
+            one_of("metric", metric, benchmarks.find(benchmark).metrics)
+        study.finetune(benchmark, profile, 0, "scratch")
     for variant in (variant for variant in study.variants if variant.row):
         _known_row(study, variant)
     for profile in PROFILES:
@@ -207,9 +198,8 @@ def _checked(study: Study) -> Study:
         for variant in sorted(study.variants, key=lambda v: v.name != study.baseline):
             where = f"variant {variant.name}, {profile}"
             if variant.scratch:
-                require(
-                    not (variant.paper or variant.toy), f"{where}: scratch has no pretraining that fields could change"
-                )
+                plain = not (variant.paper or variant.toy)
+                require(plain, f"{where}: scratch has no pretraining that fields could change")
                 continue
             _known_fields(where, getattr(variant, profile), Pretrain)
             try:

@@ -1,11 +1,12 @@
 """What records say: the paper's tables, ours, claims.
 
-claims        the paper's claims beside what small runs say (claims.yaml)
-pages         tables as Markdown and LaTeX
-paper_tables  Tables 1 to 10 with our runs in them
-report        a few transfers beside the paper's rows
-starts        what a transfer started from
-study_rows    a study's rows, from its runs' small records
+__main__      the command: every table again
+claims        the paper's claims beside what small runs say (notebooks/claims.yaml)
+pages         tables as Markdown
+paper_tables  Tables 1 to 10 with our runs in them; a few runs beside the paper's rows
+show          one run, as text
+stats         paired difference, its two intervals, the verdict
+study_rows    a study's rows, from its runs' records
 study_table   a study's table, cost, and what its seeds support
 trials        every setting that was tried before one was frozen
 """

@@ -1,12 +1,8 @@
-"""Tables as people read them: Markdown with links to the runs, LaTeX without."""
+"""Tables as people read them: Markdown with links to the runs."""
 
 from __future__ import annotations
 
 import pandas as pd
-
-
-def _filled(part: pd.DataFrame) -> pd.DataFrame:
-    return part.astype(object).where(part.notna(), "")
 
 
 def markdown(part: pd.DataFrame, left: int | None = None) -> str:
@@ -14,27 +10,20 @@ def markdown(part: pd.DataFrame, left: int | None = None) -> str:
     come).
     """
     align = None if left is None else ["left"] * left + ["right"] * (len(part.columns) - left)
-    return _filled(part).to_markdown(index=False, colalign=align, disable_numparse=True)
-
-
-def latex(parts: dict[str, pd.DataFrame], caption: str) -> str:
-    """Printed tables, title or "" -> table, each with its title and the caption."""
-    titled = {f"{title}. {caption}" if title else caption: part for title, part in parts.items()}
-    made = [_filled(part).to_latex(index=False, escape=True, caption=said) for said, part in titled.items()]
-    return "\n".join(made).replace("≥", r"$\geq$")
+    filled = part.astype(object).where(part.notna(), "")
+    return filled.to_markdown(index=False, colalign=align, disable_numparse=True)
 
 
 class Links:
-    """Reference links of a Markdown page, whose source stays readable: [text][3] in it, and a line `[3]: target` at its
-    end.
+    """Reference links of a Markdown page, whose source stays readable: [text][3] in it, and at its end a line
+    `[3]: target "title"` with the run's name, which `make show RUN=name` prints.
     """
 
-    def __init__(self, targets: dict[str, str]):
-        """targets: run's name -> where it lies, seen from the page."""
-        self.targets, self.numbers = targets, {name: i for i, name in enumerate(targets, start=1)}
+    def __init__(self, names):
+        self.numbers = {name: i for i, name in enumerate(names, start=1)}
 
     def __call__(self, text: str, run: str) -> str:
-        """The text, linked where the run has a target."""
+        """The text, linked to a run that has a number here."""
         return f"[{text}][{self.numbers[run]}]" if run in self.numbers else text
 
     def seeds(self, runs: dict[int, str]) -> str:
@@ -43,4 +32,4 @@ class Links:
 
     def definitions(self) -> str:
         """The lines at the page's end."""
-        return "\n".join(f"[{self.numbers[name]}]: {target}" for name, target in self.targets.items())
+        return "\n".join(f'[{i}]: ../runs.jsonl "make show RUN={name}"' for name, i in self.numbers.items())

@@ -4,7 +4,7 @@ alone.
     python -m soco_lib.tables.trials --results results
 
 Trials are runs in results/trials, made on development seeds and the development split. Their records are kept in
-results/studies/trials, and results/tables/trials.md is made from these.
+results/trials.jsonl, and results/tables/trials.md is made from these.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from soco_lib import ROOT, one_line_errors
 from soco_lib.config import Pretrain
 from soco_lib.fields import from_dict, load
 from soco_lib.runs import records
-from soco_lib.runs.folder import Run, read_json
+from soco_lib.runs.records import Record
 from soco_lib.studies.plans import fields
 from soco_lib.tables import pages
 from soco_lib.transfer import benchmarks
@@ -30,72 +30,57 @@ from soco_lib.transfer.benchmarks import Transfer
 PRETRAIN, BENCHMARK = "notebooks/params/pretrain-toy.yaml", "minicoco-10"
 
 
-def collect(results: Path) -> Path:
-    """Record the runs of results/trials; returns the records' folder."""
-    folder = Path(results) / "studies" / "trials"
-    for run in records.read_all((Path(results) / "trials").glob("*/run.json"))[0]:
-        if run.record["sessions"]:
-            with records.writing(folder):
-                records.keep(run, folder)
-    return folder
+def _both(scores: dict | None) -> str:
+    """Shares of a probe, k-NN's and the linear one's, as percent."""
+    return f"{100 * scores['knn']:.1f} / {100 * scores['linear']:.1f}" if scores else ""
 
 
-def _probe(run: Run) -> dict:
-    path = run.folder / "probe.json"
-    return read_json(path) if path.is_file() else {}
+def pretraining(run: Record, frozen: Pretrain) -> dict:
+    """A row of the table: what differs from the frozen setting, images seen, its last loss, rank and probe."""
+    cfg, last, probed = from_dict(Pretrain, run.record["config"]), (run.rows() or [{}])[-1], run.record.get("probe", {})
+    line = {"trial": run.name, "differs from the frozen setting in": fields(cfg, frozen) or "(nothing)"}
+    line |= {"images seen": records.numbers(run).get("images_seen", "")}
+    line |= {"loss": last.get("loss"), "rank": last.get("effective_rank")}
+    return line | {f"k-NN / linear, {name} (%)": _both(probed.get(name)) for name in ("random", "trained")}
 
 
-def pretrainings(runs: list[Run]) -> pd.DataFrame:
-    """A row a pretraining: what differs from the frozen setting, its last loss, rank and probe, minutes."""
-    frozen, lines = load(Pretrain, PRETRAIN), []
-    for run in runs:
-        cfg = from_dict(Pretrain, run.record["config"])
-        rows, probed = run.rows(), _probe(run)
-        last = rows[-1] if rows else {}
-        line = {"trial": run.name, "differs from the frozen setting in": fields(cfg, frozen) or "(nothing)"}
-        line["images seen"] = records.numbers(run).get("images_seen", "")
-        line |= {"loss": last.get("loss"), "rank": last.get("effective_rank")}
-        for name in ("random", "trained"):
-            scores = probed.get(name)
-            line[f"k-NN / linear, {name} (%)"] = (
-                f"{scores['knn']:.1%} / {scores['linear']:.1%}".replace("%", "") if scores else ""
-            )
-        lines.append(line | {"minutes": f"{records.minutes(run)[0]:.1f}", "state": records.state_of(run).text})
-    return pd.DataFrame(lines).round(2)
-
-
-def transfers(runs: list[Run]) -> pd.DataFrame:
-    """A row a transfer: where it starts, what differs from the frozen setting, AP as it rose, minutes."""
-    frozen, lines = benchmarks.settings(BENCHMARK, "toy"), []
-    for run in runs:
-        cfg = from_dict(Transfer, run.record["config"])
-        plain = dataclasses.replace(cfg, init=frozen.init, benchmark=frozen.benchmark)
-        course = [f"{row['bbox_AP']:.2f} ({row['step']})" for row in run.rows() if "bbox_AP" in row]
-        found = records.numbers(run)
-        line = {"trial": run.name, "from": Path(cfg.init).name}
-        line["differs from the frozen setting in"] = fields(plain, frozen) or "(nothing)"
-        line |= {"AP_bb (iteration)": ", ".join(course), "AP50_bb": found.get("bbox", {}).get("AP50")}
-        line |= {"AP_mk": found.get("segm", {}).get("AP")}
-        lines.append(line | {"minutes": f"{records.minutes(run)[0]:.1f}", "state": records.state_of(run).text})
-    return pd.DataFrame(lines).round(2)
+def transfer(run: Record, frozen: Transfer) -> dict:
+    """A row of the table: where it starts, what differs from the frozen setting, AP as it rose."""
+    cfg, found = from_dict(Transfer, run.record["config"]), records.numbers(run)
+    plain = dataclasses.replace(cfg, init=frozen.init, benchmark=frozen.benchmark)
+    course = [f"{row['bbox_AP']:.2f} ({row['step']})" for row in run.rows() if "bbox_AP" in row]
+    line = {"trial": run.name, "from": Path(cfg.init).name}
+    line |= {"differs from the frozen setting in": fields(plain, frozen) or "(nothing)"}
+    line |= {"AP_bb (iteration)": ", ".join(course), "AP50_bb": found.get("bbox", {}).get("AP50")}
+    return line | {"AP_mk": found.get("segm", {}).get("AP")}
 
 
 def build(results: Path) -> str:
-    """Write results/tables/trials.md from the records; returns it ("" where there is none)."""
-    runs, wrong = records.read_all(collect(results).glob("*/run.json"))
+    """Keep the records of results/trials and write results/tables/trials.md from the records; returns it ("" where
+    there is none).
+    """
+    there, wrong = records.read_all(Path(results) / "trials")
+    records.keep([run for run in there if run.record["sessions"]], results, records.TRIALS)
+    runs = sorted(records.tracked(results, records.TRIALS), key=lambda run: run.record["sessions"][0]["start"])
     if not runs:
         return ""
-    runs.sort(key=lambda run: run.record["sessions"][0]["start"])
-    of_kind = {kind: [run for run in runs if run.record["kind"] == kind] for kind in ("pretrain", "transfer")}
     spent = pd.DataFrame([records.cost(run) for run in runs], columns=records.COST)
+    rows = {"pretrain": [], "transfer": []}
+    frozen = {"pretrain": load(Pretrain, PRETRAIN), "transfer": benchmarks.settings(BENCHMARK, "toy")}
+    for run, took in zip(runs, spent["minutes"]):
+        kind = run.record["kind"]
+        row = (pretraining if kind == "pretrain" else transfer)(run, frozen[kind])
+        rows[kind].append(row | {"minutes": took.lstrip("≥"), "state": records.state_of(run).text})
+    shown = {kind: pages.markdown(pd.DataFrame(lines).round(2)) for kind, lines in rows.items()}
     page = [
-        f"Every setting that was tried before one was frozen and tested: {len(runs)} runs in the order they began, on development seeds "
-        "and development splits unless REGIME.md says otherwise; one seed each, so a small difference between two rows means nothing.",
-        f"**Pretraining.** Loss: -4 is the least for each view beyond the first; rank: effective rank of the embeddings; k-NN and "
-        f"linear: class of labelled objects from frozen features.\n\n{pages.markdown(pretrainings(of_kind['pretrain']))}",
-        f"**Fine-tuning.**\n\n{pages.markdown(transfers(of_kind['transfer']))}",
+        f"Every setting that was tried before one was frozen and tested: {len(runs)} runs in the order they began, on "
+        "development seeds and development splits unless REGIME.md says otherwise; one seed each, so a small "
+        "difference between two rows means nothing.",
+        "**Pretraining.** Loss: -4 is the least for each view beyond the first; rank: effective rank of the "
+        f"embeddings; k-NN and linear: class of labelled objects from frozen features.\n\n{shown['pretrain']}",
+        f"**Fine-tuning.**\n\n{shown['transfer']}",
         f"**{records.together(spent)}**\n\n{pages.markdown(spent)}",
-        *(f"Left out: {said}." for _, said in wrong),
+        *(f"Left out: {said}." for said in wrong.values()),
     ]
     path = Path(results) / "tables" / "trials.md"
     with records.writing(path.parent):

@@ -19,6 +19,7 @@ from soco_lib import ROOT, BookError, locate, one_line_errors
 from soco_lib.fields import differences, require
 from soco_lib.runs import records
 from soco_lib.runs.folder import Run
+from soco_lib.runs.records import Record
 from soco_lib.transfer import predictions
 from soco_lib.transfer.errors import image_scores
 from soco_lib.transfer.predictions import Predictions
@@ -42,18 +43,16 @@ def open_run(letter: str, given: str, results: str = "results") -> Run:
     was given.
     """
     require(given != "", f"{letter} names no run: give two, as make compare A=results/scratch B=results/soco")
-    tried = (locate(given), ROOT / results / given, *sorted((ROOT / results).glob(f"studies/*/{given}")))
-    folder = next((folder for folder in tried if (folder / "run.json").is_file()), None)
-    if folder is None:
-        known = {
-            path.parent.name
-            for pattern in ("*", "studies/*/*")
-            for path in (ROOT / results).glob(f"{pattern}/run.json")
-        }
-        near = difflib.get_close_matches(given.rstrip("/").rpartition("/")[2], sorted(known), 1)
+    folders = (locate(given), ROOT / results / given)
+    if folder := next((folder for folder in folders if (folder / "run.json").is_file()), None):
+        return records.read(folder)
+    kept = {record.name: record for record in records.tracked(ROOT / results)}
+    if given not in kept:
+        names = sorted({path.parent.name for path in (ROOT / results).glob("*/run.json")} | kept.keys())
+        near = difflib.get_close_matches(given.rstrip("/").rpartition("/")[2], names, 1)
         hint = f"did you mean {near[0]!r}?" if near else "give results/NAME or the name of a run or record"
         raise BookError(f"{letter}={given} is no run folder: {hint}")
-    return records.read(folder)
+    return kept[given]
 
 
 def open_pair(run_a: str, run_b: str, results: str = "results") -> tuple[Run, Run]:
@@ -179,9 +178,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(describe(*pair))
     try:
         for letter, run in zip("AB", open_pair(given.A, given.B, given.results)):
-            require(
-                run.folder.parent.parent.name != "studies", f"{letter} is a tracked record, which keeps no detections"
-            )
+            require(not isinstance(run, Record), f"{letter} is a tracked record, which keeps no detections")
             predictions.read(run.folder)
     except BookError as error:
         print(f"\nno notebook of these two: {error}")
