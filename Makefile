@@ -229,7 +229,7 @@ table7: ## of Table 7, RetinaNet and FCOS
 table8: ## of Table 8, 5 % and 10 % of COCO
 table10: ## of Table 10, COCO 4x
 table1 table2 table3 table6 table7 table8 table10: | $(READY)
-	@$(PY) -m soco_lib.tables.paper_tables $(@:table%=%) --results '$(RESULTS)' --profile '$(PROFILE)'
+	@$(PY) -m soco_lib.tables --tables $(@:table%=%) --results '$(RESULTS)' --profile '$(PROFILE)'
 
 report: | $(READY) ## the table of RUNS beside the paper's
 	@$(BOOK) $(NB)/05_report.ipynb --results $(RESULTS) --run-name $(or $(RUN),report) $(if $(RUNS),-p runs '[$(subst $(SPACE),$(COMMA) ,$(strip $(RUNS)))]')
@@ -324,7 +324,7 @@ reproduce-toy: $(TOY_DATA) | $(READY) ## the paper's claims at toy scale: every 
 	done; $(if $(PHOTOGRAPHS),,echo "left out: study photographs, whose data a clone has not (notebooks/studies/photographs.yaml names them)";) \
 	$(if $(PLAN),,{ $(CLAIMS); } || status=$$?;) exit $$status
 
-CLAIMS = $(PY) -m soco_lib.tables.trials --results '$(RESULTS)' >/dev/null; \
+CLAIMS = $(PY) -m soco_lib.tables --tables trials --results '$(RESULTS)' >/dev/null; \
     $(BOOK) $(NB)/10_claims.ipynb --results '$(RESULTS)' --run-name $(or $(RUN),claims)
 claims: $(SCENES)-test/scenes.json | $(READY) ## the claim table and notebook 10 from what runs and records there are
 	@$(CLAIMS)

@@ -17,6 +17,7 @@ from soco_lib.runs import records
 from soco_lib.runs.folder import Run, read_json, write_json
 from soco_lib.studies import study as studies
 from soco_lib.tables import claims, stats, study_table
+from soco_lib.tables.__main__ import main
 from soco_lib.tables.study_rows import rows_of
 
 
@@ -210,7 +211,7 @@ def test_a_line_each_claim_that_was_run_with_its_verdict_as_colour(results):
 
 
 def test_command_line_without_any_record(tmp_path, capsys):
-    claims.main(["--results", str(tmp_path)])
+    main(["--tables", "claims", "--results", str(tmp_path)])
     assert "not run" in capsys.readouterr().out
 
 

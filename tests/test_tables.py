@@ -14,8 +14,8 @@ from soco_lib.runs import records
 from soco_lib.runs.folder import Run
 from soco_lib.studies.paper import paper_table
 from soco_lib.tables import show
-from soco_lib.tables.__main__ import main as every_table
-from soco_lib.tables.paper_tables import against_paper, build, main, start_of, table_cells, table_parts, transfers
+from soco_lib.tables.__main__ import main
+from soco_lib.tables.paper_tables import against_paper, build, start_of, table_cells, table_parts, transfers
 from soco_lib.transfer import benchmarks
 
 TABLES = ["1", "2", "3", "6", "7", "8", "10"]
@@ -192,9 +192,9 @@ def test_files_say_scale_and_what_was_left_out(tmp_path):
 
 
 def test_command_line(tmp_path, capsys):
-    assert main(["7", "--results", str(tmp_path)]) == 0
+    assert main(["--tables", "7", "--results", str(tmp_path)]) == 0
     assert "No transfer run of Table 7" in capsys.readouterr().out
-    assert main(["11", "--results", str(tmp_path)]) == 1
+    assert main(["--tables", "11", "--results", str(tmp_path)]) == 1
     assert "did you mean '1'" in capsys.readouterr().err
     with pytest.raises(BookError, match="known: 1, 2, 3"):
         build("5a", tmp_path)
@@ -240,10 +240,10 @@ def test_a_torn_file_is_named_and_its_row_is_empty(tmp_path):
 
 
 def test_every_table_again_without_a_run_or_with_one(tmp_path, capsys):
-    assert every_table(["--results", str(tmp_path)]) == 0
+    assert main(["--results", str(tmp_path)]) == 0
     assert [path.name for path in sorted((tmp_path / "tables").iterdir())] == ["claims.csv", "claims.md", "headline.md"]
     transfer(tmp_path / "of-mine", 2.0)
-    assert every_table(["--results", str(tmp_path)]) == 0
+    assert main(["--results", str(tmp_path)]) == 0
     assert "tables/table1.md" in capsys.readouterr().out and (tmp_path / "tables" / "table1.csv").is_file()
     assert not (tmp_path / "tables" / "table2.md").exists()
 

@@ -7,11 +7,12 @@ from soco_lib.config import Pretrain
 from soco_lib.runs import records
 from soco_lib.runs.folder import Run
 from soco_lib.tables import trials
+from soco_lib.tables.__main__ import main
 from soco_lib.transfer import benchmarks
 
 
 def test_every_trial_is_listed_with_what_it_changed(tmp_path, capsys):
-    trials.main(["--results", str(tmp_path)])
+    main(["--tables", "trials", "--results", str(tmp_path)])
     assert "no trial has a record" in capsys.readouterr().out
     folder = tmp_path / "trials"
     one = Run.start("wide", "pretrain", fields.load(Pretrain, trials.PRETRAIN, k=8, seed=100), folder)

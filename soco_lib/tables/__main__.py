@@ -1,9 +1,8 @@
-"""Every table again, from records: the paper's, the studies', the claims, the trials.
+"""Tables from run folders and tracked records; needs neither data nor a GPU.
 
-    python -m soco_lib.tables [--studies labels alignment] [--results results] [--profile toy]
-
-makes all that have runs or tracked records, or the tables and figures of the named studies alone; these are printed
-where there is one profile. Needs neither data nor a GPU.
+python -m soco_lib.tables                                  every table that has runs or records
+python -m soco_lib.tables --studies labels --profile toy   a study's table and figure, printed where there is one profile
+python -m soco_lib.tables --tables 1 claims trials         the paper's by number, claims, trials, printed
 """
 
 import argparse
@@ -21,30 +20,31 @@ def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--studies", nargs="*", default=[], help="these alone")
+    parser.add_argument("--tables", nargs="*", default=[], help="these alone: a number, claims or trials")
     parser.add_argument("--results", default="results", help="folder of the run folders")
-    parser.add_argument("--profile", default="all", help="toy, paper or all")
+    parser.add_argument("--profile", default="all", help="scale of our rows: toy, paper or all")
     given = parser.parse_args(arguments)
     results, profiles = ROOT / given.results, PROFILES if given.profile == "all" else (given.profile,)
-    rows, say = {}, lambda name: print(f"{given.results}/tables/{name}.md")
-    for study in map(studies.read, given.studies or studies.names()):
+    every = not (given.studies or given.tables)
+    rows = {}
+
+    def say(name: str, page: str) -> None:
+        print(f"{given.results}/tables/{name}.md" if every else page.rstrip("\n"))
+
+    for study in map(studies.read, given.studies or every * studies.names()):
         for profile in profiles:
             asked = given.studies and given.profile != "all"
-            built = study_table.build(study, profile, results, only_begun=not asked)
-            if built is None:
-                continue
-            figures.write(built.figure, study, built.rows, built.frame, profile)
-            print(built.page, end="") if asked else say(f"{study.name}-{profile}")
-            if profile == "toy":
-                rows[study.name] = built.rows
-    if given.studies:
-        return
-    for table in paper_tables.TABLES:
-        if paper_tables.build(table, results, given.profile, only_ours=True):
-            say(f"table{table}")
-    claims.build(results, rows=rows)
-    say("claims")
-    if trials.build(results):
-        say("trials")
+            if built := study_table.build(study, profile, results, only_begun=not asked):
+                figures.write(built.figure, study, built.rows, built.frame, profile)
+                say(f"{study.name}-{profile}", built.page)
+                rows |= {study.name: built.rows} if profile == "toy" else {}
+    for name in given.tables or every * (*paper_tables.TABLES, "claims", "trials"):
+        if name == "claims":
+            say(name, claims.build(results, rows=rows)[1])
+        elif name == "trials":
+            say(name, trials.build(results) or "no trial has a record")
+        elif page := paper_tables.build(name, results, given.profile, only_ours=every):
+            say(f"table{name}", page)
 
 
 if __name__ == "__main__":

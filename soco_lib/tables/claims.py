@@ -1,17 +1,13 @@
 """The paper's claims beside what the toy runs say: claim -> the paper's difference -> ours -> verdict; from records
-alone.
+alone. notebooks/claims.yaml names the claims and the studies that speak to them.
 
-    python -m soco_lib.tables.claims --results results
-
-makes results/tables/claims.{csv,md} and headline.md from the studies that notebooks/claims.yaml names. A claim is "OF
-scores higher than AGAINST"; both are fine-tuned from the same seeds, so their difference is taken seed by seed.
+A claim is "OF scores higher than AGAINST"; both are fine-tuned from the same seeds, so their difference is taken seed
+by seed.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +15,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from soco_lib import ROOT, one_line_errors
+from soco_lib import ROOT
 from soco_lib.config import Pretrain
 from soco_lib.fields import from_dict, load, one_of
 from soco_lib.runs import records
@@ -254,15 +250,3 @@ def build(results: Path, profile: str = "toy", rows: dict[str, list[Row]] | None
         (folder / "claims.md").write_text(page)
         (folder / "headline.md").write_text(headline(frame))
     return frame, page
-
-
-@one_line_errors
-def main(arguments: list[str] | None = None) -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", default="results", help="folder of the run folders")
-    print(build(ROOT / parser.parse_args(arguments).results)[1], end="")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,17 +1,10 @@
-"""The paper's Tables 1, 2, 3, 6, 7, 8 and 10 with our runs in them, and a few runs beside the paper's rows (notebooks 4
-and 5); every row says at which scale it was earned.
-
-    python -m soco_lib.tables.paper_tables 1 --results results --profile toy
-
-prints Table 1 with all transfer runs and records under `results` that belong to it and writes
-results/tables/table1.{csv,md}.
+"""The paper's Tables 1, 2, 3, 6, 7, 8 and 10 with all transfer runs and records that belong to them, and a few runs
+beside the paper's rows (notebooks 4 and 5); every row says at which scale it was earned.
 """
 
 from __future__ import annotations
 
-import argparse
 import re
-import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from soco_lib import ROOT, BookError, locate, one_line_errors
+from soco_lib import BookError, locate
 from soco_lib.config import Pretrain
 from soco_lib.fields import OPERATIONAL, SUBJECT, base_profile, differences, essence, load, one_of, to_dict
 from soco_lib.runs import records
@@ -359,18 +352,3 @@ def reading(runs: list[Run]) -> str:
         f"each at {runs[0].record['config']['profile']} scale. Fine-tuning seeds alone move such numbers by as much or "
         "more; only repeated seeds can tell whether pretraining helped here."
     )
-
-
-@one_line_errors
-def main(arguments: list[str] | None = None) -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", help="number of the paper's table")
-    parser.add_argument("--results", default="results", help="folder of the run folders")
-    parser.add_argument("--profile", default="all", help="scale of our rows: toy, paper or all")
-    given = parser.parse_args(arguments)
-    print(build(given.table, ROOT / given.results, given.profile), end="")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

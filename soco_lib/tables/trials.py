@@ -1,22 +1,17 @@
 """Every setting that was tried before a setting was frozen and tested, with its figures, the failures too; from records
 alone.
 
-    python -m soco_lib.tables.trials --results results
-
 Trials are runs in results/trials, made on development seeds and the development split. Their records are kept in
 results/trials.jsonl, and results/tables/trials.md is made from these.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import sys
 from pathlib import Path
 
 import pandas as pd
 
-from soco_lib import ROOT, one_line_errors
 from soco_lib.config import Pretrain
 from soco_lib.fields import from_dict, load
 from soco_lib.runs import records
@@ -86,15 +81,3 @@ def build(results: Path) -> str:
     with records.writing(path.parent):
         path.write_text("\n\n".join(page) + "\n")
     return path.read_text()
-
-
-@one_line_errors
-def main(arguments: list[str] | None = None) -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", default="results", help="folder of the run folders")
-    print(build(ROOT / parser.parse_args(arguments).results) or "no trial has a record", end="")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
