@@ -1,8 +1,10 @@
 """Tables from run folders and tracked records; needs neither data nor a GPU.
 
-python -m soco_lib.tables                                  every table that has runs or records
-python -m soco_lib.tables --studies labels --profile toy   a study's table and figure, printed where there is one profile
-python -m soco_lib.tables --tables 1 claims trials         the paper's by number, claims, trials, printed
+    python -m soco_lib.tables                                  every table that has runs or records
+    python -m soco_lib.tables --studies labels --profile toy   a study's table, printed, and its figure
+    python -m soco_lib.tables --tables 1 claims trials         printed: the paper's by number, claims, trials
+
+Files go to tables/ in the results folder.
 """
 
 import argparse
@@ -40,11 +42,13 @@ def main(arguments: list[str] | None = None) -> None:
                 rows |= {study.name: built.rows} if profile == "toy" else {}
     for name in given.tables or every * (*paper_tables.TABLES, "claims", "trials"):
         if name == "claims":
-            say(name, claims.build(results, rows=rows)[1])
+            page = claims.build(results, rows=rows)[1]
         elif name == "trials":
-            say(name, trials.build(results) or "no trial has a record")
-        elif page := paper_tables.build(name, results, given.profile, only_ours=every):
-            say(f"table{name}", page)
+            page = trials.build(results)
+        else:
+            page = paper_tables.build(name, results, given.profile, only_ours=every)
+        if page or not every:
+            say(name if name in ("claims", "trials") else f"table{name}", page or "no trial has a record")
 
 
 if __name__ == "__main__":
