@@ -46,7 +46,7 @@ def test_verdicts_need_both_intervals(differences, expected, word):
 
 
 def test_every_claim_names_what_there_is_and_prints_the_papers_difference():
-    found = {claim.says: claims.printed(studies.read(claim.study), claim) for claim in claims.read()}
+    found = {claim.says: claims.printed(study, claim) for claim, study in claims.read()}
     assert len(found) == len(claims.read()) > 20
     assert found["SoCo beats random weights, all labels"] == pytest.approx(42.3 - 31.0)
     assert found["objects and all parts of the alignment beat whole images, all labels"] == pytest.approx(42.3 - 38.1)

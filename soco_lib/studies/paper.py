@@ -54,6 +54,7 @@ def paper_table(table: str) -> pd.DataFrame:
     return cells.assign(epoch=epochs, value=values).set_index(rows + columns)["value"].unstack(columns, sort=False)
 
 
+@cache
 def paper_value(table: str, benchmark: str, row: str, metric: str, epoch: int | None = None) -> float | None:
     """One printed number, in percent: None where the paper prints "-", NaN where it prints NaN.
 

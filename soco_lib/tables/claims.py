@@ -77,19 +77,21 @@ class Found:
     mixed: int = 0  # differences between runs on two kinds of processor
 
 
-def read(path: Path = FILE) -> list[Claim]:
-    """The claims. Raises BookError for an unknown study, variant, benchmark or metric, with the nearest known name."""
+def read(path: Path = FILE) -> list[tuple[Claim, Study]]:
+    """The claims, each with its study. Raises BookError for an unknown study, variant, benchmark or metric, with the
+    nearest known name.
+    """
     lines = yaml.safe_load(path.read_text())
     claims = [from_dict(Claim, fields, f"claim {i}") for i, fields in enumerate(lines, start=1)]
-    of_name = {}
+    of_name = {name: studies.read(name) for name in dict.fromkeys(claim.study for claim in claims)}
     for claim in claims:
-        study = of_name[claim.study] = of_name.get(claim.study) or studies.read(claim.study)
+        study = of_name[claim.study]
         for name in (claim.of, claim.against):
             study.variant(name)
         for name in filter(None, (claim.benchmark, claim.less)):
             one_of("metric", claim.metric, benchmarks.find(name).metrics)
         printed(study, claim)
-    return claims
+    return [(claim, of_name[claim.study]) for claim in claims]
 
 
 def printed(study: Study, claim: Claim) -> float | None:
@@ -233,11 +235,12 @@ def build(results: Path, profile: str = "toy", rows: dict[str, list[Row]] | None
     """Write results/tables/claims.{csv,md} and headline.md from the records; returns the table and the page. rows: of
     studies, by name, where they are at hand.
     """
-    claims, rows = read(), dict(rows or {})
-    of_name = {name: studies.read(name) for name in dict.fromkeys(claim.study for claim in claims)}
-    for name in of_name.keys() - rows.keys():
-        rows[name] = rows_of(of_name[name], profile, results)
-    frame = table([find(claim, of_name[claim.study], rows[claim.study]) for claim in claims])
+    found, rows = [], dict(rows or {})
+    for claim, study in read():
+        if study.name not in rows:
+            rows[study.name] = rows_of(study, profile, results)
+        found.append(find(claim, study, rows[study.name]))
+    frame = table(found)
     said = (
         f"What small runs (scale '{profile}', the setting of notebooks/params and soco_lib/transfer/benchmarks.yaml) "
         "say of the paper's claims. Differences in points of AP, paired over seeds; the paper's numbers are of its own "
