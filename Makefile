@@ -350,7 +350,7 @@ check-variants: | $(READY) ## train every variant of the method for 20 steps, th
 	@SOCO_SLOW=1 $(PY) -m pytest tests/test_variants.py $(ARGS)
 
 check-gpu: | $(READY) ## does this node compute what the book says, and how fast? QUICK=1: shorter; small on a CPU
-	@$(PY) -m soco_lib.gpu $(if $(QUICK),--quick) --results '$(RESULTS)'
+	@$(PY) -m tests.gpu $(if $(QUICK),--quick) --results '$(RESULTS)'
 
 BENCHES := views step proposals store readers startup
 .PHONY: bench $(addprefix bench-,$(BENCHES))

@@ -10,10 +10,10 @@ import torch
 from torchvision.ops import roi_align
 
 from soco_lib import ROOT
-from soco_lib.gpu import check as check_gpu
-from soco_lib.gpu import checks as gpu_checks
-from soco_lib.gpu import group as gpu_group
-from soco_lib.gpu import speed as gpu_speed
+from tests.gpu import check as check_gpu
+from tests.gpu import checks as gpu_checks
+from tests.gpu import group as gpu_group
+from tests.gpu import speed as gpu_speed
 
 from detectron2.layers import ROIAlign  # isort: skip
 
@@ -69,7 +69,7 @@ def test_what_would_wait_is_seen(op):
 
 def planted(fault, monkeypatch):
     monkeypatch.setenv("PLANTED", fault)
-    monkeypatch.setattr(gpu_group, "MODULE", "tests.planted")
+    monkeypatch.setattr(gpu_group, "MODULE", "tests.gpu.planted")
 
 
 def test_a_process_with_another_checkpoint_fails(folder, data, monkeypatch, tmp_path):
@@ -139,7 +139,7 @@ for name in ("jupyterlab", "papermill", "nbconvert", "nbclient", "nbformat", "ip
 import cv2
 del cv2.ximgproc
 sys.modules["cv2.ximgproc"] = None
-from soco_lib.gpu import check as check_gpu
+from tests.gpu import check as check_gpu
 sys.exit(check_gpu.main(["--quick", "--results", sys.argv[1]]))
 """
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)

@@ -7,8 +7,8 @@ import torch
 
 from soco_lib.config import Pretrain, View
 from soco_lib.encoder import Encoder
-from soco_lib.gpu.checks import IMAGES, number, numbered
 from tests.conftest import TINY_DETECTOR
+from tests.gpu.checks import IMAGES, number, numbered
 
 from detectron2.modeling.box_regression import Box2BoxTransformLinear  # isort: skip
 from detectron2.modeling.poolers import ROIPooler  # isort: skip

@@ -6,9 +6,10 @@ import itertools
 import pytest
 import torch
 
-from soco_lib.gpu import check as check_gpu
-from soco_lib.gpu import checks as gpu_checks
 from soco_lib.runs import processes
+from soco_lib.studies import step_time
+from tests.gpu import check as check_gpu
+from tests.gpu import checks as gpu_checks
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 DEVICE = torch.device("cuda")
@@ -35,8 +36,8 @@ def test_check(name, folder, data):
 def test_an_update_keeps_the_host_waiting_nowhere(precision):
     """CUDA itself raises at the line that waits, where the check only counts."""
     cfg = dataclasses.replace(gpu_checks.PAPER, precision=precision, micro_batch=4)
-    trainer = gpu_checks.a_trainer(cfg, DEVICE)
-    batches = itertools.repeat(gpu_checks.pinned(gpu_checks.a_batch(cfg, 4), trainer.model, DEVICE))
+    trainer = step_time.lone_trainer(cfg, DEVICE)
+    batches = itertools.repeat(step_time.as_loaded(step_time.random_batch(cfg, 4), trainer.model, DEVICE))
     trainer.update(0, batches)
     torch.cuda.set_sync_debug_mode("error")
     try:

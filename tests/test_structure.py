@@ -26,7 +26,6 @@ weights
 features
 train
 transfer
-gpu
 studies
 tables
 figures

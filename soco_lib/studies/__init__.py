@@ -7,5 +7,6 @@ plans     What a study's runs are, which of them exist and in which state. Nothi
 prepare   The data that a study's pretrainings need and that can be made here
 rerun     A tracked run once more, from nothing, and every number of both compared
 runner    Running what is missing of a study
+step_time Seconds of one training step on random images
 study     What a study is
 """

@@ -4,9 +4,7 @@ here.
 
 from __future__ import annotations
 
-import dataclasses
 import heapq
-import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -24,8 +22,6 @@ SIZES = {
     "transfer": ("detector", "overrides", "min_sizes", "max_size", "test_size", "test", "precise_bn", "eval_every", "precision",
                  "iterations", "batch", "micro_batch"),
 }  # fmt: skip
-#: Images that a timed step holds at once, and such steps, without and with a GPU.
-IMAGES, STEPS = {False: 4, True: 64}, {False: 2, True: 10}
 
 
 @dataclass(frozen=True)
@@ -70,33 +66,6 @@ def from_runs(run: Planned, shelves: tuple[RunIndex, ...], here: tuple, images: 
     return Speed(median(times), f"as {runs[0].name}{more}") if times else None
 
 
-def pretrain_step(cfg) -> float:
-    """Seconds an image of an update on random images and boxes, on this machine's first device."""
-    from soco_lib.gpu import checks as gpu_checks
-    from soco_lib.gpu import speed as gpu_speed
-    from soco_lib.runs import processes
-
-    device = processes.own_device()
-    cuda = device.type == "cuda"
-    processes.arithmetic(fixed_sizes=True)
-    n = min(cfg.micro_batch or cfg.batch, IMAGES[cuda])
-    trainer = gpu_checks.a_trainer(dataclasses.replace(cfg, batch=n, micro_batch=0), device)
-    batches = itertools.repeat(gpu_checks.pinned(gpu_checks.a_batch(cfg, n), trainer.model, device))
-    return gpu_speed.seconds(lambda: trainer.update(0, batches), device, STEPS[cuda], before=1) / n
-
-
-def transfer_step(cfg) -> float:
-    """Seconds an image of an update of the detector on random images with ten objects each."""
-    from soco_lib.gpu import speed as gpu_speed
-    from soco_lib.runs import processes
-
-    device, n = processes.own_device(), 2
-    processes.arithmetic(fixed_sizes=False)
-    return (
-        gpu_speed.seconds(gpu_speed.detector_step(cfg, n, device), device, STEPS[device.type == "cuda"], before=1) / n
-    )
-
-
 def speeds(cells: list[VariantRuns], results: Path, world: int, measure: bool) -> dict[int, Speed]:
     """Time of every run that is to do, by its id(). world: processes a run; measure: time a step where no earlier run
     tells.
@@ -111,8 +80,11 @@ def speeds(cells: list[VariantRuns], results: Path, world: int, measure: bool) -
             images = (cell.numbers.steps if run.kind == "pretrain" else cfg.iterations) * cfg.batch
             speed = from_runs(run, shelves, here, images)
             if speed is None and measure:
+                from soco_lib.studies import step_time  # late: it imports all that a training does
+
                 key = run.kind, *(str(getattr(cfg, name)) for name in SIZES[run.kind] if name != "test")
-                steps[key] = steps.get(key) or (pretrain_step if run.kind == "pretrain" else transfer_step)(cfg)
+                timed = step_time.pretrain_step if run.kind == "pretrain" else step_time.transfer_step
+                steps[key] = steps.get(key) or timed(cfg)
                 what = "without data loading" if run.kind == "pretrain" else "without data loading and evaluation"
                 speed = Speed(steps[key] * images / world, f"a step timed here, {what}")
             found[id(run)] = speed or unknown

@@ -1,4 +1,4 @@
-"""Does this device compute what the method says? Checks in one process; `soco_lib.gpu` runs them and group.py's.
+"""Does this device compute what the method says? Checks in one process; `tests.gpu` runs them and group.py's.
 
 On a GPU the network and the views are the paper's, and the judge is the CPU; on a CPU they are small, and the judge is
 float64.
@@ -28,6 +28,7 @@ from soco_lib.fields import to_dict
 from soco_lib.model import SoCo
 from soco_lib.runs import checkpoint
 from soco_lib.runs.processes import Process
+from soco_lib.studies.step_time import as_loaded, lone_trainer, random_batch
 from soco_lib.train import Trainer
 
 #: float32 against the judge, of a smooth network whose batch norm has given statistics: loss, absolute; gradients,
@@ -69,35 +70,6 @@ def settings(device: torch.device) -> Pretrain:
     return PAPER if device.type == "cuda" else SMALL
 
 
-def alone(device: torch.device) -> Process:
-    """A process that is the only one."""
-    return Process(0, 0, 1, 1, device)
-
-
-def a_batch(cfg: Pretrain, count: int, seed: int = 0) -> Batch:
-    """`count` images of coloured blobs in views of one place, boxes of 0.3 to 0.8 of the side, a few of them lost in V2
-    and its like.
-
-    Not noise: seen from afar that is one gray, and what batch norm then magnifies is rounding.
-    """
-    g = torch.Generator().manual_seed(seed)
-    blobs = 255 * torch.rand(count, 3, 6, 6, generator=g)
-    pictures = [F.interpolate(blobs, (s, s), mode="bicubic").clamp(0, 255) for s in cfg.view_sizes]
-    images = [picture.permute(0, 2, 3, 1).contiguous().to(torch.uint8) for picture in pictures]
-    side = 0.3 + 0.5 * torch.rand(count, cfg.k, 1, generator=g)
-    corner = torch.rand(count, cfg.k, 2, generator=g) * (1 - side)
-    boxes = [torch.cat([corner, corner + side], 2) * s for s in cfg.view_sizes]
-    seen = torch.rand(count, cfg.k, generator=g) < 0.9
-    seen[:, 0] = True
-    return Batch(images, boxes, [torch.ones_like(seen), *(seen for _ in boxes[1:])])
-
-
-def pinned(batch: Batch, model: SoCo, device: torch.device) -> Batch:
-    """A batch as the loader hands it to a step on `device`."""
-    batch = dataclasses.replace(batch, counted=model.count(batch.boxes, batch.valid))
-    return batch.pin_memory() if device.type == "cuda" else batch
-
-
 def learned(model: SoCo) -> list[Tensor]:
     """The parameters that have gradients."""
     return [p for p in model.parameters() if p.requires_grad]
@@ -114,17 +86,9 @@ def judge(model: SoCo, batch: Batch, dtype: torch.dtype) -> tuple[float, list[Te
     return float(loss.detach()), [p.grad for p in learned(model)]
 
 
-def a_trainer(cfg: Pretrain, device: torch.device, state: dict | None = None) -> Trainer:
-    """On `device`, alone; with the weights `state`, else random ones from the seed."""
-    trainer = Trainer(cfg, plan(cfg, 10 * cfg.batch), alone(device))
-    if state:
-        trainer.model.load_state_dict(state)
-    return trainer
-
-
 def fitted(cfg: Pretrain, batch: Batch, device: torch.device) -> SoCo:
     """A network on the CPU in evaluation mode, whose running statistics have seen the batch: `device` measured them."""
-    model = a_trainer(cfg, device).model
+    model = lone_trainer(cfg, device).model
     images = [normalize(x) for x in batch.images_on(device)]
     counted = model.count(batch.boxes, batch.valid).moved(send(device))
     with torch.no_grad():
@@ -138,13 +102,13 @@ def one_pass(cfg: Pretrain, batch: Batch, device: torch.device, like: SoCo) -> t
     """Loss and gradients (on the CPU, float32) of one micro-batch in the training loop's own way, by the network and
     mode of `like`.
     """
-    trainer = a_trainer(cfg, device, like.state_dict())
+    trainer = lone_trainer(cfg, device)
+    trainer.model.load_state_dict(like.state_dict())
     trainer.model.train(like.training)
     if trainer.scaler.is_enabled():
-        trainer.scaler = torch.amp.GradScaler(
-            device.type, init_scale=2.0**10
-        )  # training finds a scale without overflow by itself
-    loss = float(trainer.backward(pinned(batch, trainer.model, device), last=True)["loss"])
+        # Training finds a scale without overflow by itself.
+        trainer.scaler = torch.amp.GradScaler(device.type, init_scale=2.0**10)
+    loss = float(trainer.backward(as_loaded(batch, trainer.model, device), last=True)["loss"])
     scale = trainer.scaler.get_scale()
     return loss, [p.grad.float().cpu() / scale for p in learned(trainer.model)]
 
@@ -165,7 +129,6 @@ def cosine(a: list[Tensor], b: list[Tensor]) -> float:
 
 
 # --- the checks
-# --------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -188,7 +151,7 @@ def smooth() -> Iterator[None]:
 def float32(device: torch.device) -> Found:
     """Loss and gradients of the same weights and batch: this device in float32 against the judge."""
     cfg = settings(device)
-    batch, exact = a_batch(cfg, cfg.batch), torch.float32 if device.type == "cuda" else torch.float64
+    batch, exact = random_batch(cfg, cfg.batch), torch.float32 if device.type == "cuda" else torch.float64
     with smooth():
         model = fitted(cfg, batch, device)
         (loss, gradients), (expected, theirs) = one_pass(cfg, batch, device, model), judge(model, batch, exact)
@@ -199,9 +162,9 @@ def float32(device: torch.device) -> Found:
     model.train()
     training = abs(one_pass(cfg, batch, device, model)[0] - judge(model, batch, exact)[0])
     said = (
-        f"against {'the CPU' if device.type == 'cuda' else 'float64'}, without kinks: loss {off:.1e} (<= {LOSS:g}), gradients {relative:.1e} "
-        f"(<= {GRADIENT:g}); with: loss {switched:.1e} (<= {SWITCHED:g}), cosine {alike:.4f} (>= {ALIKE:g}); with batch statistics: "
-        f"loss {training:.1e} (<= {TRAINING:g})"
+        f"against {'the CPU' if device.type == 'cuda' else 'float64'}, without kinks: loss {off:.1e} (<= {LOSS:g}), "
+        f"gradients {relative:.1e} (<= {GRADIENT:g}); with: loss {switched:.1e} (<= {SWITCHED:g}), "
+        f"cosine {alike:.4f} (>= {ALIKE:g}); with batch statistics: loss {training:.1e} (<= {TRAINING:g})"
     )
     passed = off <= LOSS and relative <= GRADIENT and switched <= SWITCHED and alike >= ALIKE and training <= TRAINING
     return Found(passed, said)
@@ -209,10 +172,9 @@ def float32(device: torch.device) -> Found:
 
 def half(device: torch.device, precision: str) -> Found:
     """Loss and gradients under autocast against float32 on the same device."""
-    cfg = dataclasses.replace(
-        settings(device), batch=8 if device.type == "cuda" else 4
-    )  # no CPU of ours computes in fp16
-    batch = a_batch(cfg, cfg.batch)
+    batch = 8 if device.type == "cuda" else 4  # CPUs compute fp16 slowly
+    cfg = dataclasses.replace(settings(device), batch=batch)
+    batch = random_batch(cfg, cfg.batch)
     model = fitted(cfg, batch, device)
     expected, theirs = one_pass(cfg, batch, device, model)
     loss, gradients = one_pass(dataclasses.replace(cfg, precision=precision), batch, device, model)
@@ -226,9 +188,8 @@ def numbered(dtype: torch.dtype, device: torch.device, strides=(4, 8, 16, 32), s
     each.
     """
     digits = (torch.arange(IMAGES)[:, None] >> torch.arange(DIGITS)) & 1
-    return [
-        digits[:, :, None, None].expand(-1, -1, side // s, side // s).to(device, dtype).contiguous() for s in strides
-    ]
+    digits = digits[:, :, None, None].to(device, dtype)
+    return [digits.expand(-1, -1, side // s, side // s).contiguous() for s in strides]
 
 
 def number(pooled: Tensor) -> list[int]:
@@ -249,11 +210,8 @@ def regions(device: torch.device, dtype: torch.dtype) -> Found:
     far = encoder.levels_of_boxes.rois([torch.tensor([[1301.0, 13, 1327, 37]])]).moved(send(device))
     align = encoder.pooler.level_poolers[0]
     with torch.no_grad(), autocast:
-        moved = (
-            float((align(ramp, far.rows).float() - align(ramp.float(), far.rows).to(dtype).float()).abs().max())
-            * 4
-            * 64
-        )
+        exact = align(ramp.float(), far.rows).to(dtype)
+        moved = float((align(ramp, far.rows).float() - exact.float()).abs().max()) * 4 * 64
     said = f"{wrong} of {len(found)} from another image; at 1327 px corners are off by {moved:.2f} px"
     return Found(wrong == 0 and moved == 0, said)
 
@@ -261,7 +219,7 @@ def regions(device: torch.device, dtype: torch.dtype) -> Found:
 def variant(device: torch.device, cfg: Pretrain | None = None, **changes) -> Found:
     """Gradients of a way to compute the same, against the plain way: contiguous, nothing recomputed, not compiled."""
     cfg = dataclasses.replace(cfg or settings(device), channels_last=False)
-    batch = a_batch(cfg, cfg.batch)
+    batch = random_batch(cfg, cfg.batch)
     with smooth():
         model = fitted(cfg, batch, device)
         expected, theirs = one_pass(cfg, batch, device, model)
@@ -273,32 +231,27 @@ def variant(device: torch.device, cfg: Pretrain | None = None, **changes) -> Fou
 
 def resumed(device: torch.device, data: dict) -> Found:
     """A trainer that goes on from another's checkpoint has its state, and computes its next loss. data: see
-    check_gpu.drawn.
+    check.drawn.
     """
-    cfg = dataclasses.replace(
-        SMALL, images=data["images"], proposals=data["proposals"], steps=6, warmup_epochs=0, workers=0
-    )
+    given = {name: data[name] for name in ("images", "proposals")}
+    cfg = dataclasses.replace(SMALL, **given, steps=6, warmup_epochs=0, workers=0)
     dataset, at = ProposalViews(cfg), 3
     numbers = plan(cfg, len(dataset))
-    first, second = (Trainer(cfg, numbers, alone(device)) for _ in range(2))
-    feed = lambda trainer, start: iter(
-        build_loader(dataset, numbers, 0, start, device.type == "cuda", trainer.model.count)
-    )
+    first, second = (Trainer(cfg, numbers, Process(0, 0, 1, 1, device)) for _ in range(2))
+    pin = device.type == "cuda"
+    feed = lambda trainer, start: iter(build_loader(dataset, numbers, 0, start, pin, trainer.model.count))
     batches = feed(first, 0)
     for step in range(at):
         first.update(step, batches)
     with tempfile.TemporaryDirectory() as folder:
         checkpoint.save(Path(folder), at, to_dict(cfg), 1, **first.state())
         done = second.resume(Path(folder))
-    states = [
-        [*t.model.state_dict().values(), *(s["momentum"] for s in t.optimizer.state.values())] for t in (first, second)
-    ]
-    same = all(torch.equal(a, b) for a, b in zip(*states))
+    state = lambda t: [*t.model.state_dict().values(), *(s["momentum"] for s in t.optimizer.state.values())]
+    same = all(torch.equal(a, b) for a, b in zip(state(first), state(second)))
     off = abs(float(first.update(at, batches)["loss"] - second.update(done, feed(second, done))["loss"]))
     limit = TRAINING if device.type == "cuda" else 0.0  # a GPU adds in another order each time
-    said = (
-        f"after step {done}: {'the same' if same else 'another'} state, next losses differ by {off:.1e} (<= {limit:g})"
-    )
+    whose = "the same" if same else "another"
+    said = f"after step {done}: {whose} state, next losses differ by {off:.1e} (<= {limit:g})"
     return Found(done == at and same and off <= limit, said)
 
 
@@ -356,8 +309,8 @@ def counted_waits(device: torch.device) -> Iterator[list[str]]:
 def waits(device: torch.device, precision: str) -> Found:
     """Whole updates from batches that a loader made: the host is not kept waiting once in them."""
     cfg = dataclasses.replace(settings(device), precision=precision, micro_batch=4)
-    trainer = a_trainer(cfg, device)
-    batches = itertools.repeat(pinned(a_batch(cfg, cfg.micro_batch), trainer.model, device))
+    trainer = lone_trainer(cfg, device)
+    batches = itertools.repeat(as_loaded(random_batch(cfg, cfg.micro_batch), trainer.model, device))
     trainer.update(0, batches)  # what is made once, such as momentum
     with counted_waits(device) as found:
         trainer.update(1, batches)

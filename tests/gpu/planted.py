@@ -1,4 +1,4 @@
-"""gpu_group.py's process with a fault in it: the tests see that the check's line fails. `python -m tests.planted
+"""A process of group.py with a fault in it: the tests see that the check's line fails. `python -m tests.gpu.planted
 FOLDER`.
 """
 
@@ -9,8 +9,8 @@ import sys
 from torch import nn
 
 from soco_lib.features import probe
-from soco_lib.gpu import group as gpu_group
 from soco_lib.runs import checkpoint
+from tests.gpu import group
 
 
 def each_for_itself(folder, first, say=print):
@@ -31,4 +31,4 @@ else:
     probe.fresh = synchronised
 
 if __name__ == "__main__":
-    sys.exit(gpu_group.main(sys.argv[1:]))
+    sys.exit(group.main(sys.argv[1:]))

@@ -1,7 +1,7 @@
 """Do several processes compute what one does, and live through what happens to them? NCCL on all visible GPUs; two gloo
 processes on a single one, where batch norm is synchronised as well; two on a CPU, where it is not.
 
-    torchrun ... -m soco_lib.gpu.group FOLDER    what a process of these checks runs: training, if it is a run's folder
+    torchrun ... -m tests.gpu.group FOLDER    what a process of these checks runs: training, if it is a run's folder
 """
 
 from __future__ import annotations
@@ -23,30 +23,28 @@ from soco_lib import BookError, train
 from soco_lib.config import Pretrain, plan
 from soco_lib.dataset import Batch
 from soco_lib.fields import from_dict, to_dict
-from soco_lib.gpu.checks import (
+from soco_lib.runs import checkpoint, processes
+from soco_lib.runs.folder import Run, write_json
+from soco_lib.runs.launch import command, environment
+from soco_lib.runs.processes import Process
+from soco_lib.studies.step_time import as_loaded, lone_trainer, random_batch
+from tests.gpu.checks import (
     GRADIENT,
     LOSS,
     SMALL,
     TRAINING,
     Found,
-    a_batch,
-    a_trainer,
     cosine,
     difference,
     fitted,
     learned,
     one_pass,
-    pinned,
     settings,
     smooth,
 )
-from soco_lib.runs import checkpoint, processes
-from soco_lib.runs.folder import Run, write_json
-from soco_lib.runs.launch import command, environment
-from soco_lib.runs.processes import Process
 
 #: What torchrun starts: this module.
-MODULE = "soco_lib.gpu.group"
+MODULE = "tests.gpu.group"
 #: Seconds after which a group counts as hung.
 LIMIT = 300.0
 #: Least cosine between gradients of synchronised batch norm and of one process's: both round, and batch norm magnifies
@@ -80,8 +78,7 @@ def perform(folder: Path, world: int, restarts: int = 0) -> str:
     return f"exit {status}: {(errors or lines or [''])[0][:200]}" if status else ""
 
 
-# --- by whom the checks are asked
-# -----------------------------------------------------------------------------------------
+# --- in the process that checks
 
 
 def alike(device: torch.device, folder: Path) -> Found:
@@ -90,7 +87,7 @@ def alike(device: torch.device, folder: Path) -> Found:
     world = world_of(device)
     cfg = settings(device)
     cfg = dataclasses.replace(cfg, batch=world * max(2, cfg.batch // world))
-    batch = a_batch(cfg, cfg.batch)
+    batch = random_batch(cfg, cfg.batch)
     with smooth():
         model = fitted(cfg, batch, device)
     torch.save({"config": to_dict(cfg), "state": model.state_dict()}, folder / "reference.pt")
@@ -114,7 +111,7 @@ def alike(device: torch.device, folder: Path) -> Found:
 
 def save_two(folder: Path, cfg: Pretrain) -> None:
     """Two checkpoints with different weights, for `one_checkpoint`."""
-    trainer = a_trainer(cfg, torch.device("cpu"))
+    trainer = lone_trainer(cfg, torch.device("cpu"))
     for step in (2, 4):
         with torch.no_grad():
             trainer.model.predictor[0].weight.fill_(float(step))
@@ -122,26 +119,22 @@ def save_two(folder: Path, cfg: Pretrain) -> None:
 
 
 def one_checkpoint(folder: Path) -> Found:
-    """All processes go on from the same checkpoint, though the file system shows one of them the newest and not the
-    others.
-    """
+    """All processes go on from the same checkpoint, though only the first of them sees the newest."""
     if not (folder / "found.json").exists():
         return Found(False, "the processes ended before they came to it")
     steps = json.loads((folder / "found.json").read_text())["steps"]
-    return Found(
-        set(steps) == {4.0},
-        f"went on from steps {', '.join(f'{step:g}' for step in steps)}; the first process sees step 4",
-    )
+    said = f"went on from steps {', '.join(f'{step:g}' for step in steps)}; the first process sees step 4"
+    return Found(set(steps) == {4.0}, said)
 
 
 def training(device: torch.device, folder: Path, data: dict, labelled: str) -> Found:
     """A training with the object probe every other step, one of whose processes is killed, ends as it should."""
     world = world_of(device)
     every = SAVE_EVERY / (data["count"] // (2 * world))  # epochs
-    cfg = dataclasses.replace(
-        SMALL, images=data["images"], proposals=data["proposals"], batch=2 * world, steps=STEPS, warmup_epochs=0, workers=1, log_every=1,
-        save_every=SAVE_EVERY, probe=labelled, probe_every=every, precision="bf16" if device.type == "cuda" else "fp32", profile="check",
-    )  # fmt: skip
+    data = {name: data[name] for name in ("images", "proposals")} | {"probe": labelled, "workers": 1}
+    precision = "bf16" if device.type == "cuda" else "fp32"
+    times = {"steps": STEPS, "warmup_epochs": 0, "log_every": 1, "save_every": SAVE_EVERY, "probe_every": every}
+    cfg = dataclasses.replace(SMALL, **data, **times, batch=2 * world, precision=precision, profile="check")
     run = Run.start("group", "pretrain", cfg, folder)
     if wrong := perform(run.folder, world, restarts=1):
         return Found(False, wrong)
@@ -149,13 +142,11 @@ def training(device: torch.device, folder: Path, data: dict, labelled: str) -> F
     rows = run.rows()
     probes, lives = sum("knn" in row for row in rows), len(run.record["sessions"])
     good = run.done and lives == 2 and probes == STEPS // SAVE_EVERY and rows[-1]["step"] == STEPS
-    return Found(
-        good, f"{run.record['status']} after step {rows[-1]['step']} of {STEPS}, {probes} probes, {lives - 1} restart"
-    )
+    said = f"{run.record['status']} after step {rows[-1]['step']} of {STEPS}, {probes} probes, {lives - 1} restart"
+    return Found(good, said)
 
 
 # --- in a process of the group
-# --------------------------------------------------------------------------------------------
 
 
 def share(batch: Batch, process: Process) -> Batch:
@@ -171,22 +162,19 @@ def compute(folder: Path, process: Process) -> None:
     cfg = from_dict(Pretrain, reference["config"])
     trainer = train.Trainer(cfg, plan(cfg, 10 * cfg.batch, process.world, process.synchronised), process)
     trainer.model.load_state_dict(reference["state"])
-    batch = share(a_batch(cfg, cfg.batch), process)
+    batch = share(random_batch(cfg, cfg.batch), process)
     modes = ["given statistics", "synchronised batch norm"][: 1 + process.synchronised]
     for mode in modes:
         trainer.model.train(mode != modes[0])
         trainer.optimizer.zero_grad()
         with smooth():
-            loss = float(
-                processes.mean(trainer.backward(pinned(batch, trainer.model, process.device), last=True)["loss"])
-            )
+            own = trainer.backward(as_loaded(batch, trainer.model, process.device), last=True)["loss"]
+            loss = float(processes.mean(own))
         if process.main:
             torch.save((loss, [p.grad.float().cpu() for p in learned(trainer.model)]), folder / f"{mode}.pt")
     if not process.main:
-        seen = checkpoint.paths
-        checkpoint.paths = lambda folder: seen(folder)[
-            :-1
-        ]  # a file system that does not tell this process of the newest yet
+        seen = checkpoint.paths  # from a file system that does not show this process the newest yet
+        checkpoint.paths = lambda folder: seen(folder)[:-1]
     trainer.resume(folder)
     steps = [None] * process.world
     dist.all_gather_object(steps, float(trainer.model.predictor[0].weight.mean()))

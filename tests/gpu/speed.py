@@ -7,10 +7,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import itertools
-import statistics
 import time
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -22,16 +19,11 @@ from soco_lib.data.proposals import ProposalConfig
 from soco_lib.data.sources import open_source
 from soco_lib.data.store import build_store
 from soco_lib.dataset import AHEAD, ProposalViews, build_loader, shared_bytes
-from soco_lib.detector import detector_config, for_finetuning
-from soco_lib.gpu.checks import SMALL, a_batch, a_trainer, counted_waits, pinned, settings
 from soco_lib.runs import processes
 from soco_lib.runs.loader import Feed, batches_ahead
+from soco_lib.studies.step_time import as_loaded, detector_step, lone_trainer, random_batch, seconds
 from soco_lib.transfer.benchmarks import Transfer
-
-from detectron2.modeling import build_model
-from detectron2.solver import build_optimizer
-from detectron2.structures import Boxes, Instances, PolygonMasks
-from detectron2.utils.events import EventStorage
+from tests.gpu.checks import SMALL, counted_waits, settings
 
 #: ImageNet's training images, and the epochs of the paper's shorter schedule.
 IMAGENET, EPOCHS = 1_281_167, 100
@@ -55,26 +47,6 @@ CPU_SWEEP = (("fp32", 4, {}), ("fp32", 8, {}), ("fp32", 8, {"recompute": ("res2"
 TRANSFERS = ((2, "fp32"), (2, "bf16"), (16, "fp32"), (16, "bf16"))
 
 
-def synchronize(device: torch.device) -> None:
-    """Wait for the device."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def seconds(step: Callable[[], object], device: torch.device, repeat: int = 5, before: int = 2) -> float:
-    """Median seconds of one call of `step`, after `before` that are not counted."""
-    for _ in range(before):
-        step()
-    times = []
-    for _ in range(repeat):
-        synchronize(device)
-        start = time.perf_counter()
-        step()
-        synchronize(device)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
-
-
 def product(device: torch.device, dtype: torch.dtype) -> float:
     """Operations a second of a large matrix product: what this device can do at most, in practice."""
     side = 8192 if device.type == "cuda" else 1024
@@ -85,8 +57,8 @@ def product(device: torch.device, dtype: torch.dtype) -> float:
 def operations(cfg: Pretrain, device: torch.device) -> float:
     """Operations an image of one update, forward and backward, a multiplication and an addition counted as two."""
     cfg = dataclasses.replace(cfg, batch=4, precision="fp32", compile=False, recompute=())
-    trainer = a_trainer(cfg, device)
-    batches = itertools.repeat(pinned(a_batch(cfg, 4), trainer.model, device))
+    trainer = lone_trainer(cfg, device)
+    batches = itertools.repeat(as_loaded(random_batch(cfg, 4), trainer.model, device))
     with FlopCounterMode(display=False) as counter:
         trainer.update(0, batches)
     return counter.get_total_flops() / 4
@@ -95,8 +67,8 @@ def operations(cfg: Pretrain, device: torch.device) -> float:
 def step(cfg: Pretrain, device: torch.device) -> dict:
     """images/s, GB and waits of the host of an update that holds cfg.batch images at once."""
     forget(device)
-    trainer = a_trainer(cfg, device)
-    batches = itertools.repeat(pinned(a_batch(cfg, cfg.batch), trainer.model, device))
+    trainer = lone_trainer(cfg, device)
+    batches = itertools.repeat(as_loaded(random_batch(cfg, cfg.batch), trainer.model, device))
     update = lambda: trainer.update(0, batches)
     taken = seconds(update, device, *((5, 2) if device.type == "cuda" else (2, 1)))
     memory = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else None
@@ -107,11 +79,9 @@ def step(cfg: Pretrain, device: torch.device) -> dict:
 
 def why(error: Exception) -> str:
     """A row's word for what could not be measured."""
-    return (
-        "out of memory"
-        if isinstance(error, torch.OutOfMemoryError)
-        else (str(error).splitlines() or [type(error).__name__])[0][:80]
-    )
+    if isinstance(error, torch.OutOfMemoryError):
+        return "out of memory"
+    return (str(error).splitlines() or [type(error).__name__])[0][:80]
 
 
 def forget(device: torch.device) -> None:
@@ -134,10 +104,7 @@ def sweep(device: torch.device, quick: bool) -> list[dict]:
         row = {"precision": precision, "images at once": count, "how": ", ".join(changes) or "plain"}
         try:
             row |= step(cfg, device)
-        except (
-            RuntimeError,
-            ArithmeticError,
-        ) as error:  # out of memory, which cuDNN may say in words of its own; no compiler
+        except (RuntimeError, ArithmeticError) as error:  # out of memory, in cuDNN's own words too; no compiler
             rows.append(row | {"images/s": None, "why": why(error)})
             continue
         rate = each * row["images/s"]
@@ -146,8 +113,8 @@ def sweep(device: torch.device, quick: bool) -> list[dict]:
 
 
 def loaded(folder: Path, scenes: str, device: torch.device, workers: int, limit: float) -> float:
-    """Images a second that `workers` processes make into the paper's views, from JPEGs of ImageNet's size; for `limit`
-    seconds.
+    """Images a second that `workers` processes make into the paper's views, from JPEGs of ImageNet's size, measured for
+    `limit` seconds.
     """
     folder.mkdir()
     source = open_source(scenes)
@@ -157,7 +124,7 @@ def loaded(folder: Path, scenes: str, device: torch.device, workers: int, limit:
     build_store(open_source(f"folder:{folder}"), ProposalConfig(generator="random"), folder / "store", workers=1)
     cfg = Pretrain(f"folder:{folder}", str(folder / "store"), batch=16, steps=10**6, workers=workers)
     dataset = ProposalViews(cfg)
-    numbers, count = plan(cfg, len(dataset)), a_trainer(SMALL, torch.device("cpu")).model.count
+    numbers, count = plan(cfg, len(dataset)), lone_trainer(SMALL, torch.device("cpu")).model.count
     ahead = batches_ahead(AHEAD, shared_bytes(cfg, numbers), workers, 1)
     batches = Feed(build_loader(dataset, numbers, 0, 0, device.type == "cuda", count, ahead))
     for _ in range(workers + 1):  # each worker's first
@@ -173,64 +140,24 @@ def hours(rate: float, gpus: int = 1) -> float:
     return IMAGENET * EPOCHS / rate / gpus / 3600
 
 
-# --- fine-tuning
-# -----------------------------------------------------------------------------------------------------------
-
-
-def detector_step(cfg: Transfer, count: int, device: torch.device) -> Callable[[], None]:
-    """An update of the detector on `count` random images with ten objects each, at the middle one of the training
-    sizes.
-    """
-    warnings.filterwarnings("ignore", "torch.meshgrid")  # Detectron2's, harmless
-    d2 = detector_config(cfg.detector, cfg.overrides)
-    d2.MODEL.DEVICE = device.type
-    for_finetuning(d2, synchronised=False)
-    model, short = build_model(d2).train(), int(statistics.median(cfg.min_sizes))
-    width = min(cfg.max_size, short * 4 // 3)
-    corner = torch.rand(10, 2) * torch.tensor([width, short]) / 2
-    boxes = torch.cat([corner, corner + short / 4], 1)
-    objects = Instances((short, width), gt_boxes=Boxes(boxes), gt_classes=torch.zeros(10).long())
-    objects.gt_masks = PolygonMasks([[[x1, y1, x2, y1, x2, y2, x1, y2]] for x1, y1, x2, y2 in boxes.tolist()])
-    images = [
-        {"image": torch.randint(0, 256, (3, short, width), dtype=torch.uint8), "instances": objects}
-        for _ in range(count)
-    ]
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(cfg.precision)
-    d2.SOLVER.BASE_LR = 1e-6  # random images teach nothing, and a loss that leaves the finite numbers ends the step
-    optimizer = build_optimizer(d2, model)
-
-    def update() -> None:
-        with EventStorage(), torch.autocast(device.type, dtype, enabled=dtype is not None):
-            loss = sum(model(images).values())
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return update
-
-
 def transfers(device: torch.device, quick: bool) -> list[dict]:
     """Mask R-CNN R50-FPN at 800 pixels, two images (16 over 8 GPUs) and 16; a narrow one at 64 without a GPU."""
     cuda, rows = device.type == "cuda", []
     processes.arithmetic(fixed_sizes=False)  # as in a transfer
-    base = (
-        Transfer("", "", min_sizes=(800,))
-        if cuda
-        else Transfer("", "", detector="toy-mask-rcnn-slim-r50-fpn", min_sizes=(64,))
-    )
+    small = {"detector": "toy-mask-rcnn-slim-r50-fpn", "min_sizes": (64,)}
+    base = Transfer("", "", **({"min_sizes": (800,)} if cuda else small))
     for count, precision in TRANSFERS[: 2 if quick else 4] if cuda else TRANSFERS[:1]:
         forget(device)
         row = {"images at once": count, "precision": precision}
         try:
-            taken = seconds(
-                detector_step(dataclasses.replace(base, precision=precision), count, device), device, 5 if cuda else 2
-            )
+            update = detector_step(dataclasses.replace(base, precision=precision), count, device)
+            taken = seconds(update, device, 5 if cuda else 2)
         except (RuntimeError, ArithmeticError) as error:
             rows.append(row | {"updates/s": None, "why": why(error)})
             continue
         memory = torch.cuda.max_memory_allocated() / 1e9 if cuda else None
         row |= {"updates/s": 1 / taken, "GB": memory}
-        rows.append(
-            row | ({"hours of 1x": base.iterations * taken / 3600, "GPUs": base.batch // count} if cuda else {})
-        )
+        if cuda:
+            row |= {"hours of 1x": base.iterations * taken / 3600, "GPUs": base.batch // count}
+        rows.append(row)
     return rows
