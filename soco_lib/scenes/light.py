@@ -64,9 +64,7 @@ def paint_part(sprite, part, to_canvas, scale, light):
 def _cover(rings, holes, x1, y1, x2, y2):
     """A part's alpha in 0..1 and its pixels' distance to the outline, both (y2 - y1, x2 - x1) float32."""
     w, h = int(x2 - x1), int(y2 - y1)
-    twice = np.zeros(
-        (2 * h, 2 * w), np.uint8
-    )  # twice the size, then averaged: smoother than OpenCV's antialiasing alone
+    twice = np.zeros((2 * h, 2 * w), np.uint8)  # then averaged: smoother than OpenCV's antialiasing alone
     for ring, value in [(r, 255) for r in rings] + [(r, 0) for r in holes]:
         cv2.fillPoly(twice, [np.round((2 * (ring - (x1, y1)) + 0.5) * 16).astype(np.int32)], value, cv2.LINE_AA, 4)
     alpha = cv2.resize(twice, (w, h), interpolation=cv2.INTER_AREA)
@@ -82,13 +80,8 @@ def _texture(part, back, scale, shape):
         size, per_unit = size // 2, per_unit / 2
     move = per_unit * np.array([[c, s], [-s, c]]) @ back
     move[:, 2] += 40
-    return cv2.warpAffine(
-        shrunk(part.texture, size),
-        move,
-        shape[::-1],
-        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-        borderMode=cv2.BORDER_WRAP,
-    )
+    how = dict(flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_WRAP)
+    return cv2.warpAffine(shrunk(part.texture, size), move, shape[::-1], **how)
 
 
 def _slopes(part, back, scale, depth, texture):

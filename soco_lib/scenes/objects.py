@@ -11,7 +11,7 @@ import numpy as np
 
 from soco_lib.scenes.light import Part, paint_part
 
-# --- outlines: all return (K, 2) float64 ---------------------------------------------------------------------------
+# --- outlines: all return (K, 2) float64
 
 
 def _smooth(points, n=7):
@@ -51,18 +51,15 @@ def _revolved(profile, n=8):
     return np.concatenate([np.stack([r, y], 1), np.stack([-r, y], 1)[::-1]])
 
 
-# --- materials -----------------------------------------------------------------------------------------------------
+# --- materials
 
 
 def _rgb(rng, hue=None, saturation=(0.15, 0.8), value=(0.42, 0.95)):
-    """A random colour; `hue` is a centre to stray from a little, None any: mostly the warm ones and blues of real
-    paints.
-    """
+    """A random colour; `hue`: a centre to stray from, or None: mostly the warm ones and blues of real paints."""
     if hue is None:
         hue = rng.choice((0.0, 0.03, 0.07, 0.11, 0.15, 0.3, 0.57, 0.62, rng.uniform()))
-    return np.array(
-        colorsys.hsv_to_rgb((hue + rng.normal(0, 0.035)) % 1.0, rng.uniform(*saturation), rng.uniform(*value))
-    )
+    hue = (hue + rng.normal(0, 0.035)) % 1.0
+    return np.array(colorsys.hsv_to_rgb(hue, rng.uniform(*saturation), rng.uniform(*value)))
 
 
 def _paint(rng, names=("fine", "fine", "clouds", "stripes", "dots", "checks", "gravel", "brick"), hue=None, **given):
@@ -71,18 +68,9 @@ def _paint(rng, names=("fine", "fine", "clouds", "stripes", "dots", "checks", "g
     colour = _rgb(rng, hue)
     contrast = name in ("stripes", "dots", "checks") and rng.uniform() < 0.6
     second = _rgb(rng) if contrast else colour * rng.uniform(0.45, 0.7)
-    return (
-        dict(
-            colour=tuple(colour),
-            second=tuple(second),
-            texture=name,
-            repeat=rng.uniform(0.5, 1.3),
-            turn=rng.uniform(0, np.pi),
-            gloss=rng.uniform(0.05, 0.6),
-            bump=rng.uniform(0.2, 0.8),
-        )
-        | given
-    )
+    repeat, turn, gloss, bump = rng.uniform((0.5, 0, 0.05, 0.2), (1.3, np.pi, 0.6, 0.8)).tolist()
+    made = dict(colour=tuple(colour), second=tuple(second), texture=name, repeat=repeat, turn=turn, gloss=gloss)
+    return made | dict(bump=bump) | given
 
 
 def _plain(colour, **given):
@@ -90,7 +78,7 @@ def _plain(colour, **given):
     return dict(colour=tuple(colour), second=tuple(0.75 * colour), gloss=0.3) | given
 
 
-# --- categories: rng -> parts --------------------------------------------------------------------------------------
+# --- categories: rng -> parts
 
 
 def _bottle(rng):
@@ -109,22 +97,9 @@ def _bottle(rng):
 def _car(rng):
     roof, front, rear, nose, wheel = rng.uniform((-0.5, -0.55, 0.45, -0.14, 0.17), (-0.34, -0.25, 0.9, -0.04, 0.22))
     paint = _paint(rng, ("fine", "fine", "fine", "clouds"), gloss=0.9, bump=0.05, relief=0.7)
-    body = _smooth(
-        [
-            (-1, 0.16),
-            (-1, 0.02),
-            (-0.9, nose),
-            (front - 0.08, nose - 0.06),
-            (front + 0.22, roof),
-            (0.1, roof - 0.03),
-            (rear - 0.22, roof + 0.02),
-            (rear, -0.1),
-            (0.97, -0.07),
-            (1, 0.16),
-            (0.9, 0.21),
-            (-0.9, 0.21),
-        ]
-    )
+    bonnet = [(-1, 0.16), (-1, 0.02), (-0.9, nose), (front - 0.08, nose - 0.06)]
+    cabin = [(front + 0.22, roof), (0.1, roof - 0.03), (rear - 0.22, roof + 0.02)]
+    body = _smooth(bonnet + cabin + [(rear, -0.1), (0.97, -0.07), (1, 0.16), (0.9, 0.21), (-0.9, 0.21)])
     pillar, sill = rng.uniform(0.02, 0.2), nose - 0.05
     glass = _plain((0.2, 0.26, 0.32), gloss=0.8, relief=0.5, texture="clouds", repeat=0.4)
     windows = [
@@ -152,19 +127,8 @@ def _fish(rng):
     skin = _paint(rng, ("scales", "scales", "stripes", "dots"), turn=rng.uniform(-0.3, 0.3), gloss=0.6)
     pale = tuple(0.9 * np.array(skin["second"]) + 0.08)
     fin = _paint(rng, ("grain",), repeat=1.2, turn=np.pi / 2, relief=0.3, colour=pale)
-    body = _smooth(
-        [
-            (-0.95, 0.02),
-            (-0.75, -0.55 * h),
-            (bulge, -h),
-            (0.25, -0.6 * h),
-            (0.66, -0.09),
-            (0.66, 0.09),
-            (0.25, 0.6 * h),
-            (bulge, h),
-            (-0.75, 0.55 * h),
-        ]
-    )
+    above = [(-0.95, 0.02), (-0.75, -0.55 * h), (bulge, -h), (0.25, -0.6 * h), (0.66, -0.09)]
+    body = _smooth(above + [(x, -y) for x, y in above[:0:-1]])
     fork, sail = rng.uniform((0.72, 0.12), (0.92, 0.28))
     back = [(bulge - 0.1, -0.9 * h), (bulge + 0.15, -h - sail), (0.4, -0.62 * h - 0.1), (0.4, -0.35 * h)]
     end = [(0.58, 0), (0.8, -0.8 * tail), (1.02, -tail), (fork, 0), (1.02, tail), (0.8, 0.8 * tail)]
@@ -228,11 +192,8 @@ def _key(rng):
 
 
 def _leaf(rng):
-    (w, peak), lobes, depth = (
-        rng.uniform((0.28, 0.6), (0.55, 1.3)),
-        int(rng.integers(5, 12)),
-        rng.choice([0.03, 0.12, 0.3]),
-    )
+    w, peak = rng.uniform((0.28, 0.6), (0.55, 1.3))
+    lobes, depth = int(rng.integers(5, 12)), rng.choice([0.03, 0.12, 0.3])
     t = np.linspace(0, 1, 90)
     half = w * np.sin(np.pi * t**peak) ** 0.9 * (1 - depth * (lobes * t % 1) * (t < 0.97))
     bend = rng.uniform(-0.25, 0.25)
@@ -268,27 +229,19 @@ def _mug(rng):
 
 
 def _mushroom(rng):
-    cap, dome, stem, foot = (
-        rng.uniform(0.55, 0.85),
-        rng.uniform(0.4, 0.8),
-        rng.uniform(0.12, 0.22),
-        rng.uniform(1.0, 1.7),
-    )
-    skin = _paint(
-        rng, ("clouds", "fine", "moon", "gravel"), hue=rng.choice([0.02, 0.07, 0.1, rng.uniform()]), gloss=0.5
-    )
+    cap, dome, stem, foot = rng.uniform((0.55, 0.4, 0.12, 1.0), (0.85, 0.8, 0.22, 1.7))
+    hue = rng.choice([0.02, 0.07, 0.1, rng.uniform()])
+    skin = _paint(rng, ("clouds", "fine", "moon", "gravel"), hue, gloss=0.5)
     rim = 0.25 * cap * rng.uniform(0.6, 1.2)
     stalk = _revolved([(-0.1, stem), (0.3, 0.9 * stem), (0.75, stem * foot), (0.9, 0.8 * stem * foot)])
     lean = rng.uniform(-0.15, 0.15)
     stalk[:, 0] += lean * stalk[:, 1]
     cream = _rgb(rng, 0.11, (0.08, 0.3), (0.75, 0.95))
+    crown = np.concatenate([_arc(0, 0, cap, dome, 180, 360), _arc(0, 0, cap, 0.55 * rim, 0, 180)])
     parts = [
         Part([_arc(0, 0, 0.97 * cap, rim)], **_plain(0.62 * cream, texture="stripes", repeat=2.0, gloss=0)),
         Part([stalk], **_plain(cream, texture="grain", tube=(0, 1.2 * stem), lift=0.0)),
-        Part(
-            [np.concatenate([_arc(0, 0, cap, dome, 180, 360), _arc(0, 0, cap, 0.55 * rim, 0, 180)])],
-            **skin | dict(lift=0.08),
-        ),
+        Part([crown], **skin | dict(lift=0.08)),
     ]
     spots = []
     for _ in range(int(rng.integers(0, 9))):
@@ -302,22 +255,12 @@ def _starfish(rng):
     points = []
     for i in range(arms):
         a, reach = 2 * np.pi * i / arms + rng.normal(0, 0.06), rng.uniform(0.85, 1.05)
-        for turn, r in (
-            (-0.13, 0.62 * reach),
-            (wave * 0.5 - 0.06, reach),
-            (wave * 0.5 + 0.06, reach),
-            (0.13, 0.62 * reach),
-            (np.pi / arms, inner),
-        ):
-            points.append((r * np.cos(a + turn), r * np.sin(a + turn)))
-    skin = _paint(
-        rng, ("dots", "gravel", "moon", "clouds"), repeat=rng.uniform(0.9, 1.6), bump=1.0, relief=0.9, gloss=0.25
-    )
-    knobs = [
-        _arc(s * np.cos(a), s * np.sin(a), 0.035, 0.035, n=12)
-        for a in 2 * np.pi * np.arange(arms) / arms
-        for s in (0.22, 0.42, 0.6)
-    ]
+        arm = [(-0.13, 0.62 * reach), (wave * 0.5 - 0.06, reach), (wave * 0.5 + 0.06, reach), (0.13, 0.62 * reach)]
+        points += [(r * np.cos(a + turn), r * np.sin(a + turn)) for turn, r in [*arm, (np.pi / arms, inner)]]
+    names, repeat = ("dots", "gravel", "moon", "clouds"), rng.uniform(0.9, 1.6)
+    skin = _paint(rng, names, repeat=repeat, bump=1.0, relief=0.9, gloss=0.25)
+    angles = 2 * np.pi * np.arange(arms) / arms
+    knobs = [_arc(s * np.cos(a), s * np.sin(a), 0.035, 0.035, n=12) for a in angles for s in (0.22, 0.42, 0.6)]
     pale = np.minimum(1, np.array(skin["colour"]) + 0.2)
     return [Part([_smooth(points)], **skin), Part(knobs, **_plain(pale, lift=0.01))]
 
@@ -358,9 +301,7 @@ _SHAPES = {
 CATEGORIES: tuple[str, ...] = tuple(_SHAPES)
 
 
-def render(
-    category: str, side: float, light: np.ndarray, rng: np.random.Generator, fit: tuple[float, float]
-) -> np.ndarray:
+def render(category: str, side: float, light: np.ndarray, rng: np.random.Generator, fit: tuple) -> np.ndarray:
     """Draw one object as a sprite.
 
     `side`: square root of its box area in pixels, less where the box would exceed `fit` (height, width). `light`: unit

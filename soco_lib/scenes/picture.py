@@ -8,31 +8,13 @@ import numpy as np
 
 from soco_lib import BookError
 from soco_lib.scenes.objects import CATEGORIES, render
-from soco_lib.scenes.textures import photographs
+from soco_lib.scenes.textures import PHOTOGRAPHS, photographs
 
 SPLITS = ("train", "val")
 MIN_VISIBLE = 0.35  #: an object of which less is seen is left out
 MIN_PIXELS = 90  #: so is one with fewer visible pixels
 LARGEST = 0.70  #: square root of an object's box area over that of the image area, at most
 MOST, SMALLEST = 6, 0.10  #: objects of a scene, and the smallest one's side, unless others are asked for
-_PLACES = {
-    "astronaut": 3,
-    "chelsea": 3,
-    "coffee": 3,
-    "motorcycle_left": 3,
-    "motorcycle_right": 2,
-    "rocket": 2,
-    "gravel": 1.5,
-    "brick": 1.5,
-    "grass": 1.5,
-    "hubble_deep_field": 1,
-    "ihc": 0.7,
-    "retina": 0.7,
-    "camera": 1,
-    "moon": 0.5,
-    "coins": 0.8,
-}
-
 _GREY = ("brick", "camera", "coins", "grass", "gravel", "moon")  # have no colours of their own
 
 
@@ -56,9 +38,8 @@ def draw_scene(seed: int, index: int, split: str, size: tuple[int, int] | None =
     Raises BookError for an unknown split or a value that cannot be.
     """
     if most < 1 or not 0 < smallest <= LARGEST:
-        raise BookError(
-            f"scenes of up to {most} objects of side {smallest} to {LARGEST}: give at least one, and a side in that range"
-        )
+        limits = f"give at least one object, and a side above 0 and up to {LARGEST}"
+        raise BookError(f"cannot draw scenes of up to {most} objects with sides from {smallest}: {limits}")
     if split not in SPLITS:
         raise BookError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
     threads = cv2.getNumThreads()
@@ -103,7 +84,8 @@ def _background(rng, split, h, w):
     Train takes one end of every photograph and val the other, so they share no pixel; the two views of the motorcycle
     are a stereo pair, so a strip as wide as the disparity is seen by both.
     """
-    name = str(rng.choice(list(_PLACES), p=np.array(list(_PLACES.values())) / sum(_PLACES.values())))
+    often = np.array(list(PHOTOGRAPHS.values()))
+    name = str(rng.choice(list(PHOTOGRAPHS), p=often / sum(PHOTOGRAPHS.values())))
     photo = photographs()[name]
     long = int(photo.shape[1] > photo.shape[0])
     cut = photo.shape[long]
@@ -112,9 +94,8 @@ def _background(rng, split, h, w):
     zoom = min(region.shape[0] / h, region.shape[1] / w) * rng.uniform(0.7, 1.0)
     ch, cw = int(zoom * h), int(zoom * w)
     y, x = rng.integers(0, region.shape[0] - ch + 1), rng.integers(0, region.shape[1] - cw + 1)
-    crop = cv2.resize(
-        region[y : y + ch, x : x + cw], (w, h), interpolation=cv2.INTER_AREA if zoom > 1 else cv2.INTER_CUBIC
-    )
+    how = cv2.INTER_AREA if zoom > 1 else cv2.INTER_CUBIC
+    crop = cv2.resize(region[y : y + ch, x : x + cw], (w, h), interpolation=how)
     if (blur := rng.uniform(0, 1.6)) > 0.4:
         crop = cv2.GaussianBlur(crop, (0, 0), blur)
     if rng.uniform() < 0.5:
@@ -135,7 +116,7 @@ def _paste(sprite, corner, h, w):
 
 
 def _place(rng, sprite, taken, h, w):
-    """A corner (x, y) for the sprite: of a few random ones that with least overlap, one in five at the image's border."""
+    """A corner (x, y) for the sprite: that with least overlap of a few random ones; one in five may leave the image."""
     sh, sw = sprite.shape[1:]
     out = 0.4 if rng.uniform() < 0.2 else 0.03
     best, least = None, np.inf
@@ -152,9 +133,7 @@ def _place(rng, sprite, taken, h, w):
 
 
 def _keep_visible(sprites, h, w):
-    """Drop the least visible object until all satisfy the rule: (sprites, masks (N, h, w) bool, visible share (N,)
-    float32).
-    """
+    """Drop the least visible object until all are seen well enough: sprites, masks (N, h, w), visible share (N,)."""
     whole = np.array([np.count_nonzero(s[3] >= 0.5) for s, _, _ in sprites])
     solid = np.zeros((len(sprites), h, w), bool)
     for mask, (sprite, corner, _) in zip(solid, sprites):
@@ -181,18 +160,14 @@ def _tight_box(mask):
 
 
 def _embed(image, sprite, corner, light, rng):
-    """Lay a sprite into the picture (3, h, w), in place, on a soft shadow, in the exposure and tint of its
-    surroundings.
-    """
+    """Lay a sprite into the picture (3, h, w), in place, on a soft shadow, exposed and tinted as its surroundings."""
     h, w = image.shape[1:]
     reach = 0.05 * np.sqrt(sprite[0].size) * rng.uniform(0.6, 1.5)
     pad = int(2.5 * reach) + 3
     alpha = cv2.copyMakeBorder((sprite[3] * 255).astype(np.uint8), pad, pad, pad, pad, cv2.BORDER_CONSTANT, value=0)
     target, source = _paste(alpha, (corner[0] - pad, corner[1] - pad), h, w)
-    for distance, blur, strength in (
-        (1.0, 0.55, 0.45),
-        (0.25, 0.15, 0.35),
-    ):  # a wide shadow, a dark line at the contact
+    # A wide shadow, and a dark line at the contact.
+    for distance, blur, strength in ((1.0, 0.55, 0.45), (0.25, 0.15, 0.35)):
         dx, dy = -light[:2] * distance * reach * 1.6
         moved = cv2.warpAffine(alpha, np.float32([[1, 0, dx], [0, 1, dy]]), alpha.shape[::-1])
         shadow = cv2.stackBlur(moved, 2 * [2 * int(1 + 2 * blur * reach) + 1])[source]

@@ -1,5 +1,4 @@
-"""Generated photographic scenes for a machine without data: ten categories of drawn objects in photographs, exact
-masks.
+"""Generated scenes for a machine without data: objects of ten categories drawn into photographs, with exact masks.
 
 `python -m soco_lib.scenes --out data/scenes --train 1500 --val 200 --seed 0` writes a COCO layout in seconds, from
 nothing but the photographs inside scikit-image's wheel. Segmentations are compressed RLE: detectors need
@@ -79,9 +78,8 @@ def _is_written(out, wanted):
     found = json.loads(record.read_text())
     for name, value in wanted.items():
         if found.get(name) != value:
-            raise BookError(
-                f"{out} holds scenes with {name}={found.get(name)}, not {value}: delete the folder or choose another"
-            )
+            other = f"{name}={found.get(name)}, not {value}"
+            raise BookError(f"{out} holds scenes with {other}: delete the folder or choose another")
     return True
 
 
@@ -96,15 +94,9 @@ def _write_scene(folder, seed, most, smallest, job):
     annotations = []
     for mask, (x1, y1, x2, y2), label in zip(scene.masks, scene.boxes.tolist(), scene.labels.tolist()):
         code = rle.encode(np.asfortranarray(mask, np.uint8))
-        annotations.append(
-            {
-                "category_id": label + 1,
-                "iscrowd": 0,
-                "area": int(mask.sum()),
-                "bbox": [x1, y1, x2 - x1, y2 - y1],
-                "segmentation": {"size": code["size"], "counts": code["counts"].decode()},
-            }
-        )
+        where = {"area": int(mask.sum()), "bbox": [x1, y1, x2 - x1, y2 - y1]}
+        where["segmentation"] = {"size": code["size"], "counts": code["counts"].decode()}
+        annotations.append({"category_id": label + 1, "iscrowd": 0} | where)
     return {"id": index + 1, "file_name": name, "height": height, "width": width}, annotations
 
 
@@ -122,24 +114,14 @@ def main(argv: list[str] | None = None) -> None:
     """The command line: write the scenes, print one line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    for name, count, text in (
-        ("train", 400, "training scenes"),
-        ("val", 120, "validation scenes"),
-        ("seed", 0, "seed"),
-    ):
-        parser.add_argument(f"--{name}", type=int, default=count, help=text)
+    parser.add_argument("--train", type=int, default=400, help="training scenes")
+    parser.add_argument("--val", type=int, default=120, help="validation scenes")
+    parser.add_argument("--seed", type=int, default=0, help="seed")
     parser.add_argument("--most", type=int, default=MOST, help="objects of a scene, at most")
-    parser.add_argument(
-        "--smallest", type=float, default=SMALLEST, help="side of the smallest object, as a share of the image's"
-    )
+    least = "side of the smallest object, as a share of the image's"
+    parser.add_argument("--smallest", type=float, default=SMALLEST, help=least)
     parser.add_argument("--workers", type=int, help="processes (default: one a usable core)")
     given, start = parser.parse_args(argv), time.perf_counter()
     write_scenes(given.out, given.train, given.val, given.seed, given.workers, given.most, given.smallest)
-    print(
-        f"{given.out}: {given.train} train and {given.val} val scenes, {len(CATEGORIES)} categories, "
-        f"{time.perf_counter() - start:.1f} s"
-    )
-
-
-if __name__ == "__main__":
-    main()
+    counts = f"{given.train} train and {given.val} val scenes, {len(CATEGORIES)} categories"
+    print(f"{given.out}: {counts}, {time.perf_counter() - start:.1f} s")
