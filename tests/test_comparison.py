@@ -11,7 +11,7 @@ import pytest
 from soco_lib import BookError
 from soco_lib.config import Pretrain
 from soco_lib.fields import to_dict
-from soco_lib.figures.detection_plots import class_bars
+from soco_lib.figures.detections import class_bars
 from soco_lib.runs import records
 from soco_lib.transfer import benchmarks, compare, predictions
 

@@ -1,9 +1,8 @@
 """Everything that is drawn.
 
-claims           Figures of notebook 10
-detection_plots  Bars of a detector's evaluation: classes and error kinds
-detections       A transfer's predictions beside the ground truth
-speed            Benchmarks' records: where the time goes, what is gained, what growth costs
-studies          A study's figure, and what notebook 8 shows beside it
-plots            Figures of the book. Everything that is drawn comes from images, boxes and run records
+claims      Figures of notebook 10
+detections  A detector's predictions beside the ground truth; bars of its classes and of its kinds of error
+speed       Benchmarks' records: where the time goes, what is gained, what growth costs
+studies     A study's figure, and what notebook 8 shows beside it
+plots       Images with boxes, curves of a run's log, histograms
 """

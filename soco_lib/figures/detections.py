@@ -1,7 +1,8 @@
-"""A transfer's predictions beside the ground truth."""
+"""What a detector does: its predictions beside the ground truth, bars of its classes and of its kinds of error."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import cv2
@@ -11,7 +12,8 @@ from matplotlib.figure import Figure
 from pycocotools import mask as rle
 
 from soco_lib.fields import require
-from soco_lib.figures.plots import COLOURS, draw_boxes
+from soco_lib.figures.plots import COLOURS, draw_boxes, panel_grid
+from soco_lib.transfer.errors import KINDS, ErrorKinds
 from soco_lib.transfer.predictions import Predictions, read
 
 #: Pixels of an image's longer side on a contact sheet, at most: photographs would take gigabytes.
@@ -64,13 +66,8 @@ def draw_predictions(folder: str | Path, n: int = 4, seed: int = 0, score: float
     require(n >= 1, "show at least one image")
     chosen = [labelled[i] for i in sorted(np.random.default_rng(seed).choice(len(labelled), n, replace=False))]
     columns = min(2, n)  # pairs a row
-    rows = -(-n // columns)
-    figure, axes = plt.subplots(
-        rows, 2 * columns, figsize=(6.4 * columns, 2.6 * rows), squeeze=False, layout="constrained"
-    )
-    for ax in axes.flat:
-        ax.axis("off")
-    for image, (left, right) in zip(chosen, axes.reshape(-1, 2)):
+    figure, axes = panel_grid(2 * n, 2 * columns, 3.2, 2.6)
+    for image, left, right in zip(chosen, axes[::2], axes[1::2]):
         pixels, kept = seen.pixels(image), seen.of_image(image["id"], score, most)
         _panel(left, pixels, truth[image["id"]], classes, "ground truth")
         _panel(right, pixels, kept, classes, f"{len(kept)} prediction{'s' * (len(kept) != 1)}")
@@ -86,14 +83,68 @@ def draw_both(a: Predictions, b: Predictions, scores: dict[int, tuple]) -> Figur
     require(len(scores) >= 1, "show at least one image")
     truth, classes = a.objects(), a.classes
     images = {image["id"]: image for image in a.truth["images"]}
-    figure, axes = plt.subplots(len(scores), 3, figsize=(9.6, 2.6 * len(scores)), squeeze=False, layout="constrained")
-    for (image, both), row in zip(scores.items(), axes):
+    figure, axes = panel_grid(3 * len(scores), 3, 3.2, 2.6)
+    for (image, both), row in zip(scores.items(), axes.reshape(-1, 3)):
         pixels = a.pixels(images[image])
         _panel(row[0], pixels, truth[image], classes, f"ground truth: {len(truth[image])} objects")
         for ax, seen, name, (f1, threshold) in zip(row[1:], (a, b), "AB", both):
-            _panel(
-                ax, pixels, seen.of_image(image, threshold, most=30), classes, f"{name}: {seen.run.name}, F1 {f1:.2f}"
-            )
+            found = seen.of_image(image, threshold, most=30)
+            _panel(ax, pixels, found, classes, f"{name}: {seen.run.name}, F1 {f1:.2f}")
+    return figure
+
+
+def class_bars(values: dict[str, dict[str, float]], title: str, label: str, most: int = 40) -> Figure:
+    """One horizontal bar a class, best first; values: task -> class -> number, the first task as bars, others as dots.
+
+    With more than `most` classes the best and the worst halves of that number are shown. Classes without a number (no
+    test object) are left out and counted.
+    """
+    (task, numbers), *others = values.items()
+    known = sorted((name for name, value in numbers.items() if not math.isnan(value)), key=lambda name: -numbers[name])
+    shown = known if len(known) <= most else known[: most // 2] + known[-(most // 2) :]
+    figure, ax = plt.subplots(figsize=(7, 1.2 + 0.19 * max(len(shown), 4)), layout="constrained")
+    ax.barh(range(len(shown)), [numbers[name] for name in shown], color=COLOURS[1], label=task)
+    for (other, points), mark in zip(others, "od"):
+        ax.plot(
+            [points.get(name, math.nan) for name in shown], range(len(shown)), mark, ms=4, color=COLOURS[4], label=other
+        )
+    ax.set_yticks(range(len(shown)), shown, fontsize=8)
+    ax.set_ylim(len(shown) - 0.4, -0.6)
+    ax.tick_params(axis="x", labelsize=8)
+    ax.axvline(0, color="0.3", lw=0.8)
+    ax.grid(axis="x", alpha=0.3)
+    if len(shown) < len(known):
+        ax.axhline(most // 2 - 0.5, color="0.3", ls=":")
+    notes = [f"{len(known) - len(shown)} classes in between (dotted line) not shown"] if len(shown) < len(known) else []
+    notes += [f"{len(numbers) - len(known)} without test objects"] if len(known) < len(numbers) else []
+    ax.set_xlabel("; ".join([label, *notes]), fontsize=8)
+    if others:
+        ax.legend(fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def error_bars(kinds: dict[str, ErrorKinds], title: str) -> Figure:
+    """How often each kind of error occurs, and what repairing it alone would add to AP50; kinds: run -> its errors."""
+    size = 9, 1.3 + 0.2 * len(KINDS) * (1 + len(kinds))
+    figure, axes = plt.subplots(1, 2, figsize=size, sharey=True, layout="constrained")
+    height = 0.8 / len(kinds)
+    rows = np.arange(len(KINDS))
+    for i, (name, found) in enumerate(kinds.items()):
+        for ax, numbers, form in zip(axes, (found.counts, found.gains), ("{:.0f}", "{:.1f}")):
+            values, shift = [numbers[kind] for kind in KINDS], (i - (len(kinds) - 1) / 2) * height
+            bars = ax.barh(rows + shift, values, height, color=COLOURS[1 + 3 * i], label=name)
+            ax.bar_label(bars, [form.format(value) for value in values], padding=2, fontsize=8)
+    axes[0].set_yticks(rows, KINDS, fontsize=9)
+    axes[0].invert_yaxis()
+    for ax, name in zip(axes, ("errors", "AP50 gained if repaired alone (points)")):
+        ax.set_title(name, fontsize=9)
+        ax.margins(x=0.15)
+        ax.tick_params(axis="x", labelsize=8)
+        ax.grid(axis="x", alpha=0.3)
+    if len(kinds) > 1:
+        axes[1].legend(fontsize=8)
+    figure.suptitle(title, fontsize=10)
     return figure
 
 

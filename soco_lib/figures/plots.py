@@ -1,4 +1,4 @@
-"""Figures of the book. Everything that is drawn comes from images, boxes and run records; nothing is computed here.
+"""Images with boxes, curves of a run's log, histograms: drawn from what is given; nothing is computed here.
 
 Boxes are (N, 4) x1 y1 x2 y2 in pixels of the image they are drawn on.
 """
@@ -14,7 +14,6 @@ from soco_lib.views import ViewSample
 
 #: One colour an object, the same in every view (Okabe-Ito, distinguishable without colour vision of red and green).
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#0072B2", "#FFFFFF")
-LEVELS = {2: "P2", 3: "P3", 4: "P4", 5: "P5"}
 
 
 def draw_boxes(ax, image: np.ndarray, boxes: np.ndarray, colours=None, labels=None, width: float = 2.0) -> None:
@@ -31,17 +30,21 @@ def draw_boxes(ax, image: np.ndarray, boxes: np.ndarray, colours=None, labels=No
             ax.text(x1 + 1, y1 + 1, labels[i], **style)
 
 
-def image_grid(
-    images: list[np.ndarray], boxes: list[np.ndarray], titles: list[str], columns: int = 4, **style
-) -> Figure:
-    """Images with boxes, `columns` a row, about 3 inches each."""
-    rows = -(-len(images) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(3 * columns, 2.6 * rows), squeeze=False, layout="constrained")
-    for ax in axes.flat:
+def panel_grid(count: int, columns: int, width: float, height: float, more: float = 0.0) -> tuple[Figure, np.ndarray]:
+    """A figure and its `count` axes, `columns` a row, each of width x height inches; `more` inches for its title."""
+    rows = -(-count // columns)
+    size = width * columns, height * rows + more
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    for ax in axes.flat[count:]:
         ax.axis("off")
-    for ax, image, box, title in zip(axes.flat, images, boxes, titles):
-        draw_boxes(ax, image, box, **style)
-        ax.axis("on")
+    return figure, axes.flat[:count]
+
+
+def image_grid(images: list[np.ndarray], boxes: list[np.ndarray], titles: list[str], columns: int = 4) -> Figure:
+    """Images with boxes, `columns` a row, about 3 inches each."""
+    figure, axes = panel_grid(len(images), columns, 3, 2.6)
+    for ax, image, box, title in zip(axes, images, boxes, titles):
+        draw_boxes(ax, image, box)
         ax.set_title(title, fontsize=9)
     return figure
 
@@ -53,30 +56,26 @@ def views_figure(image: np.ndarray, chosen: np.ndarray, rows: list[list[ViewSamp
     View panels are drawn to one scale, so that V3's smaller side is seen.
     """
     sides = [image.shape[1] * 224 / max(image.shape[:2])] + [v.image.shape[0] for v in rows[0]]
-    figure, axes = plt.subplots(
-        len(rows), len(sides), figsize=(sum(sides) / 224 * 2.6 * 224 / max(sides[1:]), 2.75 * len(rows)), squeeze=False,
-        width_ratios=[s / max(sides) for s in sides], layout="constrained",
-    )  # fmt: skip
+    size = 2.6 * sum(sides) / max(sides[1:]), 2.75 * len(rows)
+    grid = {"squeeze": False, "width_ratios": [s / max(sides) for s in sides], "layout": "constrained"}
+    figure, axes = plt.subplots(len(rows), len(sides), figsize=size, **grid)
     for r, views in enumerate(rows):
         draw_boxes(axes[r, 0], image, chosen, labels=[str(i + 1) for i in range(len(chosen))])
         axes[r, 0].set_title("image and its proposals" if r == 0 else "", fontsize=9)
-        for c, view in enumerate(views, start=1):
+        for c, view in enumerate(views):
             seen = np.flatnonzero(view.valid)
-            marks = [f"{i + 1} {LEVELS[int(levels[r][c - 1][i])]}" if levels is not None else str(i + 1) for i in seen]
+            marks = [f"{i + 1} P{int(levels[r][c][i])}" if levels is not None else str(i + 1) for i in seen]
             colours = [COLOURS[i % len(COLOURS)] for i in seen]
-            draw_boxes(axes[r, c], view.image, view.boxes[seen], colours, marks)
-            lost = len(view.valid) - len(seen)
-            title = (
-                f"V{c}  {view.image.shape[0]} px{'  flipped' if view.flip else ''}{f'  {lost} dropped' if lost else ''}"
-            )
-            axes[r, c].set_title(title, fontsize=9)
+            draw_boxes(axes[r, c + 1], view.image, view.boxes[seen], colours, marks)
+            title, lost = f"V{c + 1}  {view.image.shape[0]} px", len(view.valid) - len(seen)
+            title += "  flipped" * bool(view.flip) + f"  {lost} dropped" * (lost > 0)
+            axes[r, c + 1].set_title(title, fontsize=9)
     return figure
 
 
 def _finish_panel(ax, title: str) -> None:
-    """Title, grid and small type; quantities that are never negative start at 0, so that noise is not drawn as a slope.
-
-    But τ, which lives near 1, and a panel whose title says that it is logarithmic.
+    """Title, grid and small type; quantities that are never negative start at 0, so that noise is not drawn as a slope,
+    but for τ, which lives near 1, and where the title says that the axis is logarithmic.
     """
     ax.set_title(title, fontsize=9)
     ax.set_xlabel("step", fontsize=8)
@@ -107,25 +106,18 @@ def _lines(rows: list[dict], key: str) -> dict[str, list[tuple]]:
 
 
 def curves(rows: list[dict], panels: dict[str, tuple[str, ...]], title: str, reference=()) -> Figure:
-    """Log rows over steps, a panel an entry of `panels` (title -> keys), four a row; `reference` rows are drawn gray
-    behind.
+    """Log rows over steps, a panel an entry of `panels` (title -> keys), four a row; `reference` rows in gray behind.
 
     A panel without any number (masks of a detector that has none, AP before it is measured) is left out.
     """
     panels = _filled(panels, rows)
-    columns = min(4, len(panels))
-    lines = -(-len(panels) // columns)
-    figure, axes = plt.subplots(
-        lines, columns, figsize=(3.4 * columns, 2.5 * lines + 0.2), squeeze=False, layout="constrained"
-    )
-    for ax in axes.flat[len(panels) :]:
-        ax.axis("off")
-    for ax, (name, keys) in zip(axes.flat, panels.items()):
+    figure, axes = panel_grid(len(panels), min(4, len(panels)), 3.4, 2.5, 0.2)
+    for ax, (name, keys) in zip(axes, panels.items()):
         for key in keys:
             for points in _lines(reference, key).values():
                 ax.plot(*zip(*points), color="0.75", lw=3)
             for label, points in _lines(rows, key).items():
-                ax.plot(*zip(*points), marker=".", ms=3, lw=1.2, label=label)
+                ax.plot(*zip(*points), **LINE, label=label)
         _finish_panel(ax, name)
         if len(ax.get_legend_handles_labels()[1]) > 1:
             ax.legend(fontsize=7)
@@ -133,6 +125,22 @@ def curves(rows: list[dict], panels: dict[str, tuple[str, ...]], title: str, ref
     return figure
 
 
+def compare(runs: dict[str, list[dict]], panels: dict[str, tuple[str, ...]], title: str = "") -> Figure:
+    """The first key of each panel for several runs in one figure; runs: name -> log rows."""
+    panels = _filled(panels, [row for rows in runs.values() for row in rows])
+    figure, axes = panel_grid(len(panels), len(panels), 3.4, 2.9)
+    for ax, (name, keys) in zip(axes, panels.items()):
+        for run, rows in runs.items():
+            points = [(row["step"], row[keys[0]]) for row in rows if row.get(keys[0]) is not None]
+            if points:
+                ax.plot(*zip(*points), **LINE, label=run)
+        _finish_panel(ax, name if len(keys) == 1 else f"{name}: {keys[0]}")
+    axes[0].legend(fontsize=7)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+LINE = {"marker": ".", "ms": 3, "lw": 1.2}
 #: Names of the entries of a list-valued key.
 LISTED = {"pairs": tuple(f"V1–V{i}" for i in range(2, 11)), "trust": ("least", "greatest")}
 HEALTH = {
@@ -155,8 +163,8 @@ DETECTION = {
 
 def histograms(values: dict[str, tuple[np.ndarray, tuple]]) -> Figure:
     """A histogram a panel; values: title -> (numbers, positions of gray lines)."""
-    figure, axes = plt.subplots(1, len(values), figsize=(3.4 * len(values), 2.5), squeeze=False, layout="constrained")
-    for ax, (title, (numbers, lines)) in zip(axes.flat, values.items()):
+    figure, axes = panel_grid(len(values), len(values), 3.4, 2.5)
+    for ax, (title, (numbers, lines)) in zip(axes, values.items()):
         ax.hist(numbers, bins=40, color="#56B4E9")
         for x in lines:
             ax.axvline(x, color="0.4", ls="--")
@@ -168,18 +176,3 @@ def histograms(values: dict[str, tuple[np.ndarray, tuple]]) -> Figure:
 def save(figure: Figure, path) -> None:
     """Write a figure where its run lives (PNG, 110 dots an inch); the notebook shows it as well."""
     figure.savefig(path, dpi=110)
-
-
-def compare(runs: dict[str, list[dict]], panels: dict[str, tuple[str, ...]], title: str = "") -> Figure:
-    """The first key of each panel for several runs in one figure; runs: name -> log rows."""
-    panels = _filled(panels, [row for rows in runs.values() for row in rows])
-    figure, axes = plt.subplots(1, len(panels), figsize=(3.4 * len(panels), 2.9), squeeze=False, layout="constrained")
-    for ax, (name, keys) in zip(axes.flat, panels.items()):
-        for run, rows in runs.items():
-            points = [(row["step"], row[keys[0]]) for row in rows if row.get(keys[0]) is not None]
-            if points:
-                ax.plot(*zip(*points), marker=".", ms=3, lw=1.2, label=run)
-        _finish_panel(ax, name if len(keys) == 1 else f"{name}: {keys[0]}")
-    axes.flat[0].legend(fontsize=7)
-    figure.suptitle(title, fontsize=10)
-    return figure

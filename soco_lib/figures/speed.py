@@ -1,6 +1,4 @@
-"""Figures of benchmarks' records (results/bench/*.json, see timing.Bench): where the time goes, what is gained, what
-growth costs.
-"""
+"""Figures of benchmarks' records (results/bench/*.json): where the time goes, what is gained, what growth costs."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from soco_lib.figures.plots import save
+from soco_lib.figures.plots import panel_grid, save
 from soco_lib.runs.folder import read_json
 
 #: Ours, the plain formulation, and further ways.
@@ -31,23 +29,16 @@ def goals(found: dict[str, dict]) -> pd.DataFrame:
     sign = lambda goal: "≥" if goal["at_least"] else "≤"
     met = lambda goal: (goal["value"] >= goal["limit"]) if goal["at_least"] else (goal["value"] <= goal["limit"])
     rows = [
-        {
-            "benchmark": name,
-            "goal": goal["what"],
-            "limit": f"{sign(goal)} {goal['limit']:g} {goal['unit']}",
-            "here": f"{goal['value']:.3g}",
-            "reached": "yes" if met(goal) else "no",
-        }
+        (name, goal["what"], f"{sign(goal)} {goal['limit']:g} {goal['unit']}", f"{goal['value']:.3g}", met(goal))
         for name, record in found.items()
         for goal in record["goals"]
     ]
-    return pd.DataFrame(rows, columns=["benchmark", "goal", "limit", "here", "reached"])
+    frame = pd.DataFrame(rows, columns=["benchmark", "goal", "limit", "here", "reached"])
+    return frame.assign(reached=frame["reached"].map({True: "yes", False: "no"}))
 
 
 def gains(found: dict[str, dict]) -> Figure:
-    """A bar a measured quantity that has a plain way beside it: how many times better ours is; growth curves are left
-    out.
-    """
+    """A bar a measured quantity that has a plain way beside it: how many times better ours is; no growth curves."""
     rows = [
         (f"{name}: {row['what']} ({row['way']})", row["ratio"])
         for name, record in found.items()
@@ -65,12 +56,8 @@ def gains(found: dict[str, dict]) -> Figure:
     return figure
 
 
-def show(
-    found: dict[str, dict], name: str, draw: Callable[[dict], Figure | None], folder: Path
-) -> dict[str, list[dict]]:
-    """Draw one benchmark's figure, if its record is there and has one, to `folder`; returns its tables that are no
-    stages.
-    """
+def show(found: dict[str, dict], name: str, draw: Callable[[dict], Figure | None], folder: Path) -> dict:
+    """Draw one benchmark's figure, if there is one, to `folder`; returns its tables, title -> rows, but for stages."""
     if name not in found:
         print(f"no record of bench-{name}: make bench-{name} makes it")
         return {}
@@ -83,33 +70,24 @@ def show(
 
 def stages(record: dict) -> Figure | None:
     """One bar a stage and way, from the record's tables with a column `stage`; None where there is no such table."""
-    tables = {
-        title: pd.DataFrame(rows).set_index(STAGE)
-        for title, rows in record["tables"].items()
-        if rows and STAGE in rows[0]
-    }
+    tables = {title: pd.DataFrame(rows) for title, rows in record["tables"].items() if rows and STAGE in rows[0]}
     if not tables:
         return None
+    tables = {title: frame.set_index(STAGE) for title, frame in tables.items()}
     lines = [len(frame) * max(1, frame.shape[1]) for frame in tables.values()]
-    figure, axes = plt.subplots(
-        len(tables),
-        1,
-        figsize=(8, 0.9 * len(tables) + 0.22 * sum(lines)),
-        squeeze=False,
-        height_ratios=lines,
-        layout="constrained",
-    )
+    size = 8, 0.9 * len(tables) + 0.22 * sum(lines)
+    how = {"figsize": size, "squeeze": False, "height_ratios": lines, "layout": "constrained"}
+    figure, axes = plt.subplots(len(tables), 1, **how)
     for ax, (title, frame) in zip(axes.flat, tables.items()):
         frame = frame.select_dtypes("number")
-        frame.iloc[::-1, ::-1].plot.barh(
-            ax=ax, width=0.8, color=WAYS[: frame.shape[1]][::-1], legend=frame.shape[1] > 1
-        )
+        several, colours = frame.shape[1] > 1, WAYS[: frame.shape[1]][::-1]
+        frame.iloc[::-1, ::-1].plot.barh(ax=ax, width=0.8, color=colours, legend=several)
         for bars in ax.containers:
             ax.bar_label(bars, fmt="%.3g", fontsize=7, padding=2)
         ax.set_title(title, fontsize=10)
         ax.set_ylabel("")
         ax.margins(x=0.08)
-        if frame.shape[1] > 1:
+        if several:
             handles, names = ax.get_legend_handles_labels()
             ax.legend(handles[::-1], names[::-1], fontsize=8)
     return figure
@@ -117,33 +95,23 @@ def stages(record: dict) -> Figure | None:
 
 def growth(record: dict) -> Figure | None:
     """A panel a variable and quantity: median against the variable, a line a way, bars from lowest to highest; None
-    without one.
+    where nothing was varied.
     """
-    points = [row for row in record["rows"] if row["over"]]
-    if not points:
+    frame = pd.DataFrame([row | {"median": statistics.median(row["values"])} for row in record["rows"] if row["over"]])
+    if frame.empty:
         return None
-    panels = {}
-    for row in points:
-        panels.setdefault((row["over"], row["what"], row["unit"]), {}).setdefault(row["way"], []).append(row)
-    columns = min(3, len(panels))
-    height = -(-len(panels) // columns)
-    figure, axes = plt.subplots(
-        height, columns, figsize=(3.6 * columns, 2.7 * height), squeeze=False, layout="constrained"
-    )
-    for ax in axes.flat[len(panels) :]:
-        ax.axis("off")
-    for ax, ((over, what, unit), ways) in zip(axes.flat, panels.items()):
-        for (way, rows), colour in zip(ways.items(), WAYS):
-            rows = sorted(rows, key=lambda row: row["at"])
-            at, values = [row["at"] for row in rows], [row["values"] for row in rows]
-            middle = [statistics.median(v) for v in values]
-            spread = [[m - min(v) for m, v in zip(middle, values)], [max(v) - m for m, v in zip(middle, values)]]
-            ax.errorbar(at, middle, spread, marker="o", ms=4, lw=1.5, capsize=2, color=colour, label=way)
-        every = [row["at"] for rows in ways.values() for row in rows]
-        if min(every) > 0 and max(every) > 30 * min(every):
+    panels = dict(iter(frame.groupby(["over", "what", "unit"], sort=False)))
+    figure, axes = panel_grid(len(panels), min(3, len(panels)), 3.6, 2.7)
+    for ax, ((over, what, unit), panel) in zip(axes, panels.items()):
+        for (way, rows), colour in zip(panel.groupby("way", sort=False), WAYS):
+            rows = rows.sort_values("at")
+            middle = rows["median"]
+            spread = [middle - rows["values"].map(min), rows["values"].map(max) - middle]
+            ax.errorbar(rows["at"], middle, spread, marker="o", ms=4, lw=1.5, capsize=2, color=colour, label=way)
+        wide = lambda values: values.min() > 0 and values.max() > 30 * values.min()
+        if wide(panel["at"]):
             ax.set_xscale("log")
-        medians = [statistics.median(row["values"]) for rows in ways.values() for row in rows]
-        if min(medians) > 0 and max(medians) > 30 * min(medians):
+        if wide(panel["median"]):
             ax.set_yscale("log")
         else:
             ax.set_ylim(0, None)
@@ -164,8 +132,8 @@ def _settings(record: dict) -> pd.DataFrame | None:
 
 
 def tradeoff(record: dict) -> Figure | None:
-    """Recall, mean best overlap and precision of each setting of selective search against its seconds; None without
-    labels.
+    """Recall, mean best overlap and precision of each setting of selective search against its seconds; None where no
+    image had labels.
 
     Colour: mode; marker: base k; the number beside a point: searched side; hollow: fewer images than the others.
     """
@@ -180,9 +148,8 @@ def tradeoff(record: dict) -> Figure | None:
             for (base_k, points), marker in zip(group.groupby("base k"), "os^"):
                 full = points["images"] == frame["images"].max()
                 style = {"s": 22, "marker": marker, "ec": colour, "label": f"{mode}, base k {base_k}"}
-                ax.scatter(
-                    points["s an image"], points[score], c=[colour if whole else "none" for whole in full], **style
-                )
+                fill = [colour if whole else "none" for whole in full]
+                ax.scatter(points["s an image"], points[score], c=fill, **style)
             for _, point in group[group["base k"] == frame["base k"].median()].iterrows():
                 place = (point["s an image"], point[score])
                 ax.annotate(point["side"], place, (3, 3), textcoords="offset points", fontsize=7, color=colour)
@@ -201,25 +168,22 @@ def tradeoff(record: dict) -> Figure | None:
 
 
 def choice(record: dict) -> str:
-    """One sentence that reads the sweep of bench-proposals: where the default stands among the settings that reach all
-    goals.
-    """
+    """One sentence on the sweep of bench-proposals: where the default stands among settings that reach all goals."""
     frame = _settings(record)
     if frame is None:
         return "That record is of images without labels: it tells seconds, not quality."
     limits = {goal["what"].split()[0]: goal["limit"] for goal in record["goals"]}
     good = frame[frame["recall"].ge(limits["recall@0.5"]) & frame["mean best IoU"].ge(limits["mean"])]
-    good = good[good["images"].eq(frame["images"].max()) & good["s an image"].le(limits["search"])].sort_values(
-        "s an image"
-    )
-    named = lambda row: f"{row['mode']} at {row['side']} px, base k {row['base k']}"
+    good = good[good["images"].eq(frame["images"].max()) & good["s an image"].le(limits["search"])]
+    good, default = good.sort_values("s an image"), frame[frame["default"] == "yes"].iloc[0]
     scores = ("recall", "mean best IoU", "precision")
-    told = lambda row: ", ".join([f"{row['s an image']:.3f} s", *(f"{score} {row[score]:.3f}" for score in scores)])
-    default = frame[frame["default"] == "yes"].iloc[0]
-    text = f"{len(good)} of {len(frame)} settings reach all goals on all images; the default, {named(default)}: {told(default)}"
+
+    def said(row: pd.Series) -> str:
+        measured = [f"{row['s an image']:.3f} s", *(f"{score} {row[score]:.3f}" for score in scores)]
+        return f"{row['mode']} at {row['side']} px, base k {row['base k']}: {', '.join(measured)}"
+
+    text = f"{len(good)} of {len(frame)} settings reach all goals on all images; the default, {said(default)}"
     if len(good):
         first = good.iloc[0]
-        text += (
-            "; it is the fastest of them" if first.name == default.name else f"; fastest, {named(first)}: {told(first)}"
-        )
+        text += "; it is the fastest of them" if first.name == default.name else f"; fastest, {said(first)}"
     return text + "."
