@@ -9,6 +9,7 @@ import difflib
 import functools
 import hashlib
 import json
+import re
 import types
 import typing
 from pathlib import Path
@@ -16,6 +17,18 @@ from pathlib import Path
 import yaml
 
 from soco_lib import BookError, locate
+
+
+class Loader(yaml.SafeLoader):
+    """YAML with `1e-3` a number, for which YAML itself asks `1.0e-3`, and with dates as text, as papermill reads it."""
+
+
+Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in rules if not tag.endswith(":timestamp")]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_EXPONENT = re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
 
 
 def require(condition: bool, message: str) -> None:

@@ -9,8 +9,8 @@ import pytest
 
 from soco_lib import BookError
 from soco_lib.book import execute as book
-from soco_lib.runs import parameters
-from soco_lib.runs.parameters import Parameter
+from soco_lib.book import parameters
+from soco_lib.book.parameters import Parameter
 
 CELL = """\
 run_name = "none"
@@ -123,9 +123,9 @@ def test_a_cell_that_ends_the_run_does_not_look_good(tmp_path, capsys, cell, say
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        ("step", 3, "no parameter 'step', did you mean 'steps'? It has: run_name, steps, lr, colour"),
-        ("zzz", 3, "no parameter 'zzz'. It has: run_name"),
-        ("lr", "1e-3", "YAML reads 1e-3 as text, write 1.0e-3"),
+        ("step", 3, "parameter='step' is unknown; did you mean 'steps'? (known: run_name, steps, lr, colour"),
+        ("zzz", 3, "parameter='zzz' is unknown (known: run_name"),
+        ("lr", "1e-3", "takes float: give one like 0.1"),
         ("lr", True, "takes float"),
         ("steps", 2.5, "takes int"),
         ("flip", 1, "takes bool"),

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from soco_lib import ROOT
-from soco_lib.runs import parameters
+from soco_lib.book import parameters
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 

@@ -1,10 +1,10 @@
 """Executing the book's notebooks, strictly, through papermill.
 
-    python -m soco_lib.book notebooks/views.ipynb --run-name first-look -p seed 3 -p lr 1e-3
+    python -m soco_lib.book notebooks/02_views.ipynb --run-name first-look -p seed 3 -p lr 1e-3
 
-leaves `results/first-look/views.ipynb` and, when every cell ran, `views.html` beside it, readable without a network.
-A parameter the notebook does not have, a value of another type than its default's and a cell that quits are errors,
-told in one line. `-p` wins over `-f params.yaml`. How values are read: see `soco_lib.runs.parameters`.
+leaves `results/first-look/02_views.ipynb` and, when every cell ran, `02_views.html` beside it, readable without a
+network. A parameter that the notebook does not have, a value of another type than its default's and a cell that quits
+are errors of one line. `-p` wins over `-f params.yaml`; both are YAML, in which `1e-3` is a number here.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from typing import Any
 
 import yaml
 
-from soco_lib import ROOT, BookError, locate
-from soco_lib.runs.parameters import Loader, Parameter, check, declared
+from soco_lib import ROOT, BookError, locate, one_line_errors
+from soco_lib.book.parameters import Parameter, check, declared
+from soco_lib.fields import Loader, require
+from soco_lib.runs.folder import write_text
 
 #: Where run folders go unless another folder is named.
 RESULTS = ROOT / "results"
@@ -34,7 +36,7 @@ _PAGE = "{% extends 'lab/index.html.j2' %}" + "".join(
 )
 
 
-class NotebookFailed(RuntimeError):
+class NotebookFailed(BookError):
     """A cell raised, quit or took its kernel down; one line says which, why, and where the executed copy lies."""
 
 
@@ -43,21 +45,14 @@ def headless() -> bool:
     return os.environ.get("SOCO_HEADLESS", "") not in ("", "0")
 
 
-def execute(
-    notebook: str | Path,
-    run_name: str,
-    params: dict[str, Any],
-    results: str | Path = RESULTS,
-    html: bool = True,
-    kernel: str | None = None,
-    label: str = "",
-) -> Path:
+def execute(notebook: str | Path, run_name: str, params: dict[str, Any], results: str | Path = RESULTS,
+            html: bool = True, label: str = "") -> Path:  # fmt: skip
     """Execute a notebook from the checkout's root; returns its executed copy, `<results>/<run_name>/<notebook>.ipynb`.
 
     `params` override the parameters cell; `run_name` and `results` are injected too where the notebook declares them.
-    What cells print appears on the terminal, each line with `[label]` before it if there is one. `kernel` defaults to
-    this environment's `python3`, whatever the file's metadata says. Raises BookError before anything runs,
-    NotebookFailed when a cell fails; the executed copy then stays for reading.
+    What cells print appears on the terminal, each line with `[label]` before it if there is one. The kernel is this
+    environment's `python3`, whatever the file's metadata says. Raises BookError before anything runs, NotebookFailed
+    when a cell fails; the executed copy then stays for reading.
     """
     import papermill  # slow imports wait until they are needed: a kernel imports this module for `headless`
     from jupyter_client.kernelspec import NoSuchKernel
@@ -72,38 +67,27 @@ def execute(
     say = functools.partial(print, *([f"[{label}]"] if label else []), flush=True)
     say(f"{notebook.stem} [{run_name}]")
     began, echo = time.monotonic(), _Echo(say)
+    how = {"kernel_name": "python3", "language": "python", "cwd": ROOT, "start_timeout": 180}
     try:
         with _kernel_environment() as config:
             papermill.execute_notebook(
-                notebook,
-                copy,
-                params,
-                kernel_name=kernel or "python3",
-                language="python",
-                progress_bar=False,
-                stdout_file=echo,
-                start_timeout=180,
-                cwd=ROOT,
-                config=config,
+                notebook, copy, params, **how, config=config, progress_bar=False, stdout_file=echo
             )
     except papermill.PapermillExecutionError as error:
-        told = (
-            _last_line(error.evalue)
-            if error.ename == "BookError"
-            else f"{error.ename}: {_last_line(error.evalue)}".rstrip(": ")
-        )
-        raise NotebookFailed(_failure(copy, error.exec_count, told)) from error
+        said = [line.strip() for line in error.evalue.splitlines() if line.strip()][-1:]
+        kind = [] if error.ename == "BookError" and said else [error.ename]
+        raise _failure(copy, error.exec_count, ": ".join(kind + said)) from error
     except DeadKernelError as error:
-        raise NotebookFailed(
-            _failure(copy, _last_cell(copy), "the kernel died, most often for want of memory")
-        ) from error
+        cell = sum(bool(cell.metadata.papermill.start_time) for cell in _code_cells(copy))  # the last that started
+        raise _failure(copy, cell, "the kernel died, most often for want of memory") from error
     except NoSuchKernel as error:
-        raise BookError(
-            f"this environment has no Jupyter kernel {error.name!r}: run `make setup`, or name another"
-        ) from error
+        raise BookError(f"this environment has no Jupyter kernel {error.name!r}: run `make setup`") from error
     finally:
         echo.close()
-    _refuse_quitters(copy)
+    for cell in _code_cells(copy):  # papermill lets `sys.exit(0)` pass, and the rest of the run looks good
+        if any(output.output_type == "error" for output in cell.outputs):
+            quits = "the cell quits (sys.exit); raise an error or end with the last cell"
+            raise _failure(copy, cell.execution_count, quits)
     shown = render(copy) if html else copy
     say(f"{notebook.stem} done in {time.monotonic() - began:.0f} s: {_short(shown)}")
     return copy
@@ -115,26 +99,19 @@ def render(executed: Path) -> Path:
 
     resources = {"metadata": {"name": executed.stem, "path": str(executed.parent)}}
     page, _ = HTMLExporter(raw_template=_PAGE, embed_images=True).from_filename(str(executed), resources)
-    target = executed.with_suffix(".html")
-    part = target.with_name(f".{target.name}.part")  # a page cut short must not look finished
-    part.write_text(page, encoding="utf-8")
-    os.replace(part, target)
-    return target
+    write_text(executed.with_suffix(".html"), page)
+    return executed.with_suffix(".html")
 
 
 def _placed(notebook: Path, run_name: str, results: str | Path, params: dict) -> dict:
     """`params` with the run's place, its name and the folder of all runs, where the notebook declares them."""
-    if not re.fullmatch(r"\w[\w.+=,@-]*", run_name):
-        raise BookError(
-            f"run name {run_name!r} is no folder's name: use letters, digits and _ - . + = , @, a letter or digit first"
-        )
+    allowed = "use letters, digits and _ - . + = , @, a letter or digit first"
+    require(re.fullmatch(r"\w[\w.+=,@-]*", run_name), f"run name {run_name!r} is no folder's name: {allowed}")
     place = {"run_name": run_name} | ({} if Path(results) == RESULTS else {"results": str(results)})
     place = {name: value for name, value in place.items() if name in declared(notebook)}
     for name, value in place.items():
-        if params.get(name, value) != value:
-            raise BookError(
-                f"{name} = {params[name]!r} contradicts {value!r}, which this command gives: leave the parameter out"
-            )
+        given = params.get(name, value)
+        require(given == value, f"{name} = {given!r} contradicts {value!r}, which this command gives: leave it out")
     return params | place
 
 
@@ -182,34 +159,14 @@ def _kernel_environment():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def _refuse_quitters(copy: Path) -> None:
-    """papermill lets `sys.exit(0)` in a cell pass, and the rest of the run looks good."""
+def _code_cells(copy: Path) -> list:
     import nbformat
 
-    for cell in nbformat.read(copy, as_version=4).cells:
-        if any(output.output_type == "error" for output in cell.get("outputs", [])):
-            raise NotebookFailed(
-                _failure(
-                    copy, cell.execution_count, "the cell quits (sys.exit); raise an error or end with the last cell"
-                )
-            )
+    return [cell for cell in nbformat.read(copy, as_version=4).cells if cell.cell_type == "code"]
 
 
-def _last_cell(copy: Path) -> int:
-    """The number of the last code cell that started, counted as JupyterLab counts."""
-    import nbformat
-
-    code = [cell for cell in nbformat.read(copy, as_version=4).cells if cell.cell_type == "code"]
-    return sum(bool(cell.metadata.papermill.start_time) for cell in code)
-
-
-def _failure(copy: Path, number: int | None, told: str) -> str:
-    return f"{told} ({copy.name}, cell [{number or '?'}]; executed copy: {_short(copy)})"
-
-
-def _last_line(text: str) -> str:
-    """The last line that says something."""
-    return ([line.strip() for line in text.splitlines() if line.strip()] or [""])[-1]
+def _failure(copy: Path, number: int | None, reason: str) -> NotebookFailed:
+    return NotebookFailed(f"{reason} ({copy.name}, cell [{number or '?'}]; executed copy: {_short(copy)})")
 
 
 def _short(path: Path) -> str:
@@ -218,50 +175,35 @@ def _short(path: Path) -> str:
 
 def _read_params(files: list[str], pairs: list[list[str]], known: dict[str, Parameter]) -> dict[str, Any]:
     params: dict[str, Any] = {}
-    for file in files:
-        path = locate(file)
-        if not path.is_file():
-            raise BookError(f"there is no parameter file {path}: give -f a YAML file of `name: value` lines")
+    for path in map(locate, files):
+        require(path.is_file(), f"there is no parameter file {path}: give -f a YAML file of `name: value` lines")
         try:
             values = yaml.load(path.read_text(encoding="utf-8"), Loader) or {}
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise BookError(
-                f"{path} is not YAML ({' '.join(str(error).split())}): write `name: value` lines"
-            ) from error
-        if not isinstance(values, dict):
-            raise BookError(f"{path} holds a {type(values).__name__}: write `name: value` lines")
+            said = " ".join(str(error).split())
+            raise BookError(f"{path} is not YAML ({said}): write `name: value` lines") from error
+        require(isinstance(values, dict), f"{path} holds a {type(values).__name__}: write `name: value` lines")
         params |= values
     return params | {name: known.get(name, Parameter(None, None)).parse(text) for name, text in pairs}
 
 
-def main(argv: list[str] | None = None) -> int:
+@one_line_errors
+def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status: 0, or 1 after one line that says what is wrong."""
     parser = argparse.ArgumentParser(prog="python -m soco_lib.book", description=__doc__.splitlines()[0])
     parser.add_argument("notebook", help="an .ipynb file with a parameters cell")
     parser.add_argument("--run-name", required=True, help="the folder under --results that takes the executed copy")
-    parser.add_argument(
-        "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="pairs", help="set a parameter"
-    )
-    parser.add_argument(
-        "-f", action="append", default=[], metavar="FILE", dest="files", help="set parameters from a YAML file"
-    )
+    words = {"action": "append", "default": []}
+    parser.add_argument("-p", nargs=2, metavar=("NAME", "VALUE"), dest="pairs", help="set a parameter", **words)
+    parser.add_argument("-f", metavar="FILE", dest="files", help="set parameters from a YAML file", **words)
     parser.add_argument("--results", default=RESULTS, help="default: results/ of the checkout")
-    parser.add_argument(
-        "--label", default="", help="goes before each line of output: for notebooks that run side by side"
-    )
+    parser.add_argument("--label", default="", help="before each line, for notebooks that run side by side")
     parser.add_argument("--no-html", action="store_true", help="leave out the HTML page")
-    args = parser.parse_args(argv)
+    args = parser.parse_args(arguments)
     try:
         params = _read_params(args.files, args.pairs, declared(args.notebook))
         execute(args.notebook, args.run_name, params, args.results, html=not args.no_html, label=args.label)
-    except (BookError, NotebookFailed) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,5 +1,4 @@
-"""What the README shows comes from finished runs: `python -m soco_lib.book.gallery` copies it, with the records that
-earned it.
+"""What the README shows, copied from finished runs with their records: `python -m soco_lib.book.gallery`.
 
 results/gallery/views.png, curves.png, predictions.png    figures
                 healthy-toy/                              run.json and log.jsonl of the pretraining: the reference curve
@@ -15,18 +14,14 @@ import shutil
 import sys
 from pathlib import Path
 
-from soco_lib import ROOT, BookError
+from soco_lib import ROOT, one_line_errors
 from soco_lib.config import Pretrain
 from soco_lib.fields import SUBJECT, essence, require, to_dict
 from soco_lib.runs.folder import Run
 
 #: Name of a place in the README, between two comments -> the file that fills it.
-PLACES = {
-    "headline": "headline.md",
-    "quickstart table": "table.md",
-    "probe table": "voc-probe/table.md",
-    "speed table": "speed.md",
-}
+PLACES = {"headline": "headline.md", "quickstart table": "table.md", "probe table": "voc-probe/table.md",
+          "speed table": "speed.md"}  # fmt: skip
 #: The reference that notebook 3 draws behind a toy run.
 HEALTHY = ROOT / "results" / "gallery" / "healthy-toy"
 FIGURES = {
@@ -61,10 +56,7 @@ def reference(cfg: Pretrain) -> list[dict]:
 def collect(results: Path) -> None:
     """Copy the figures, tables and records. Raises BookError when a run that they are of is not finished."""
     missing = [source for source in FIGURES.values() if not (results / source).exists()]
-    require(
-        not missing,
-        f"{results / missing[0] if missing else ''} is missing: run `make quickstart` and `make claims` first",
-    )
+    require(not missing, f"missing in {results}: {', '.join(missing)}; run `make quickstart` and `make claims` first")
     for name, source in FIGURES.items():
         target = ROOT / "results" / "gallery" / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -78,8 +70,11 @@ def collect(results: Path) -> None:
     readme.write_text(text)
 
 
+@one_line_errors
+def main(_arguments: list[str] | None = None) -> None:
+    """Command line."""
+    collect(ROOT / "results")
+
+
 if __name__ == "__main__":
-    try:
-        collect(ROOT / "results")
-    except BookError as error:
-        sys.exit(f"error: {error}")
+    sys.exit(main())

@@ -9,7 +9,6 @@ loader      feeding a run: shared memory, workers that die or starve
 locks       who works in a folder
 machine     cores, memory, the parent process
 meter       what a pretraining says while it runs
-parameters  what a notebook's parameters cell declares
 pool        several runs at a time on one machine
 processes   this process among the others: device, collectives, agreement, waiting
 records     a run's state, cost and provenance; the small copies that git tracks
