@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name in given.names:
         one_of("benchmark", name, NAMES)
     images = given.images or default_images()
-    open_source(images)  # a wrong name is told before minutes of timing
+    open_source(images)  # so that a wrong name is an error before minutes of timing
     folder = ROOT / given.results / "bench"
     for name in given.names or NAMES:
         print(f"bench-{name}: on {images}", flush=True)

@@ -70,14 +70,11 @@ def _speed(bench: Bench, pictures: list[np.ndarray], quick: bool) -> None:
     bench.add("search and filter", unit, each, more_is_better=False)
     bench.goal("search and filter", float(np.median(each["ours"])), SECONDS, unit, at_least=False)
     for side in (64, 128) if quick else (64, 96, 128, 192, 256, 384):
-        ways = {
-            mode: partial(_search, pictures, mode=mode, max_side=side, base_k=OURS.base_k)
-            for mode in ("single", "fast")
-        }
+        search = partial(_search, pictures, max_side=side, base_k=OURS.base_k)
+        ways = {mode: partial(search, mode=mode) for mode in ("single", "fast")}
         for mode, seconds in in_turns(ways, 1 if quick else 3).items():
-            bench.add(
-                "search and filter", unit, {mode: np.divide(seconds, len(pictures))}, over="searched side (px)", at=side
-            )
+            each = {mode: np.divide(seconds, len(pictures))}
+            bench.add("search and filter", unit, each, over="searched side (px)", at=side)
 
 
 def _settings(quick: bool) -> Iterator[ProposalConfig]:
@@ -96,32 +93,26 @@ def _sweep(bench: Bench, pictures: list[np.ndarray], labels: list[np.ndarray] | 
         for n, picture in enumerate(pictures):
             if n >= FEW and config != OURS and sum(seconds) > max(n * SECONDS, ENOUGH):
                 break  # too slow to be chosen: its quality is worth a look, not minutes
-            start, size = (
-                time.thread_time(),
-                (picture.shape[1], picture.shape[0]),
-            )  # what others do on this machine counts less
+            start = time.thread_time()  # what others do on this machine counts less
             found = propose(picture, "", config)[0]
             seconds.append(time.thread_time() - start)
             counts.append(len(found))
             if labels is not None and len(labels[n]):
-                best.extend(best_overlaps(labels[n], found, size))
+                best.extend(best_overlaps(labels[n], found, picture.shape[1::-1]))
                 precise.append(np.mean(iou(found, labels[n]).max(axis=1) >= 0.5))
         row = {
             "side": config.search_side or "full", "mode": config.mode, "base k": config.base_k, "images": len(seconds),
             "s an image": float(np.mean(seconds)), "boxes an image": float(np.mean(counts)),
         }  # fmt: skip
         if best:
-            row |= {
-                "objects": len(best),
-                "recall": float(np.mean(np.array(best) >= 0.5)),
-                "mean best IoU": float(np.mean(best)),
-            }
-            row["precision"] = float(np.mean(precise))
+            row |= {"objects": len(best), "recall": float(np.mean(np.array(best) >= 0.5))}
+            row |= {"mean best IoU": float(np.mean(best)), "precision": float(np.mean(precise))}
         rows.append(row | {"default": "yes" if config == OURS else ""})
     bench.tables["Settings"] = rows
     bench.notes.append(
-        f"Settings: CPU seconds of search and filter in one thread; a setting slower than {SECONDS:g} s an image is tried on "
-        f"{FEW} images or for {ENOUGH:g} s (column images): too few to rank by. The paper names neither side nor mode."
+        "Settings: CPU seconds of search and filter in one thread; a setting slower than "
+        f"{SECONDS:g} s an image is tried on {FEW} images or for {ENOUGH:g} s (column images): too few to rank by. "
+        "The paper names neither side nor mode."
     )
     default = next(row for row in rows if row["default"])
     if "recall" not in default:
@@ -132,9 +123,9 @@ def _sweep(bench: Bench, pictures: list[np.ndarray], labels: list[np.ndarray] | 
     bench.goal("recall@0.5 of labelled objects in the filter's size range", default["recall"], RECALL, "")
     bench.goal("mean best IoU of the same objects", default["mean best IoU"], OVERLAP, "")
     bench.notes.append(
-        "recall: share of labelled objects of the filter's size range that some kept box covers with IoU >= 0.5; precision: "
-        "share of an image's kept boxes with IoU >= 0.5 with some labelled object of any size, mean over images with labels. "
-        "Not every object is labelled, so precision is a lower bound; it compares settings."
+        "recall: share of labelled objects of the filter's size range that some kept box covers with IoU >= 0.5; "
+        "precision: share of an image's kept boxes with IoU >= 0.5 with some labelled object of any size, mean over "
+        "images with labels. Not every object is labelled, so precision is a lower bound; it compares settings."
     )
 
 
@@ -144,9 +135,8 @@ def _processes(bench: Bench, source: ImageSource, quick: bool) -> None:
 
     def build(workers: int) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            make_shards(
-                shard_paths(Path(folder), number, max(1, number // 8)), source, OURS, workers, lambda line: None
-            )
+            paths = shard_paths(Path(folder), number, max(1, number // 8))
+            make_shards(paths, source, OURS, workers, lambda line: None)
 
     for workers, seconds in in_turns({n: partial(build, n) for n in (1, 2)}, 1 if quick else 2).items():
         bench.add(f"proposals of {number} images", "s", {"ours": seconds}, over="processes", at=workers)

@@ -24,11 +24,11 @@ from tests.speed.timing import REPETITIONS, Bench, in_turns
 CLASSES, SHARDS = 10, 4
 FILES_A_FOLDER = 50
 NOTES = (
-    "plain: a flat folder. A way's number is all images once in random order in one process; every file is in the page cache, so "
-    "that the layouts differ, not the disk",
+    "plain: a flat folder. A way's number is all images once in random order in one process; every file is in the page "
+    "cache, so that the layouts differ, not the disk",
     "goals are on reading and decoding near a view's size, which is what a run does; reading alone is shown beside it",
-    "listing: empty files, 50 a folder. First: walked, sorted and kept; kept: folders' times compared and the listing mapped; "
-    "plain: pathlib's rglob, sorted",
+    "listing: empty files, 50 a folder. First: walked, sorted and kept; kept: folders' times compared and the listing "
+    "mapped; plain: pathlib's rglob, sorted",
 )
 
 
@@ -51,9 +51,8 @@ def write_layouts(images: list[tuple[str, bytes]], root: Path) -> dict[str, str]
         with zipfile.ZipFile(root / file, "w", zipfile.ZIP_STORED) as archive:
             for name, _ in named:
                 archive.write(tree / name, name)
-    (root / "authors/train_map.txt").write_text(
-        "".join(f"{name}\t{i % CLASSES}\n" for i, (name, _) in enumerate(named))
-    )
+    lines = [f"{name}\t{i % CLASSES}\n" for i, (name, _) in enumerate(named)]
+    (root / "authors/train_map.txt").write_text("".join(lines))
     return {
         "folder": f"folder:{root}/folder",
         "class folders": f"folder:{root}/classes",
@@ -89,7 +88,7 @@ def readers(bench: Bench, sources: dict[str, ImageSource], passes: int, repetiti
 
 
 def empty_tree(root: Path, folders: int) -> Path:
-    """`folders` class folders of empty .jpg files below `root`, last changed long ago, so that a listing may be kept."""
+    """`folders` class folders of empty .jpg files below `root`, changed long ago, so that a listing may be kept."""
     for number in range(folders):
         folder = root / f"n{number:08d}"
         folder.mkdir(parents=True)
@@ -108,14 +107,8 @@ def listing_ways(root: Path, cache: Path) -> dict[str, Callable]:
             file.unlink()
         listings.folder_keys(root)
 
-    def again() -> None:
-        listings.folder_keys(root)
-
-    return {
-        "first": first,
-        "kept": again,
-        "plain": lambda: sorted(p.relative_to(root).as_posix() for p in root.rglob("*.jpg")),
-    }
+    plain = lambda: sorted(p.relative_to(root).as_posix() for p in root.rglob("*.jpg"))
+    return {"first": first, "kept": lambda: listings.folder_keys(root), "plain": plain}
 
 
 def listing(bench: Bench, scratch: Path, sizes: tuple[int, ...], repetitions: int) -> None:
@@ -132,16 +125,15 @@ def listing(bench: Bench, scratch: Path, sizes: tuple[int, ...], repetitions: in
 
 
 def run(images: str, quick: bool) -> Bench:
-    """Measure with copies, in a temporary folder, of the images that `images` names; a few of them, once, if `quick`."""
+    """Measure with copies of the images that `images` names; a few of them, once, if `quick`."""
     bench = Bench("readers", "reading images in random order, by layout; listing folders")
     count, passes, sizes, repetitions = (12, 2, (10, 40), 1) if quick else (256, 8, (200, 500, 1000), REPETITIONS)
     source = open_source(images)
     chosen = np.linspace(0, len(source) - 1, min(count, len(source))).astype(int)
     with tempfile.TemporaryDirectory() as scratch:
         data = [(Path(source.keys[i]).suffix, source.read(i)) for i in chosen]
-        bench.data = (
-            f"{len(data)} images of {images}, {np.mean([len(each) for _, each in data]) / 1000:.0f} kB on average"
-        )
+        size = np.mean([len(each) for _, each in data]) / 1000
+        bench.data = f"{len(data)} images of {images}, {size:.0f} kB on average"
         layouts = write_layouts(data, Path(scratch))
         readers(bench, {name: open_source(spec) for name, spec in layouts.items()}, passes, repetitions)
         listing(bench, Path(scratch), sizes, repetitions)

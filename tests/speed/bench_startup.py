@@ -37,9 +37,10 @@ IMAGES = 32
 #: Lines of a run that are waited for.
 LINES = {"to its first line": "global batch", "to its first step": "^step "}
 NOTES = (
-    f"imports: from starting an interpreter to its end; ours: {LIGHT}; plain: torch, torchvision, Detectron2, as runs need them",
-    "a run: `python -m soco_lib.train`, toy profile; the first line follows imports and opening the data, the first step "
-    "building the model, starting a worker, its first batch and one update",
+    f"imports: from starting an interpreter to its end; ours: {LIGHT}; plain: torch, torchvision, Detectron2, "
+    "which runs need",
+    "a run: `python -m soco_lib.train`, toy profile; the first line follows imports and opening the data, the first "
+    "step building the model, starting a worker, its first batch and one update",
     "files are in the page cache: the first start on a machine also reads gigabytes of libraries from its disk",
 )
 
@@ -50,9 +51,7 @@ def fresh(code: str) -> None:
 
 
 def toy(images: str, scratch: Path) -> Pretrain:
-    """The toy profile on copies of a few of `images` with random proposals, both below `scratch`; its first step is
-    all.
-    """
+    """One step of the toy profile, on copies of a few of `images` with random proposals, both below `scratch`."""
     source, folder = open_source(images), scratch / "images"
     folder.mkdir()
     chosen = np.linspace(0, len(source) - 1, min(IMAGES, len(source))).astype(int)
@@ -64,13 +63,11 @@ def toy(images: str, scratch: Path) -> Pretrain:
 
 
 def first_step(cfg: Pretrain, results: Path, name: str) -> dict[str, float]:
-    """Seconds from launching a new run to its first line and to its first step's. Raises RuntimeError when there is
-    none.
-    """
+    """Seconds from launching a new run to its first line and to its first step's, or RuntimeError if there is none."""
     words, awaited = command("soco_lib.train", Run.start(name, "pretrain", cfg, results).folder), dict(LINES)
     seconds, tail, start = {}, deque(maxlen=5), time.perf_counter()
-    told = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen(words, cwd=ROOT, env=environment(1), **told) as process:
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(words, cwd=ROOT, env=environment(1), **output) as process:
         for line in process.stdout:
             tail.append(line)
             for what in [what for what, sign in awaited.items() if re.search(sign, line)]:
@@ -83,15 +80,13 @@ def first_step(cfg: Pretrain, results: Path, name: str) -> dict[str, float]:
 
 def run(images: str, quick: bool) -> Bench:
     """Measure; the run trains on a few of the images that `images` names. Once if `quick`."""
-    bench, repetitions = (
-        Bench("startup", "imports, and from a command to the first training step"),
-        1 if quick else REPETITIONS,
-    )
+    bench = Bench("startup", "imports, and from a command to the first training step")
+    repetitions = 1 if quick else REPETITIONS
     seconds = in_turns({name: functools.partial(fresh, code) for name, code in IMPORTS.items()}, repetitions)
-    for what, ways in (
-        ("import of the light modules", ("ours", "plain")),
-        ("import of", ("soco_lib.train", "nothing")),
-    ):
+    for what, ways in {
+        "import of the light modules": ("ours", "plain"),
+        "import of": ("soco_lib.train", "nothing"),
+    }.items():
         bench.add(what, "s", {way: seconds[way] for way in ways}, more_is_better=False)
     bench.goal(f"import {LIGHT}", statistics.median(seconds["ours"]), 0.5, "s", at_least=False)
     with tempfile.TemporaryDirectory() as scratch:

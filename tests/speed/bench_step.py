@@ -1,4 +1,4 @@
-"""bench-step: one training step of SoCo-R50-FPN on this machine's CPU, against the plain formulation (plain_step.py)."""
+"""bench-step: a training step of SoCo-R50-FPN on this machine's CPU, against the plain formulation (plain_step.py)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from soco_lib.dataset import Batch, normalize
 from soco_lib.fields import to_dict
 from soco_lib.train import Trainer
 from tests.speed.plain_step import AGAIN, WAYS, Clock, PlainStep, a_batch, a_trainer, ours
-from tests.speed.timing import REPETITIONS, Bench, in_turns
+from tests.speed.timing import REPETITIONS, Bench, in_turns, stage_table
 
 RATE = "images/s"
 #: The goals' step: 8 images, K = 4, fp32, all else the paper's; and one that is over in a moment.
@@ -33,12 +33,15 @@ SMALL = dataclasses.replace(
     embedding=16,
 )
 NOTES = (
-    "ours: Trainer.update: box head once a box on its own level, one view's graph at a time, channels-last, foreach LARS and EMA",
-    "plain: box head on every level and a mask, one graph over all views, contiguous, a loop over parameters (plain_step.py)",
+    "ours: Trainer.update: box head once a box on its own level, one view's graph at a time, channels-last, foreach "
+    "LARS and EMA",
+    "plain: box head on every level and a mask, one graph over all views, contiguous, a loop over parameters",
     f"recomputing: ours with recompute: [{', '.join(AGAIN)}], for which activations of these stages are not kept",
     "random pixels and boxes of the paper's sizes; without data loading",
-    "memory: largest resident bytes of a process that imports what training does and makes three updates; 'private' leaves out pages of libraries' files",
-    "operations: of all convolutions and matrix products, forward and backward, a multiplication and an addition counted as two",
+    "memory: largest resident bytes of a process that imports what training does and makes three updates; 'private' "
+    "leaves out pages of libraries' files",
+    "operations: of all convolutions and matrix products, forward and backward, a multiplication and an addition "
+    "counted as two",
 )
 
 
@@ -72,7 +75,7 @@ def stages(cfg: Pretrain) -> list[dict]:
             clock = Clock()
             update(batch, clock)
         columns[way] = {stage: 1000 * seconds / cfg.batch for stage, seconds in clock.seconds.items()}
-    return [{"stage": stage, **{way: columns[way][stage] for way in columns}} for stage in columns["ours"]]
+    return stage_table(columns)
 
 
 def _plain_update(step: PlainStep, cfg: Pretrain):
@@ -138,9 +141,8 @@ def run(images: str, quick: bool) -> Bench:
     """Measure; pixels are random, so `images` is not read. A small network, once, if `quick`."""
     bench, cfg = Bench("step", "one training step, two threads"), SMALL if quick else FULL
     repetitions = 1 if quick else REPETITIONS
-    bench.data = (
-        f"{cfg.batch} random images, views {', '.join(map(str, cfg.view_sizes))}, K = {cfg.k}, {cfg.detector}, fp32"
-    )
+    views = ", ".join(map(str, cfg.view_sizes))
+    bench.data = f"{cfg.batch} random images, views {views}, K = {cfg.k}, {cfg.detector}, fp32"
     torch.set_num_threads(min(2, torch.get_num_threads()))
     seconds = in_turns({way: make(cfg) for way, make in WAYS.items()}, repetitions)
     rates = {way: [cfg.batch / s for s in values] for way, values in seconds.items()}
@@ -174,13 +176,7 @@ def run(images: str, quick: bool) -> Bench:
         bench.add("step", "ms an image", each, more_is_better=False, over=over, at=at)
     for batch in (2,) if quick else (2, 4, 8):
         peak = memory("ours", dataclasses.replace(cfg, batch=batch))["resident"]
-        bench.add(
-            "largest resident memory",
-            "GB",
-            {"ours": [peak / 1e9]},
-            more_is_better=False,
-            over="images a step",
-            at=batch,
-        )
+        growth = {"over": "images a step", "at": batch}
+        bench.add("largest resident memory", "GB", {"ours": [peak / 1e9]}, more_is_better=False, **growth)
     bench.notes += NOTES
     return bench

@@ -32,15 +32,12 @@ MiB, GiB, PAGE = 2**20, 2**30, 4096
 
 
 def run(images: str, quick: bool) -> Bench:
-    """Build stores in a temporary folder, and the plain dictionary of the small ones; open both. `images` is not
-    needed.
-    """
+    """Build stores in a temporary folder, and the plain dictionary of the small ones; open both. Needs no `images`."""
     most, small = (20_000, (500,)) if quick else (IMAGES, SMALL)
     repetitions, lookups = (2, 2_000) if quick else (REPETITIONS, LOOKUPS)
     boxes = most * BOXES_AN_IMAGE / 1e6
-    bench = Bench(
-        "store", "The proposal store", f"{most} made-up images with about {boxes:.3g} M boxes in a temporary folder"
-    )
+    data = f"{most} made-up images with about {boxes:.3g} M boxes in a temporary folder"
+    bench = Bench("store", "The proposal store", data)
     with tempfile.TemporaryDirectory(prefix="soco-bench-store-") as folder:
         for number in (*small, most):
             path = Path(folder) / str(number)
@@ -59,13 +56,10 @@ def run(images: str, quick: bool) -> Bench:
 
 
 # --- building
-# ----------------------------------------------------------------------------------------------------------
 
 
 def _build(out: Path, number: int) -> tuple[float, float]:
-    """Seconds of writing the shards and of making a store of them. Runs in a process of its own, so that its peak is
-    theirs.
-    """
+    """Seconds of writing the shards and of making a store of them; for a process of its own, whose peak is theirs."""
     source = ImageSource("made-up images", out, [f"n{i // 1300:08d}/{i:08d}.JPEG" for i in range(number)])
     times = [time.perf_counter()]
 
@@ -89,7 +83,6 @@ def _rows(images: range) -> list[Row]:
 
 
 # --- reading
-# -----------------------------------------------------------------------------------------------------------
 
 
 def _open_store(path: Path):
@@ -177,12 +170,12 @@ def _goals(bench: Bench, number: int, small: int, writing: float, merging: float
     else:
         bench.notes.append("This system has no /proc/self/smaps_rollup: private memory is not measured.")
     bench.notes += [
-        f"Building: one process writes shards of {SHARD} images ({writing:.0f} s, boxes made up meanwhile) and merges them "
-        f"({merging:.0f} s); its peak is of both.",
-        "Every repetition of opening is a fresh process, its imports not counted; the files were written just before, so they "
-        "are in the page cache: from a cold disk, first touches wait for it. A lookup copies the boxes.",
-        "Private memory: Private_Clean + Private_Dirty of /proc/self/smaps_rollup after the lookups, less the same before "
-        "opening, when all processes have looked up and none has ended; at least a page. A page that only one process has "
-        "touched counts as its own, though the system may drop it.",
+        f"Building: one process writes shards of {SHARD} images ({writing:.0f} s, boxes made up meanwhile) and merges "
+        f"them ({merging:.0f} s); its peak is of both.",
+        "Every repetition of opening is a fresh process, its imports not counted; the files were written just before, "
+        "so they are in the page cache: from a cold disk, first touches wait for it. A lookup copies the boxes.",
+        "Private memory: Private_Clean + Private_Dirty of /proc/self/smaps_rollup after the lookups, less the same "
+        "before opening, when all processes have looked up and none has ended; at least a page. A page that only one "
+        "process has touched counts as its own, though the system may drop it.",
         f"The plain way loads the authors' JSON whole, here of at most {small} images; at {number}, in proportion.",
     ]

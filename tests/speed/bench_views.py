@@ -1,6 +1,4 @@
-"""bench-views: from a JPEG's bytes to normalised views with boxes on one core, against torchvision's transforms on PIL
-images.
-"""
+"""bench-views: from a JPEG's bytes to normalised views on one core, against torchvision's transforms on PIL images."""
 
 from __future__ import annotations
 
@@ -27,7 +25,7 @@ from soco_lib.data import decoding
 from soco_lib.data.proposals import key_rng, random_proposals, whole_image
 from soco_lib.data.sources import open_source
 from tests.speed.plain_views import Plain, pillow_blur
-from tests.speed.timing import REPETITIONS, Bench, in_turns
+from tests.speed.timing import REPETITIONS, Bench, in_turns, stage_table
 
 #: Images of one collated batch: what is held at once, not what is timed.
 BATCH = 16
@@ -37,10 +35,12 @@ MS = "ms an image"
 LARGE = 2000
 PILLOW = "plain, Pillow's blur"
 NOTES = (
-    "ours: decode_near, make_views, collate, normalize, as a loader's worker and the step do; three views (224, 224, 112), K = 4",
+    "ours: decode_near, make_views, collate, normalize, as a loader's worker and the step do; three views (224, 224, "
+    "112), K = 4",
     "plain: Pillow decodes, torchvision's v2 transforms on PIL images follow; it draws one crop, ours up to five",
     f"{PILLOW}: torchvision convolves with all 23 x 23 taps at once, so here it does not blur; not the same numbers",
-    f"photographs of {LARGE} px: the same images enlarged and encoded again, smoother than a camera's; ours decodes them reduced",
+    f"photographs of {LARGE} px: the same images enlarged and encoded again, smoother than a camera's; ours decodes "
+    "them reduced",
     "agreement: against torchvision on PIL images, with five parameters over the range that is drawn from",
     "stages: timed inside one pass of each way, so that they add up to it",
 )
@@ -66,9 +66,8 @@ def photos(images: str, count: int, longer: int = 0) -> list[Photo]:
         image = decoding.decode(data)
         if longer or data[:2] != b"\xff\xd8":
             scale = longer / max(image.shape[:2]) if longer else 1
-            image = cv2.resize(
-                image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-            )
+            how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+            image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=how)
             data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes()
         height, width = image.shape[:2]
         drawn = random_proposals(key_rng(0, source.keys[index]), width, height)
@@ -109,7 +108,7 @@ class Clock:
 
 
 def ours(given: list[Photo], cfg: Pretrain, side: int = 0) -> None:
-    """What ProposalViews, the loader and the training step do, in one process. side: pixels to decode for; 0: cfg.size."""
+    """What ProposalViews, loader and training step do, in one process. side: pixels to decode for; 0: cfg.size."""
     for first in range(0, len(given), BATCH):
         samples = []
         for number, photo in enumerate(given[first : first + BATCH], first):
@@ -129,7 +128,6 @@ def plain(given: list[Photo], maker: Plain) -> None:
 
 
 # --- what is measured
-# --------------------------------------------------------------------------------------------------
 
 #: Of each operation: ours, torchvision's on a PIL image, and the ends of the range that its parameter is drawn from.
 OPERATIONS = {
@@ -169,8 +167,8 @@ PARTS = {
         (views, "photometry", "photometry"), (dataset, "collate", LAST), (dataset, "normalize", LAST),
     ),
     "plain": (
-        (Plain, "decode", "decode"), (F, "resize", GEOMETRY), (F, "resized_crop", GEOMETRY), (F, "horizontal_flip", GEOMETRY),
-        (Plain, "colour", "photometry"), (Plain, "finish", LAST),
+        (Plain, "decode", "decode"), (F, "resize", GEOMETRY), (F, "resized_crop", GEOMETRY),
+        (F, "horizontal_flip", GEOMETRY), (Plain, "colour", "photometry"), (Plain, "finish", LAST),
     ),
 }  # fmt: skip
 
@@ -189,7 +187,7 @@ def stages(given: list[Photo], ways: dict[str, Callable]) -> list[dict]:
             ways[way](given)
             clock.seconds["boxes, draws"] = time.perf_counter() - start - sum(clock.seconds.values())
         columns[way] = {stage: 1000 * seconds / len(given) for stage, seconds in clock.seconds.items()}
-    return [{"stage": stage, **{way: columns[way][stage] for way in columns}} for stage in columns["ours"]]
+    return stage_table(columns)
 
 
 def every_way(cfg: Pretrain) -> dict[str, Callable]:
@@ -204,12 +202,8 @@ def growing(images: str, few: int) -> Iterator[tuple[str, float, Pretrain, list[
     for longer in (250, 500, 1000, LARGE):
         yield "longer side of the image, px", longer, cfg, photos(images, few, longer)
     for side in (112, 224, 448):
-        yield (
-            "side of V1, px",
-            side,
-            dataclasses.replace(cfg, size=side, views=(View(side), View(side // 2, "V2"))),
-            given,
-        )
+        sides = {"size": side, "views": (View(side), View(side // 2, "V2"))}
+        yield "side of V1, px", side, dataclasses.replace(cfg, **sides), given
     for extra in ((View(224),), cfg.views, (*cfg.views, View(192))):
         yield "views", 1 + len(extra), dataclasses.replace(cfg, views=extra), given
     for k in (1, 4, 16, 64):

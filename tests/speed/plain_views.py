@@ -23,7 +23,7 @@ from soco_lib.views import FIRST, SECOND, Branch
 
 
 def pillow_blur(image: Image.Image) -> Image.Image:
-    """Pillow's own approximation of a Gaussian by box filters, as many repositories use it: sigma uniform in [0.1, 2]."""
+    """Pillow's approximation of a Gaussian by box filters, as many repositories use it: sigma uniform in [0.1, 2]."""
     return image.filter(ImageFilter.GaussianBlur(float(torch.empty(()).uniform_(0.1, 2.0))))
 
 

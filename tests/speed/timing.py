@@ -37,7 +37,7 @@ class Speed:
 
 
 def in_turns(ways: Mapping[str, Callable[[], object]], repetitions: int = REPETITIONS) -> dict[str, list[float]]:
-    """Seconds of each call of each way, after one call of each that is not counted; every other round runs backwards."""
+    """Seconds of each call of each way, after one that is not counted; every other round runs backwards."""
     for way in ways.values():
         way()
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -49,10 +49,15 @@ def in_turns(ways: Mapping[str, Callable[[], object]], repetitions: int = REPETI
     return seconds
 
 
+def stage_table(columns: Mapping[str, Mapping[str, float]]) -> list[dict]:
+    """A row a stage from way -> stage -> number, in the stages' order of the way "ours"."""
+    return [{"stage": stage} | {way: columns[way][stage] for way in columns} for stage in columns["ours"]]
+
+
 def _report(connection, function: Callable, arguments: tuple) -> None:
     try:
         result = function(*arguments)
-    except Exception as error:  # told on the other side
+    except Exception as error:  # raised on the other side
         result = error
     connection.send((result, peak_memory()))
 
@@ -83,7 +88,7 @@ def apart(function: Callable, *arguments) -> tuple[object, int]:
 
 @dataclass(frozen=True)
 class Row:
-    """One way of doing something, measured `values` times. `over`, `at`: the point of a growth curve, such as ("K", 8)."""
+    """One way of doing something, and what was measured. `over`, `at`: a point of a growth curve, such as ("K", 8)."""
 
     what: str
     way: str
@@ -125,9 +130,8 @@ class Bench:
     rows: list[Row] = field(default_factory=list)
     goals: list[Goal] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    tables: dict[str, list[dict]] = field(
-        default_factory=dict
-    )  # title -> rows of what is no repetition, such as a sweep's scores
+    #: title -> rows of what is no repetition, such as a sweep's scores
+    tables: dict[str, list[dict]] = field(default_factory=dict)
 
     def add(
         self,
@@ -169,11 +173,8 @@ class Bench:
             }
             for row in self.rows
         ]
-        parts = [
-            f"# {self.title}",
-            f"Data: {self.data}." if self.data else "",
-            pd.DataFrame(rows).to_markdown(index=False),
-        ]
+        data = f"Data: {self.data}." if self.data else ""
+        parts = [f"# {self.title}", data, pd.DataFrame(rows).to_markdown(index=False)]
         if self.goals:
             goals = [
                 {
@@ -185,9 +186,8 @@ class Bench:
                 for goal in self.goals
             ]
             parts.append(pd.DataFrame(goals).to_markdown(index=False))
-        parts += [
-            f"## {title}\n\n{pd.DataFrame(table).to_markdown(index=False)}" for title, table in self.tables.items()
-        ]
+        for title, table in self.tables.items():
+            parts.append(f"## {title}\n\n{pd.DataFrame(table).to_markdown(index=False)}")
         parts += [f"- {note}" for note in self.notes]
         machine = provenance()["hardware"]
         parts.append(f"Machine: {machine}. Versions and every repetition: {self.name}.json.")
@@ -197,8 +197,7 @@ class Bench:
         """Write NAME.json and NAME.md below `folder`; returns the markdown."""
         folder.mkdir(parents=True, exist_ok=True)
         text = self.markdown()
-        write_json(
-            folder / f"{self.name}.json", {**dataclasses.asdict(self), **provenance(), "measured": time.strftime("%F")}
-        )
+        record = {**dataclasses.asdict(self), **provenance(), "measured": time.strftime("%F")}
+        write_json(folder / f"{self.name}.json", record)
         (folder / f"{self.name}.md").write_text(text)
         return text
