@@ -1,4 +1,4 @@
-"""The paper's benchmarks as data: their settings in Detectron2's config, their toy forms, what is asked of a machine."""
+"""The paper's benchmarks as data: their settings in Detectron2's config, their toy forms, what a machine must have."""
 
 import os
 

@@ -59,8 +59,17 @@ def test_a_wait_of_the_host_fails(folder, data, monkeypatch):
     assert found.passed is False and "1 in an update" in found.said and "local_scalar_dense" in found.said
 
 
-@pytest.mark.parametrize("op", [lambda x: x[x > 0], lambda x: x.nonzero(), lambda x: x.tolist(), lambda x: x.cpu(), lambda x: x.masked_select(x > 0),
-                                lambda x: x.index_put_((x > 0,), x.sum())])  # fmt: skip
+@pytest.mark.parametrize(
+    "op",
+    [
+        lambda x: x[x > 0],
+        lambda x: x.nonzero(),
+        lambda x: x.tolist(),
+        lambda x: x.cpu(),
+        lambda x: x.masked_select(x > 0),
+        lambda x: x.index_put_((x > 0,), x.sum()),
+    ],
+)
 def test_what_would_wait_is_seen(op):
     with gpu_checks.counted_waits(CPU) as found:
         op(torch.arange(3.0))
@@ -134,7 +143,8 @@ def test_it_runs_from_a_plain_checkout_without_what_a_bare_gpu_machine_lacks(tmp
     """No Jupyter, papermill, submitit, nor OpenCV's contrib part: the whole command, quick, with its record."""
     code = """
 import sys
-for name in ("jupyterlab", "papermill", "nbconvert", "nbclient", "nbformat", "ipykernel", "IPython", "ipywidgets", "submitit", "lvis"):
+jupyter = "jupyterlab nbconvert nbclient nbformat ipykernel IPython ipywidgets"
+for name in f"{jupyter} papermill submitit lvis pytest".split():
     sys.modules[name] = None
 import cv2
 del cv2.ximgproc

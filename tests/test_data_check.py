@@ -60,7 +60,8 @@ def test_whole_trees_are_ok(tree, capsys):
     status, table, below = check(capsys)
     assert status == 0 and not below.strip() and {verdict for _, verdict in table.values()} == {"ok"}
     assert {key: found for key, (found, _) in table.items()} == {
-        ("coco-train", "images"): 3, ("coco-train", "annotations"): 5, ("lvis-val", "images"): 2, ("lvis-val", "annotations"): 1,
+        ("coco-train", "images"): 3, ("coco-train", "annotations"): 5,
+        ("lvis-val", "images"): 2, ("lvis-val", "annotations"): 1,
         ("voc-test", "images"): 2, ("pictures", "images"): 2, ("imagenet", "images"): 3, ("imagenet", "folders"): 2,
     }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Data in COCO, LVIS and VOC layout: read as Detectron2 reads them, refused when broken, scored 100 on their own truth."""
+"""Data in COCO, LVIS and VOC layout: read as Detectron2 reads them, refused when broken, their own truth scores 100."""
 
 import json
 import math
@@ -60,7 +60,7 @@ def write_coco(root, split, count, seed=0, edit=lambda content: None):
 
 
 def write_voc(root, counts, names=NAMES, **more):
-    """One split for each of `counts`; the second picture's first object is difficult. `more` are tags of every object."""
+    """One split for each of `counts`; the second picture's first object is difficult. `more`: tags of every object."""
     tags = "".join(f"<{tag}>{value}</{tag}>" for tag, value in ({"pose": "Unspecified", "truncated": 0} | more).items())
     for split, count in counts.items():
         for i, boxes in enumerate(objects(count, len(split))):
@@ -189,7 +189,7 @@ def test_lvis_layout_knows_what_is_absent_and_what_is_not_marked():
     code = rle.merge(rle.frPyObjects(square, 8, 8))
     item = {"image_id": 1, "bbox": [0, 0, 4, 4], "area": 16, "iscrowd": 0}
     content = {"images": [{"id": 1, "file_name": "a/b.jpg", "height": 8, "width": 8}],
-               "annotations": [item | {"category_id": 5, "segmentation": {"size": [8, 8], "counts": code["counts"].decode()}},
+               "annotations": [item | {"category_id": 5, "segmentation": code | {"counts": code["counts"].decode()}},
                                item | {"category_id": 6, "segmentation": square, "iscrowd": 1},
                                item | {"category_id": 7, "segmentation": []}]}  # fmt: skip
     made, lost = make_lvis.convert(content, "images", {5: 1, 6: 2, 7: 3, 9: 4})

@@ -54,8 +54,9 @@ def free_port() -> int:
 def test_the_global_batch_is_all_that_counts(pictures, tmp_path, how):
     build_store(open_source(f"folder:{pictures}"), ProposalConfig(mode="single"), tmp_path / "proposals", workers=1)
     common = dict(
-        images=f"folder:{pictures}", proposals=str(tmp_path / "proposals"), detector="mask-rcnn-r50-fpn", overrides=TINY_DETECTOR,
-        size=64, views=(View(64), View(32, "V2")), hidden=32, embedding=16, base_lr=3.2, batch=4, steps=3, warmup_epochs=0,
+        images=f"folder:{pictures}", proposals=str(tmp_path / "proposals"),
+        detector="mask-rcnn-r50-fpn", overrides=TINY_DETECTOR, size=64, views=(View(64), View(32, "V2")),
+        hidden=32, embedding=16, base_lr=3.2, batch=4, steps=3, warmup_epochs=0,
         precision="fp32", workers=0,
     )  # fmt: skip
     whole = Pretrain(**common)
@@ -97,7 +98,7 @@ def agree(rank: int, world: int, port: int, cfg: Pretrain, folder: Path) -> None
 
 
 def test_processes_agree_on_what_each_sees_for_itself(cfg, tmp_path):
-    """Which checkpoint, whether an evaluation is due, whether to stop; and each keeps the statistics of its own norms."""
+    """Which checkpoint, whether an evaluation is due, whether to stop; each keeps the statistics of its own norms."""
     mp.spawn(agree, (2, free_port(), cfg, tmp_path), nprocs=2)
 
 

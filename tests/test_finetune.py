@@ -27,7 +27,7 @@ from soco_lib.transfer import run as transfer
 from soco_lib.transfer.batches import Accumulator, Batches, Samples, reach
 from soco_lib.transfer.benchmarks import Transfer
 from soco_lib.transfer.detectron import detectron_config, open_both
-from tests.conftest import TINY_DETECTOR
+from tests.conftest import TINY_DETECTOR, stopped_after_saving
 from tests.test_transfer import TINY, settings, start, write_coco
 
 from detectron2.data import build_detection_train_loader  # isort: skip
@@ -103,8 +103,8 @@ def test_scaling_is_detectron2s(mixed, tmp_path):
     theirs = detectron_config(cfg, *data, tmp_path)
     theirs.defrost()
     theirs.SOLVER.REFERENCE_WORLD_SIZE = 16
-    small = settings(mixed, **{name: getattr(cfg, name) for name in ("batch", "iterations", "warmup", "eval_every", "save_every")},
-                     micro_batch=6, reach="scale")  # fmt: skip
+    kept = {name: getattr(cfg, name) for name in ("batch", "iterations", "warmup", "eval_every", "save_every")}
+    small = settings(mixed, **kept, micro_batch=6, reach="scale")
     ours = detectron_config(reach(small).cfg, *data, tmp_path)
     theirs = DefaultTrainer.auto_scale_workers(theirs, 6)
     for name in ("IMS_PER_BATCH", "BASE_LR", "MAX_ITER", "WARMUP_ITERS", "STEPS", "CHECKPOINT_PERIOD"):
@@ -250,20 +250,12 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_resume_is_bit_equal(mixed, tmp_path, monkeypatch, name):
+def test_resume_is_bit_equal(mixed, tmp_path, name):
     whole, _ = run_here(settings(mixed, **CASES[name]), tmp_path, "whole")
-    cfg, real = settings(mixed, **CASES[name], workers=1), checkpoint.save  # how it is fed may differ
+    cfg = settings(mixed, **CASES[name], workers=1)  # how it is fed may differ
     for stop_at in (2, 4, 6):
-
-        def save_then_stop(folder, step, *args, stop_at=stop_at, **state):
-            real(folder, step, *args, **state)
-            if step == stop_at:
-                raise KeyboardInterrupt
-
-        monkeypatch.setattr(checkpoint, "save", save_then_stop)
-        with pytest.raises(KeyboardInterrupt):
+        with stopped_after_saving(stop_at):
             run_here(cfg, tmp_path, "parts")
-    monkeypatch.setattr(checkpoint, "save", real)
     parts, status = run_here(cfg, tmp_path, "parts")
     assert status == 0 and same(final_weights(whole), final_weights(parts))
     assert scores(whole) == scores(parts)

@@ -156,7 +156,8 @@ FILES = {
         under("encoder.", o.trunk) | ones("", "encoder.fc.0.weight encoder.fc.7.running_var predictor.0.weight")))},
     "byol": lambda o, t: {"model": under("module.", (
         both("{}_network.encoder.", ("online", "target"), o.children(), t.children())
-        | ones("", "online_network.projetion.l1.weight target_network.projetion.l1.weight predictor.predictor.l1.weight")))},
+        | ones("", "online_network.projetion.l1.weight target_network.projetion.l1.weight "
+                   "predictor.predictor.l1.weight")))},
     "byol-pytorch": lambda o, t: (
         both("{}_encoder.net.", ("online", "target"), o.trunk | o.fc, t.trunk | t.fc) | under("net.", o.trunk, o.fc)
         | ones("", "online_encoder.projector.0.weight target_encoder.projector.0.weight online_predictor.0.weight")),
@@ -164,11 +165,14 @@ FILES = {
         both("{}_net.0.", ("online", "target"), o.trunk, t.trunk) | under("backbone.", o.trunk)
         | ones("", "online_net.1.fc0.weight target_net.1.fc0.weight head.predictor.fc0.weight"))},
     "simclr": lambda o, t: {"state_dict": under("backbone.", o.trunk | ones("", "fc.0.weight fc.2.bias"))},
-    "simclr-convnet": lambda o, t: {"state_dict": under("convnet.", o.trunk, o.fc) | ones("projection.", "fc1.weight bn2.bias")},
+    "simclr-convnet": lambda o, t: {
+        "state_dict": under("convnet.", o.trunk, o.fc) | ones("projection.", "fc1.weight bn2.bias")},
     "simclr-encoder": lambda o, t: under("encoder.", o.trunk) | ones("projector.", "0.weight 2.weight"),
-    "swav": lambda o, t: under("module.", o.trunk | ones("", "projection_head.0.weight projection_head.3.bias prototypes.weight")),
+    "swav": lambda o, t: under(
+        "module.", o.trunk | ones("", "projection_head.0.weight projection_head.3.bias prototypes.weight")),
     "infomin": lambda o, t: {
-        "model": under("module.", under("encoder.", o.trunk) | ones("", "head.0.weight head.2.bias head_jig.fc1.0.weight")),
+        "model": under(
+            "module.", under("encoder.", o.trunk) | ones("", "head.0.weight head.2.bias head_jig.fc1.0.weight")),
         "model_ema": under("encoder.", t.trunk) | ones("", "head.0.weight head_jig.fc2.bias")},
     "densecl": lambda o, t: {"meta": {}, "state_dict": (
         both("encoder_{}.0.", "qk", o.trunk, t.trunk) | under("backbone.", o.trunk)
@@ -191,8 +195,8 @@ FILES = {
         under("network.encoder.", o.children()) | ones("", "network.projector.0.weight predictor.3.bias temperature"))},
     "detectron2-converted": lambda o, t: {"__author__": "MOCO", "matching_heuristics": True, "model": (
         o.detectron() | o.fpn | under("box_head.", o.head) | ones("stem.", "fc.0.weight fc.2.bias"))},
-    "detectron2-fpn": lambda o, t: {"model": (
-        under("backbone.bottom_up.", o.detectron()) | under("backbone.", o.fpn) | under("roi_heads.box_head.", o.head))},
+    "detectron2-fpn": lambda o, t: {"model": under("backbone.bottom_up.", o.detectron()) | under("backbone.", o.fpn)
+                                    | under("roi_heads.box_head.", o.head)},
     "detectron2-c4": lambda o, t: {"model": {
         ("roi_heads." if k.startswith("res5") else "backbone.") + k: v for k, v in o.detectron().items()}},
 }  # fmt: skip
@@ -264,8 +268,12 @@ NECK_AND_HEAD = {
 }
 
 
-@pytest.mark.parametrize("name, old", [*((name, ".1.conv2.weight") for name in FILES),
-                                       *((name, key) for name, keys in NECK_AND_HEAD.items() for key in keys)])  # fmt: skip
+IN_A_TRUNK = [(name, ".1.conv2.weight") for name in FILES]
+
+
+@pytest.mark.parametrize(
+    "name, old", IN_A_TRUNK + [(name, key) for name in NECK_AND_HEAD for key in NECK_AND_HEAD[name]]
+)
 def test_one_renamed_key_stops_with_its_name(name, old, online, target, fpn_detector, tmp_path):
     content = FILES[name](online, target)
     state = content.get("state_dict") or content.get("model") or content
@@ -325,8 +333,8 @@ def test_batch_counters_may_be_missing_on_either_side(online, fpn_detector, tmp_
     old = {k: v for k, v in online.trunk.items() if "num_batches" not in k}
     report = load_into(fpn_detector, read_weights(save(old, tmp_path / "old.pth")))
     assert {k.rsplit(".", 1)[1] for k, why in report.new.items() if "batch counters" in why} == {"num_batches_tracked"}
-    frozen = build(FPN_DETECTOR[0], (*FPN_DETECTOR[1], "MODEL.RESNETS.NORM=FrozenBN", "MODEL.FPN.NORM=", "MODEL.ROI_BOX_HEAD.NORM=",
-                                     "MODEL.ROI_MASK_HEAD.NORM="))  # fmt: skip
+    norms = ("MODEL.RESNETS.NORM=FrozenBN", "MODEL.FPN.NORM=", "MODEL.ROI_BOX_HEAD.NORM=", "MODEL.ROI_MASK_HEAD.NORM=")
+    frozen = build(FPN_DETECTOR[0], (*FPN_DETECTOR[1], *norms))
     report = load_into(frozen, read_weights(save(online.trunk, tmp_path / "new.pth")))
     assert set(report.left_behind.values()) == {"batch counters (not in this detector)"}
 
@@ -342,8 +350,8 @@ def test_another_depth_is_one_line(fpn_detector, tmp_path):
 
 def test_unknown_and_ambiguous_layouts_are_one_line(online, fpn_detector, tmp_path):
     strange = save({f"model.{k}": v for k, v in online.trunk.items()}, tmp_path / "strange.pth")
-    with pytest.raises(BookError, match=r"strange.pth has no known layout: unknown keys model.conv1.weight, model.bn1.weight, .* "
-                                        r"\(nearest layout: \S+, .*known layouts: soco-fpn, ") as caught:  # fmt: skip
+    unknown = r"strange.pth has no known layout: unknown keys model.conv1.weight, model.bn1.weight, .* "
+    with pytest.raises(BookError, match=unknown + r"\(nearest layout: \S+, .*known layouts: soco-fpn, ") as caught:
         read_weights(strange)
     assert "\n" not in str(caught.value)
     both = save({**online.trunk, **under("encoder_q.", online.trunk)}, tmp_path / "both.pth")

@@ -1,4 +1,4 @@
-"""Many processes: killed workers, told to stop, several nodes; whatever happens on the way, the weights are the same."""
+"""Many processes: killed workers, a stop, several nodes; whatever happens on the way, the weights are the same."""
 
 import os
 import random
@@ -21,13 +21,6 @@ from soco_lib.runs.folder import Run
 from soco_lib.runs.launch import command, environment
 from soco_lib.studies import plans
 from tests.test_train import final_weights, same, same_threads, with_
-
-
-@pytest.fixture
-def one_thread(monkeypatch):
-    """Sums come out bit-equal only with as many threads."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
 
 #: Weights of undisturbed runs, by configuration and processes: several tests compare with the same ones.
 WHOLE = {}

@@ -244,7 +244,8 @@ def test_a_pretraining_goes_on_with_a_shared_memory_that_just_holds_what_was_rec
     batch = shared_bytes(cfg, plan(cfg, 12))
     free = 3 * batch + 3 * SPARE
     run = Run.start("run", "pretrain", cfg, tmp_path)
-    script = f"mount -t tmpfs -o size={-(-free // PAGE) * PAGE} tmpfs /dev/shm && exec {' '.join(command('soco_lib.train', run.folder))}"
+    mount = f"mount -t tmpfs -o size={-(-free // PAGE) * PAGE} tmpfs /dev/shm"
+    script = f"{mount} && exec {' '.join(command('soco_lib.train', run.folder))}"
     words = ["unshare", "-m", "--propagation", "private", "sh", "-c", script]
     done = subprocess.run(words, env=same_threads(), capture_output=True, text=True, timeout=120)
     if "unshare" in done.stderr or "mount:" in done.stderr:

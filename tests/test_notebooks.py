@@ -9,21 +9,10 @@ from soco_lib.book.execute import NotebookFailed, execute
 from soco_lib.runs.folder import Run
 from soco_lib.scenes import write as scenes
 from soco_lib.tables import claims
-from tests.conftest import TINY_DETECTOR
+from tests.conftest import TINY_PRETRAINING, TINY_TRANSFER
 
-DETECTOR = {"detector": "mask-rcnn-r50-fpn", "overrides": list(TINY_DETECTOR)}
-SMALL_MODEL = {
-    **DETECTOR, "size": 64, "views": [{"size": 64}, {"size": 32, "source": "V2"}], "hidden": 32, "embedding": 16,
-    "batch": 4, "steps": 4, "log_every": 2, "save_every": 4, "workers": 0,
-}  # fmt: skip
-SMALL_TRANSFER = {
-    **DETECTOR, "iterations": 3, "warmup": 1, "batch": 2, "log_every": 1, "precise_bn": 0, "workers": 0,
-    "min_sizes": [64], "max_size": 96, "test_size": 64,
-}  # fmt: skip
-SMALL_TRANSFER["overrides"] = [
-    *TINY_DETECTOR, "MODEL.ROI_MASK_HEAD.CONV_DIM=16", "MODEL.ROI_MASK_HEAD.NUM_CONV=1", "MODEL.RPN.POST_NMS_TOPK_TRAIN=50",
-    "MODEL.RPN.POST_NMS_TOPK_TEST=20", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE=16",
-]  # fmt: skip
+SMALL_MODEL = TINY_PRETRAINING | {"log_every": 2, "save_every": 4}
+SMALL_TRANSFER = TINY_TRANSFER | {"iterations": 3}
 
 
 @pytest.fixture(scope="module")

@@ -68,9 +68,8 @@ def test_an_encoder_that_trains_with_synchronised_norms_is_probed_apart_from_the
 def test_a_second_set_gives_the_labels_and_a_whole_image_network_is_pooled_by_box(tmp_path):
     scenes.write_scenes(tmp_path / "scenes", 60, 40, workers=1)
     data = [f"coco:{tmp_path}/scenes/annotations/instances_{part}.json" for part in ("val", "train")]
-    cfg = Pretrain(
-        "a", "whole", detector="mask-rcnn-r50-fpn", overrides=TINY_DETECTOR, size=64, views=(View(64),), k=1, alignment="whole"
-    )  # fmt: skip
+    detector = {"detector": "mask-rcnn-r50-fpn", "overrides": TINY_DETECTOR}
+    cfg = Pretrain("a", "whole", **detector, size=64, views=(View(64),), k=1, alignment="whole")
     whole = fresh(cfg)
     scores = probe(whole, cfg, data[0], fit=data[1])
     assert scores.images == 100

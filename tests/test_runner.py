@@ -24,20 +24,9 @@ from soco_lib.studies import study as studies
 from soco_lib.studies.study import ROOT
 from soco_lib.tables import stats, study_table
 from soco_lib.tables.__main__ import main as tables
-from tests.conftest import TINY_DETECTOR
-from tests.test_slurm import cluster, slow
+from tests.conftest import TINY_PRETRAINING, TINY_TRANSFER
+from tests.test_slurm import slow
 
-SMALL = {
-    "detector": "mask-rcnn-r50-fpn", "overrides": list(TINY_DETECTOR),
-    "size": 64, "views": [{"size": 64}, {"size": 32, "source": "V2"}], "hidden": 32, "embedding": 16,
-    "batch": 4, "steps": 4, "log_every": 1, "save_every": 50, "workers": 0,
-}  # fmt: skip
-FEW = {
-    "detector": "mask-rcnn-r50-fpn", "iterations": 2, "warmup": 1, "batch": 2, "log_every": 1, "precise_bn": 0, "workers": 0,
-    "min_sizes": [64], "max_size": 96, "test_size": 64,
-    "overrides": [*TINY_DETECTOR, "MODEL.ROI_MASK_HEAD.CONV_DIM=16", "MODEL.ROI_MASK_HEAD.NUM_CONV=1",
-                  "MODEL.RPN.POST_NMS_TOPK_TRAIN=50", "MODEL.RPN.POST_NMS_TOPK_TEST=20", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE=16"],
-}  # fmt: skip
 BATCHES = {"batch-512": (2, 8), "batch-1024": (4, 4), "batch-2048": (6, 4)}  # batch, steps
 
 
@@ -55,13 +44,17 @@ def write_study(folder, pictured, name="tiny", **changes):
         kind: f"coco:{pictured}/scenes/annotations/instances_{kind}.json@{pictured}/scenes/images"
         for kind in ("train", "val")
     }
-    base = {**SMALL, "images": data["train"], "proposals": f"{pictured}/proposals", **changes}
-    variants = {name: {"row": name.replace("-", " "), "paper": {"batch": int(name[6:])}, "toy": {"batch": batch, "steps": steps}}
-                for name, (batch, steps) in BATCHES.items()}  # fmt: skip
+    base = TINY_PRETRAINING | {"log_every": 1, "save_every": 50}
+    base |= {"images": data["train"], "proposals": f"{pictured}/proposals", **changes}
+    transfer = TINY_TRANSFER | {"train": data["train"], "test": data["val"]}
+    variants = {}
+    for variant, (batch, steps) in BATCHES.items():
+        paper, toy = {"batch": int(variant[6:])}, {"batch": batch, "steps": steps}
+        variants[variant] = {"row": variant.replace("-", " "), "paper": paper, "toy": toy}
     variants["batch-2048"]["paper"] = {}
     content = {
         "question": "Which batch?", "table": "5b", "benchmarks": ["coco-fpn-1x"], "metrics": ["AP_bb", "AP_mk"],
-        "baseline": "batch-2048", "toy": base, "transfer": {"toy": {**FEW, "train": data["train"], "test": data["val"]}},
+        "baseline": "batch-2048", "toy": base, "transfer": {"toy": transfer},
         "stores": {f"{pictured}/proposals": {"generator": "random", "count": 8}}, "variants": variants,
     }  # fmt: skip
     path = folder / f"{name}.yaml"

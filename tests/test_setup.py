@@ -1,4 +1,4 @@
-"""Set-up: one declaration of dependencies, a Makefile that explains itself, notebooks that papermill can run strictly."""
+"""Set-up: one declaration of dependencies, a Makefile that explains itself, notebooks that can be run strictly."""
 
 import ast
 import os

@@ -1,40 +1,19 @@
 """A real SLURM, of one node (slurm_cluster.sh): requeued, timed out or cancelled, a run ends with the same weights."""
 
 import os
-import shutil
 import subprocess
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
 from soco_lib import BookError
 from soco_lib.runs import launch, slurm
 from soco_lib.runs.folder import Run
-from tests.test_launch import one_thread, undisturbed
+from tests.test_launch import undisturbed
 from tests.test_train import final_weights, same, with_
 
 slow = pytest.mark.skipif(not os.environ.get("SOCO_SLOW"), reason="takes minutes: SOCO_SLOW=1 runs it")
-CLUSTER = Path(__file__).with_name("slurm_cluster.sh")
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    """SLURM_CONF of a running cluster in the environment."""
-    where = f"{os.environ['PATH']}:/usr/sbin"
-    missing = [name for name in ("slurmctld", "slurmd", "munged", "sbatch") if not shutil.which(name, path=where)]
-    if missing:
-        pytest.skip(f"no {', '.join(missing)} here: apt-get install slurm-wlm munge")
-    if os.geteuid():
-        pytest.skip("the test cluster's daemons start jobs as root only")
-    folder = tmp_path_factory.mktemp("slurm")
-    with pytest.MonkeyPatch.context() as patch:
-        subprocess.run([CLUSTER, "start", folder], check=True, timeout=60, stdout=subprocess.DEVNULL)
-        patch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
-        patch.setattr(slurm, "POLL", 0.5)
-        yield folder
-        subprocess.run([CLUSTER, "stop", folder], check=True, timeout=60)
 
 
 def disturbed(run, disturb, **how):

@@ -23,6 +23,7 @@ from soco_lib.runs import checkpoint, health, processes
 from soco_lib.runs.folder import Run
 from soco_lib.runs.launch import command, launch
 from soco_lib.runs.meter import Meter, line
+from tests.conftest import stopped_after_saving
 
 
 def with_(cfg, **changes):
@@ -73,19 +74,10 @@ def test_training_lowers_the_loss_and_leaves_a_record(cfg, tmp_path):
 
 
 @pytest.mark.parametrize("stop_at", [2, 4, 6])
-def test_resume_is_bit_equal(cfg, tmp_path, monkeypatch, stop_at):
+def test_resume_is_bit_equal(cfg, tmp_path, stop_at):
     whole, _ = run_here(cfg, tmp_path, "whole")
-    real = checkpoint.save
-
-    def save_then_stop(folder, step, *args, **state):
-        real(folder, step, *args, **state)
-        if step == stop_at:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(checkpoint, "save", save_then_stop)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_after_saving(stop_at):
         run_here(cfg, tmp_path, "parts")
-    monkeypatch.setattr(checkpoint, "save", real)
     parts, status = run_here(with_(cfg, workers=1), tmp_path, "parts")  # how it is fed may change
     assert status == 0
     assert same(final_weights(whole), final_weights(parts))
@@ -328,7 +320,7 @@ def test_verdict(spread, pairs, says):
 
 @pytest.mark.parametrize("broken", [False, True])
 def test_collapse_is_called_by_name_while_the_run_is_young(cfg, tmp_path, monkeypatch, capsys, broken):
-    """Without predictor and slow target nothing holds the embeddings apart; with them an untrained network is no alarm."""
+    """Without predictor and slow target nothing holds embeddings apart; with them an untrained network is no alarm."""
     real = train.build_model
 
     def without_predictor(*args):
