@@ -19,8 +19,8 @@ LIBRARY = Path(soco_lib.__file__).parent
 FLOW = """
 fields boxes config
 runs
-data
 scenes
+data
 views dataset coordinates fcos res5 detector encoder loss model optim
 weights
 features
