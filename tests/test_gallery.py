@@ -34,3 +34,11 @@ def test_links_and_pictures_of_the_pages_exist():
 
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_the_tests_that_the_readme_names_exist():
+    last = ""
+    for name, test in re.findall(r"`(test_\w+\.py)?(?:::(\w+))?`", (ROOT / "tests" / "README.md").read_text()):
+        last = name or last
+        if name or test:
+            assert f"def {test}" in (ROOT / "tests" / last).read_text(), f"{last}::{test}"
