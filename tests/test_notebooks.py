@@ -37,6 +37,13 @@ def run(world, notebook, name, **params):
     return Run.read(folder)
 
 
+def test_0_method(world):
+    made = run(world, "00_method.ipynb", "method")  # needs no data: a photograph that scikit-image brings
+    assert made.done and made.metrics["loss"] == pytest.approx(made.metrics["loss_by_hand"], abs=1e-6)
+    assert made.metrics["first_side"] == {"2": 8, "3": 48, "4": 96, "5": 192}
+    assert {"views.png", "schedules.png", "levels.png"} <= {path.name for path in made.folder.iterdir()}
+
+
 def test_1_proposals(world):
     made = run(
         world, "01_proposals.ipynb", "p", images=data(world, "train"), proposals=f"{world}/proposals", workers=1, show=2

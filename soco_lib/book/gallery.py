@@ -1,10 +1,10 @@
-"""What the README shows, copied from finished runs with their records: `python -m soco_lib.book.gallery`.
+"""What README.md and results/README.md show comes from finished runs: `python -m soco_lib.book.gallery` copies it, with
+the records that earned it.
 
 results/gallery/views.png, curves.png, predictions.png    figures
                 healthy-toy/                              run.json and log.jsonl of the pretraining: the reference curve
-                table.md                                  the table, also between the README's markers
+                table.md                                  the table, between markers of results/README.md
                 voc-probe/                                made by `make probe-table`: a table there
-                speed.md                                  of `make bench`: a table there
                 headline.md, labels.png, …                of `make claims`
 """
 
@@ -19,9 +19,15 @@ from soco_lib.config import Pretrain
 from soco_lib.fields import SUBJECT, essence, require, to_dict
 from soco_lib.runs.folder import Run
 
-#: Name of a place in the README, between two comments -> the file that fills it.
-PLACES = {"headline": "headline.md", "quickstart table": "table.md", "probe table": "voc-probe/table.md",
-          "speed table": "speed.md"}  # fmt: skip
+#: Page -> name of a place in it, between two comments -> the file that fills it.
+PLACES = {
+    "README.md": {"headline": "headline.md"},
+    "results/README.md": {
+        "headline table": "headline.md",
+        "quickstart table": "table.md",
+        "probe table": "voc-probe/table.md",
+    },
+}
 #: The reference that notebook 3 draws behind a toy run.
 HEALTHY = ROOT / "results" / "gallery" / "healthy-toy"
 FIGURES = {
@@ -34,7 +40,6 @@ FIGURES = {
     "healthy-toy/log.jsonl": "quickstart-soco/log.jsonl",
     "healthy-toy/metrics.json": "quickstart-soco/metrics.json",
     "report.json": "quickstart-report/run.json",
-    "speed.md": "bench/goals.md",
     "headline.md": "tables/headline.md",
     "verdicts.png": "claims/verdicts.png",
     "labels.png": "claims/labels.png",
@@ -53,6 +58,14 @@ def reference(cfg: Pretrain) -> list[dict]:
     return run.rows() if settings(run.record["config"]) == settings(to_dict(cfg)) else []
 
 
+def shown(page: str, name: str) -> str:
+    """A file of the gallery as a page shows it: its first paragraph in the README, all of it with links from there in
+    results/README.md.
+    """
+    text = (ROOT / "results" / "gallery" / name).read_text()
+    return text.split("\n\n")[0] + "\n" if page == "README.md" else text.replace("](results/", "](")
+
+
 def collect(results: Path) -> None:
     """Copy the figures, tables and records. Raises BookError when a run that they are of is not finished."""
     missing = [source for source in FIGURES.values() if not (results / source).exists()]
@@ -61,13 +74,13 @@ def collect(results: Path) -> None:
         target = ROOT / "results" / "gallery" / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(results / source, target)
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    for place, name in PLACES.items():
-        begin, end = f"<!-- {place} -->\n", f"<!-- end of the {place} -->"
-        head, rest = text.split(begin)
-        text = f"{head}{begin}{(ROOT / 'results' / 'gallery' / name).read_text()}{end}{rest.split(end)[1]}"
-    readme.write_text(text)
+    for page, places in PLACES.items():
+        text = (ROOT / page).read_text()
+        for place, name in places.items():
+            begin, end = f"<!-- {place} -->\n", f"<!-- end of the {place} -->"
+            head, rest = text.split(begin)
+            text = f"{head}{begin}{shown(page, name)}{end}{rest.split(end)[1]}"
+        (ROOT / page).write_text(text)
 
 
 @one_line_errors
