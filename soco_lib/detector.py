@@ -1,12 +1,20 @@
-"""Detectron2 detectors by name: the one place that says what a detector is, for pretraining and for transfer alike."""
+"""Detectron2 detectors by name: the one place that says what a detector is, for pretraining and for transfer alike.
+
+Here too is all that Detectron2 lacks for them: FCOS from a config, the C4 head's last norm, coordinates in float32.
+"""
 
 from __future__ import annotations
 
 import copy
 import io
 import logging
+import math
 import warnings
 from contextlib import redirect_stderr
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import RoIPool, roi_align
 
 from soco_lib import BookError
 from soco_lib.fields import one_of, require
@@ -14,16 +22,18 @@ from soco_lib.fields import one_of, require
 logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)  # warns whenever fvcore is imported
 with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
     warnings.simplefilter("ignore")  # Detectron2 imports pkg_resources and torch.jit.script, both deprecated
-    import soco_lib.coordinates
-    import soco_lib.fcos
-    import soco_lib.res5
-
     from detectron2 import model_zoo
     from detectron2.config import CfgNode
+    from detectron2.layers import ROIAlign, get_norm
+    from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY, build_backbone, poolers
+    from detectron2.modeling.backbone.fpn import LastLevelP6P7
+    from detectron2.modeling.box_regression import Box2BoxTransformLinear
+    from detectron2.modeling.meta_arch.fcos import FCOS, FCOSHead
+    from detectron2.modeling.roi_heads import Res5ROIHeads
 
 logging.getLogger("fvcore.common.checkpoint").setLevel(logging.WARNING)
 
-#: What every detector of the paper has (method.md 3 and 5): nothing frozen, batch norm everywhere, torchvision's ResNet
+#: What every detector of the paper has (Sec. 4): nothing frozen, batch norm everywhere, torchvision's ResNet
 #: (stride in the 3x3) and its input (RGB in 0..255, ImageNet mean and standard deviation).
 COMMON = {
     "MODEL.WEIGHTS": "",
@@ -73,7 +83,7 @@ SLIM_R50 = {
 NARROW_C4 = {k: v for k, v in NARROW_R50.items() if "RESNETS" in k} | {"MODEL.ROI_MASK_HEAD.CONV_DIM": 64}
 NARROW_ONE_STAGE = {**NARROW_R50, "MODEL.RETINANET.NUM_CONVS": 2}
 SLIM_ONE_STAGE = {**SLIM_R50, "MODEL.RETINANET.NUM_CONVS": 1}
-FCOS = {"MODEL.META_ARCHITECTURE": "FCOSFromConfig"}
+_FCOS = {"MODEL.META_ARCHITECTURE": "FCOSFromConfig"}
 
 _MASK_FPN = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"
 _MASK_C4 = "COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x.yaml"
@@ -89,16 +99,16 @@ DETECTORS: dict[str, tuple[str, dict]] = {
     "mask-rcnn-r50-c4": (_MASK_C4, {}),
     "faster-rcnn-r50-c4": (_BOX_C4, {}),
     "retinanet-r50-fpn": (_RETINANET, {}),
-    "fcos-r50-fpn": (_RETINANET, FCOS),
+    "fcos-r50-fpn": (_RETINANET, _FCOS),
     "toy-mask-rcnn-r18-fpn": (_MASK_FPN, {**BOX_HEAD, **TOY_FPN}),
     "toy-mask-rcnn-narrow-r50-fpn": (_MASK_FPN, {**BOX_HEAD, **NARROW_R50}),
     "toy-mask-rcnn-slim-r50-fpn": (_MASK_FPN, {**BOX_HEAD, **SLIM_R50}),
     "toy-mask-rcnn-narrow-r50-c4": (_MASK_C4, NARROW_C4),
     "toy-faster-rcnn-narrow-r50-c4": (_BOX_C4, NARROW_C4),
     "toy-retinanet-narrow-r50-fpn": (_RETINANET, NARROW_ONE_STAGE),
-    "toy-fcos-narrow-r50-fpn": (_RETINANET, {**NARROW_ONE_STAGE, **FCOS}),
+    "toy-fcos-narrow-r50-fpn": (_RETINANET, {**NARROW_ONE_STAGE, **_FCOS}),
     "toy-retinanet-slim-r50-fpn": (_RETINANET, SLIM_ONE_STAGE),
-    "toy-fcos-slim-r50-fpn": (_RETINANET, {**SLIM_ONE_STAGE, **FCOS}),
+    "toy-fcos-slim-r50-fpn": (_RETINANET, {**SLIM_ONE_STAGE, **_FCOS}),
 }
 
 
@@ -140,3 +150,95 @@ def for_finetuning(d2: CfgNode, synchronised: bool) -> None:
     if synchronised:
         for part in (d2.MODEL.RESNETS, d2.MODEL.FPN, d2.MODEL.ROI_BOX_HEAD, d2.MODEL.ROI_MASK_HEAD):
             part.NORM = "SyncBN" if part.NORM == "BN" else part.NORM
+
+
+# --- parts that Detectron2 lacks ------------------------------------------------------------------------------------
+
+
+@ROI_HEADS_REGISTRY.register()
+class Res5ROIHeadsExtraNorm(Res5ROIHeads):
+    """The C4 detector's RoI head as it is fine-tuned (Tables 2 and 3; MoCo's detectors): its res5 ends in a norm of the
+    ResNet's kind, `roi_heads.res5.norm.*`. Pretraining has res5 alone, so that norm is always new in the detector.
+    """
+
+    @classmethod
+    def _build_res5_block(cls, cfg):
+        res5, channels = super()._build_res5_block(cfg)
+        res5.add_module("norm", get_norm(cfg.MODEL.RESNETS.NORM, channels))
+        return res5, channels
+
+
+def _group_norm(channels: int) -> nn.GroupNorm:
+    """Eight channels a group: Detectron2's "GN" at 256 channels. Its 32 groups would leave a narrow head one channel
+    each, of which P7 of a small image has one value: nothing to normalise.
+    """
+    return nn.GroupNorm(math.gcd(channels, max(1, channels // 8)), channels)
+
+
+@META_ARCH_REGISTRY.register()
+def FCOSFromConfig(cfg: CfgNode) -> FCOS:
+    """The model of Detectron2's `fcos_R_50_FPN_1x.py`, with backbone, input and class count from a RetinaNet-style
+    config; Detectron2 ships it for its Python configs only.
+
+    Its P6 and P7 come from P5, not C5; its head has group norm; its scores are sqrt(class x centerness).
+    """
+    backbone = build_backbone(cfg)
+    retinanet, channels, shapes = cfg.MODEL.RETINANET, cfg.MODEL.FPN.OUT_CHANNELS, backbone.output_shape()
+    backbone.top_block = LastLevelP6P7(channels, channels, in_feature="p5")
+    head = FCOSHead(
+        input_shape=[shapes[name] for name in retinanet.IN_FEATURES],
+        conv_dims=[channels] * retinanet.NUM_CONVS,
+        num_classes=retinanet.NUM_CLASSES,
+        prior_prob=retinanet.PRIOR_PROB,
+        norm=_group_norm,
+    )
+    return FCOS(
+        backbone=backbone,
+        head=head,
+        head_in_features=retinanet.IN_FEATURES,
+        num_classes=retinanet.NUM_CLASSES,
+        test_score_thresh=0.2,
+        test_nms_thresh=0.6,
+        max_detections_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
+        pixel_mean=cfg.MODEL.PIXEL_MEAN,
+        pixel_std=cfg.MODEL.PIXEL_STD,
+    )
+
+
+# --- coordinates in full precision, whatever the type of the feature maps ---------------------------------------------
+# Under autocast Detectron2 casts boxes to the type of the network's output (RoIPool on the CPU refuses two types). bf16
+# holds whole numbers up to 256 exactly, fp16 up to 2048: in a batch of 512 images a region would be pooled from its
+# neighbour's image, or from outside the batch, and corners would move by up to 4 pixels at 1333. The maps and what is
+# pooled from them keep their type.
+
+_apply_deltas = Box2BoxTransformLinear.apply_deltas
+
+
+def _exact(x: Tensor) -> torch.dtype:
+    """float32, or float64 where x is."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _pool(self: ROIAlign, maps: Tensor, rois: Tensor) -> Tensor:
+    """maps (N, C, h, w); rois (M, 5): image number in 0..N-1, x1 y1 x2 y2 in input pixels. Returns (M, C, S, S) of the
+    maps' type.
+    """
+    x, rois = maps.to(_exact(maps)), rois.to(_exact(maps))
+    return roi_align(x, rois, self.output_size, self.spatial_scale, self.sampling_ratio, self.aligned).to(maps.dtype)
+
+
+class _RoIPool(RoIPool):
+    """torchvision's, with the arguments of `_pool`."""
+
+    def forward(self, maps: Tensor, rois: Tensor) -> Tensor:
+        return super().forward(maps.to(_exact(maps)), rois.to(_exact(maps))).to(maps.dtype)
+
+
+def _apply_linear_deltas(self: Box2BoxTransformLinear, deltas: Tensor, boxes: Tensor) -> Tensor:
+    """FCOS's boxes from its deltas (N, k x 4) and points (N, 4), as Detectron2 does it for its other detectors."""
+    return _apply_deltas(self, deltas.to(_exact(deltas)), boxes)
+
+
+ROIAlign.forward = _pool  # every pooler's, those of masks' targets too
+poolers.RoIPool = _RoIPool
+Box2BoxTransformLinear.apply_deltas = _apply_linear_deltas

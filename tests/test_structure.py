@@ -21,7 +21,7 @@ fields boxes config
 runs
 data
 scenes
-views dataset coordinates fcos res5 detector encoder loss model optim
+views dataset detector encoder loss model optim
 weights
 features
 train
