@@ -30,9 +30,7 @@ DETECTRON2_CANONICAL = 224.0
 
 
 def canonical_size(cfg: Pretrain) -> float:
-    """Side in pixels above which a box goes to P4: the paper's 96 (Sec. 3.3, Scale-Aware Assignment) or Detectron2's
-    224.
-    """
+    """Side in pixels above which a box goes to P4: the paper's 96 (Sec. 3.3, Scale-Aware Assignment), or 224."""
     return cfg.canonical if cfg.assignment == "scale" else DETECTRON2_CANONICAL
 
 
@@ -43,9 +41,7 @@ def assign_levels(boxes, cfg: Pretrain, lowest: int = 2, highest: int = 5) -> Te
 
 @dataclass(frozen=True)
 class RoIs:
-    """A batch's boxes as RoIAlign takes them, counted and sorted by level on the CPU, where nobody has to wait for a
-    GPU's answer.
-    """
+    """A batch's boxes as RoIAlign takes them, counted and sorted by level on the CPU: no GPU is waited for."""
 
     rows: Tensor  # (M, 5) float32, level after level: image number, x1 y1 x2 y2 in view pixels
     counts: tuple[int, ...]  # rows of each level
@@ -58,9 +54,7 @@ class RoIs:
 
 @dataclass(frozen=True)
 class Levels:
-    """Pyramid levels that boxes are pooled from, as Detectron2's ROIPooler numbers and assigns them; one where lowest =
-    highest.
-    """
+    """Pyramid levels that boxes are pooled from, numbered and assigned as by Detectron2's ROIPooler."""
 
     lowest: int
     highest: int
@@ -102,35 +96,32 @@ def pyramid(fpn: FPN, x: Tensor) -> dict[str, Tensor]:
 class Encoder(nn.Module):
     """Image views and boxes to object features, h = f^H(RoIAlign(f^I(V), b)) (Eq. 1).
 
-    Everything is what `detector_config(cfg.detector)` describes; `cfg.alignment` says how far it reaches (Table 4):
-    whole (global mean of the last stage) < c5 (RoIAlign on it, mean) < neck (RoIAlign on FPN, mean) < head (box head or
-    res5).
+    Its modules are those of the detector `cfg.detector`, as far as the alignment reaches (config.ALIGNMENTS, Table 4).
     """
 
     def __init__(self, cfg: Pretrain):
         super().__init__()
-        d2 = detector_config(cfg.detector, cfg.overrides)
-        if cfg.alignment in ("whole", "c5"):
+        d2, aligned = detector_config(cfg.detector, cfg.overrides), cfg.aligned
+        if not aligned.neck:
             d2.merge_from_list(["MODEL.RESNETS.OUT_FEATURES", ["res5"], "MODEL.FPN.IN_FEATURES", ["res5"]])
         self.backbone = build_backbone(d2)
-        self.neck = isinstance(self.backbone, FPN) and cfg.alignment in ("neck", "head")
+        self.neck = isinstance(self.backbone, FPN) and aligned.neck
         if isinstance(self.backbone, FPN):  # what is not pretrained is not kept, so that an export cannot claim it
             unused = ["top_block"] if self.neck else [n for n, _ in self.backbone.named_children() if n != "bottom_up"]
             for name in unused:
                 delattr(self.backbone, name)
         shapes = self.trunk.output_shape()
         if self.neck:
-            shapes = {
-                f"p{name[3:]}": self.backbone.output_shape()[f"p{name[3:]}"] for name in self.backbone.in_features
-            }
+            names = [f"p{name[3:]}" for name in self.backbone.in_features]
+            shapes = {name: self.backbone.output_shape()[name] for name in names}
         self.levels = sorted(shapes)
         if self.neck and cfg.assignment == "fixed":
             self.levels = [f"p{cfg.fixed_level}"]
             require(self.levels[0] in shapes, f"fixed_level={cfg.fixed_level} is none of {', '.join(sorted(shapes))}")
         self.dim = shapes[self.levels[0]].channels
-        self.pooler = None if cfg.alignment == "whole" else self._build_pooler(cfg, d2, shapes)
+        self.pooler = self._build_pooler(cfg, d2, shapes) if aligned.boxes else None
         self.roi_heads = nn.Module()
-        if cfg.alignment == "head" and d2.MODEL.META_ARCHITECTURE == "GeneralizedRCNN":
+        if aligned.head and d2.MODEL.META_ARCHITECTURE == "GeneralizedRCNN":
             built = build_roi_heads(d2, shapes)
             if hasattr(built, "res5"):
                 self.roi_heads.res5, self.dim = built.res5, built.box_predictor.cls_score.in_features
@@ -165,26 +156,19 @@ class Encoder(nn.Module):
         return pyramid(self.backbone, images) if self.neck else self.trunk(images)
 
     def pool(self, maps: dict[str, Tensor], rois: RoIs) -> Tensor:
-        """What Detectron2's ROIPooler computes, without asking the device how many boxes each level has. Returns (M, C,
-        s, s).
-        """
+        """As Detectron2's ROIPooler, which would ask the device for the boxes of each level. Returns (M, C, s, s)."""
         parts = rois.rows.split(rois.counts)
         x = [align(maps[name], part) for name, align, part in zip(self.levels, self.pooler.level_poolers, parts)]
         return x[0] if rois.order is None else torch.cat(x).index_select(0, rois.order)
 
     def forward(self, images: Tensor, boxes: RoIs | Sequence[Tensor]) -> Tensor:
-        """images (N, 3, S, S), normalised; boxes: `levels_of_boxes.rois`, or what it is made from. Returns (M, D),
-        image after image.
-        """
+        """images (N, 3, S, S), normalised; boxes: `levels_of_boxes.rois` or N tensors (m_i, 4). Returns (M, D)."""
         maps = self.maps(images)
         if self.pooler is None:
             return maps["res5"].mean((2, 3))
-        rois = (
-            boxes
-            if isinstance(boxes, RoIs)
-            else self.levels_of_boxes.rois([b.cpu() for b in boxes]).moved(send(images.device))
-        )
-        x = self.pool(maps, rois)
+        if not isinstance(boxes, RoIs):
+            boxes = self.levels_of_boxes.rois([b.cpu() for b in boxes]).moved(send(images.device))
+        x = self.pool(maps, boxes)
         if hasattr(self.roi_heads, "box_head"):
             return self.roi_heads.box_head(x)
         if hasattr(self.roi_heads, "res5"):
@@ -193,30 +177,24 @@ class Encoder(nn.Module):
 
 
 def recompute(trunk: nn.Module, names: Sequence[str]) -> None:
-    """Keep no activations inside these stages of a ResNet for backward, which computes them again: the same gradients
-    and statistics, less memory, more time. Raises BookError for a stage that the trunk does not have.
+    """Keep no activations inside these stages of a ResNet for backward, which computes them again: less memory, more
+    time, the same gradients and statistics. Raises BookError for a stage that the trunk does not have.
     """
     for name in names:
         stage = getattr(trunk, name, None)
         require(stage is not None, f"recompute={name!r}: this detector's backbone has no such stage")
-        contexts = functools.partial(_contexts, stage)
-        stage.forward = functools.partial(
-            checkpoint, stage.forward, use_reentrant=False, preserve_rng_state=False, context_fn=contexts
-        )
-
-
-def _contexts(stage: nn.Module):
-    """Of the first computation and of the second one."""
-    return contextlib.nullcontext(), _statistics_seen(stage)
+        contexts = lambda stage=stage: (contextlib.nullcontext(), _statistics_seen(stage))  # first and second time
+        options = dict(use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+        stage.forward = functools.partial(checkpoint, stage.forward, **options)
 
 
 @contextlib.contextmanager
 def _statistics_seen(stage: nn.Module) -> Iterator[None]:
-    """Within, batch norm counts nothing towards its running statistics: it has seen this batch."""
+    """Within, batch norm normalises by the batch as before and leaves its running statistics: it has seen the batch."""
     norms = [m for m in stage.modules() if isinstance(m, _NormBase) and m.track_running_stats]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
-        norm.momentum = 0.0  # and not eval(): it normalises by the batch, as it did
+        norm.momentum = 0.0
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""SoCo (Sec. 3): online and target network, projector, predictor and the symmetrised loss, whatever the views.
+"""SoCo (Sec. 3): online and target network, projector, predictor, and what each view adds to the loss.
 
 B images, K proposals an image, S view side in pixels, E embedding dimension, M boxes present in a view.
 """
@@ -25,8 +25,8 @@ def mlp(d_in: int, hidden: int, d_out: int) -> nn.Sequential:
     )
 
 
-class Branch(nn.Module):
-    """Encoder and projector: z = g(h), Eqs. 2-4."""
+class Network(nn.Module):
+    """Encoder and projector, z = g(h) (Eqs. 2 to 4): the online network without its predictor, and the target."""
 
     def __init__(self, cfg: Pretrain):
         super().__init__()
@@ -34,7 +34,7 @@ class Branch(nn.Module):
         self.projector = mlp(self.encoder.dim, cfg.hidden, cfg.embedding)
 
     def forward(self, images: Tensor, boxes: RoIs | Sequence[Tensor]) -> Tensor:
-        """images (B, 3, S, S) and boxes of one view, as the encoder takes them. Returns (M, E)."""
+        """images and boxes of one view as the encoder takes them. Returns (M, E)."""
         return self.projector(self.encoder(images, boxes))
 
 
@@ -60,9 +60,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Counted:
-    """All that a step needs to know of a batch's boxes. On a GPU each count would be a wait: it is made on the CPU,
-    with the batch.
-    """
+    """All that a step needs to know of a batch's boxes, made on the CPU with the batch: a GPU would have to be asked."""
 
     rois: list[RoIs]  # one a view
     pairs: list[Pair]  # one each view after V1
@@ -79,17 +77,17 @@ class Counted:
 
 
 class SoCo(nn.Module):
-    """Online branch theta with predictor q, target branch xi = EMA(theta)."""
+    """Online network theta with predictor q, target network xi = EMA(theta)."""
 
     def __init__(self, cfg: Pretrain):
         super().__init__()
-        self.online = Branch(cfg)
+        self.online = Network(cfg)
         self.predictor = mlp(cfg.embedding, cfg.hidden, cfg.embedding)
         self.target = copy.deepcopy(self.online).requires_grad_(False)
 
     @property
     def count(self) -> Callable[[list[Tensor], list[Tensor]], Counted]:
-        """Counted.of for this network's pyramid; small enough to be sent to a loader's processes."""
+        """Counted.of for this network's pyramid, small enough to be sent to a loader's processes."""
         return functools.partial(Counted.of, self.online.encoder.levels_of_boxes)
 
     @torch.no_grad()
@@ -98,26 +96,26 @@ class SoCo(nn.Module):
         return [self.target(x, r) for x, r in zip(images, rois)]
 
     def forward(self, j: int, images: Tensor, rois: RoIs, pairs: list[Pair], z: list[Tensor]) -> Tensor:
-        """What view number `j` (0: V1) adds to each pair (V1, V_i) as the online network's view; their sum over j and
-        pairs is the loss of Eqs. 5 and 6, symmetrised.
+        """What view number `j` (0: V1) adds to each pair (V1, V_i) as the online network's view: the sum over all j and
+        pairs is loss.soco_loss. Returns (P,) for P extra views.
 
-        images (B, 3, S_j, S_j) normalised and rois of view j; z: (M_i, E) of every view.
-        V1 is paired with each other view's target, another view with V1's; a box that either view of a pair lost is
-        left out. Returns (P,) for P extra views. One view a call, so that a caller can go backward before the next
-        view: the loss is a sum over online views, and only one view's activations are then held.
+        images (B, 3, S_j, S_j) normalised and rois of view j; z: `targets` of every view. V1 is compared with each
+        other view's target, another view with V1's. One view a call, so that a caller can go backward before the next
+        one and holds the activations of a single view.
         """
         v = self.predictor(self.online(images, rois))
-        terms = []
+        none = v.new_zeros((), dtype=torch.promote_types(v.dtype, torch.float32))
+        terms = [none] * len(pairs)
         for i, pair in enumerate(pairs, start=1):
-            if j == 0:
-                terms.append(pair_loss(v.index_select(0, pair.first), z[i].index_select(0, pair.other), pair.weight))
-            elif j == i:
-                terms.append(pair_loss(v.index_select(0, pair.other), z[0].index_select(0, pair.first), pair.weight))
-            else:
-                terms.append(v.new_zeros((), dtype=torch.promote_types(v.dtype, torch.float32)))
+            if j == 0:  # L: V1 online, V_i in the target network
+                terms[i - 1] = pair_loss(v.index_select(0, pair.first), z[i].index_select(0, pair.other), pair.weight)
+            elif j == i:  # L~: V_i online, V1 in the target network
+                terms[i - 1] = pair_loss(v.index_select(0, pair.other), z[0].index_select(0, pair.first), pair.weight)
         return torch.stack(terms)
 
     @torch.no_grad()
     def update_target(self, tau: float) -> None:
-        """xi <- tau xi + (1 - tau) theta, for parameters; the target's BN keeps statistics of its own (method.md 3)."""
+        """xi <- tau xi + (1 - tau) theta, for parameters; the target's batch norm keeps statistics of its own, as in
+        the authors' release.
+        """
         torch._foreach_lerp_(list(self.target.parameters()), list(self.online.parameters()), 1 - tau)

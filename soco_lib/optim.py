@@ -27,11 +27,9 @@ class LARS(torch.optim.Optimizer):
     """Layer-wise adaptive SGD with momentum (You et al. 2017), the form of BYOL's and the authors' releases.
 
     A tensor's update is d = g + wd w, scaled by trust ||w|| / ||d|| where both norms are positive, then m = mu m + d
-    and w -= lr m. Groups with `adapt=False` (1-D parameters) take plain SGD with momentum.
-
-    The authors' has ||d|| + 1e-8 below, MoCo v3's is the same as this. The kept libraries' (timm 1.0.31, lightly,
-    apex's LARC) is another: ||g|| + wd ||w|| + 1e-8, up to sqrt(2) more for the weights before a batch norm, whose g is
-    orthogonal to w; and where g is zero, their decay is not scaled (timm) or left out (lightly, apex).
+    and w -= lr m. Groups with `adapt=False` (1-D parameters) take plain SGD with momentum. The authors' release has
+    ||d|| + 1e-8 below, MoCo v3's is the same as this; timm's, lightly's and apex's LARC divide by ||g|| + wd ||w||,
+    up to sqrt(2) more for weights before a batch norm, whose g is orthogonal to w.
     """
 
     def __init__(self, params, lr: float, momentum: float = 0.9, weight_decay: float = 0.0, trust: float = 0.001):
@@ -49,9 +47,7 @@ class LARS(torch.optim.Optimizer):
             torch._foreach_add_(update, params, alpha=group["weight_decay"])
             if group["adapt"]:
                 w, d = torch.stack(torch._foreach_norm(params)), torch.stack(torch._foreach_norm(update))
-                ones = torch.ones_like(
-                    w
-                )  # no Python number: a GPU's `where` copies that to the device and makes the host wait
+                ones = torch.ones_like(w)  # a Python number would be copied to the GPU, and the host wait for it
                 self.trust_ratios = torch.where((w > 0) & (d > 0), group["trust"] * w / d, ones)
                 torch._foreach_mul_(update, list(self.trust_ratios.unbind()))
             for p in params:

@@ -17,13 +17,18 @@ LIBRARY = Path(soco_lib.__file__).parent
 #: Data flows down this list. A module may import from its own entry and from those above it; a wing is named, a module
 #: of the top too.
 FLOW = """
-fields boxes config
+fields boxes
+config
 runs
 data
 scenes
-views dataset detector encoder loss model optim
-weights
-features
+views
+dataset
+detector
+encoder
+loss optim
+model
+features weights
 train
 transfer
 gpu
@@ -35,8 +40,6 @@ book
 LEVEL = {name: number for number, line in enumerate(FLOW) for name in line.split()}
 #: Against the flow, and known: to be turned.
 KNOWN = {
-    ("runs/meter", "optim"),
-    ("runs/meter", "features"),
     ("studies/runner", "tables"),
     ("tables/study_table", "figures"),
 }

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from soco_lib import boxes as box_math
 from soco_lib import one_line_errors
-from soco_lib.config import Pretrain
+from soco_lib.config import ALIGNMENTS, Pretrain
 from soco_lib.data.sources import ImageSource, UnreadableImage, open_source
 from soco_lib.dataset import normalize
 from soco_lib.encoder import Encoder
@@ -216,10 +216,11 @@ def probe(encoder: Encoder, cfg: Pretrain, data: str, images: int = 0, seed: int
 
 
 def pooled(cfg: Pretrain, encoder: Encoder) -> tuple[Pretrain, Encoder]:
-    """A whole-image network with the RoI pooling of alignment "c5" around the same weights; any other as it is."""
-    if cfg.alignment != "whole":
+    """A whole-image network with RoI pooling around the same weights (alignment "c5"); any other as it is."""
+    if cfg.aligned.boxes:
         return cfg, encoder
-    cfg = dataclasses.replace(cfg, alignment="c5")
+    wanted = dataclasses.replace(cfg.aligned, boxes=True)
+    cfg = dataclasses.replace(cfg, alignment=next(name for name, other in ALIGNMENTS.items() if other == wanted))
     return cfg, fresh(cfg, encoder.state_dict(), next(encoder.parameters()).device)
 
 

@@ -104,6 +104,12 @@ def arithmetic(fixed_sizes: bool) -> dict:
     return {"tf32": False, "cudnn_benchmark": fixed_sizes}
 
 
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """The context in which a network computes at config.PRECISIONS' `precision`; of fp32 one that changes nothing."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+
 def own_buffers() -> dict[str, bool]:
     """What tells DistributedDataParallel to leave buffers alone, by the name that this torch has for it: norms are
     synchronised, or (gloo) each process's own, and nobody needs the first one's statistics.

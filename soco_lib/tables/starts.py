@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from soco_lib import BookError, locate
+from soco_lib.config import ALIGNMENTS
 from soco_lib.runs import records
 from soco_lib.runs.folder import Run
 from soco_lib.transfer import benchmarks
@@ -62,7 +63,7 @@ def start_of(config: dict, known: dict[str, Run] | None = None) -> Start:
     sizes = {(224,): "SoCo", (224, 112): "SoCo", (224, 112, 192): "SoCo*"}  # (224,) is C4's
     enough = bool(epochs) and metrics.get("images_seen", 0) > 1.2e6 * epochs
     row = sizes.get(tuple(view["size"] for view in pretrain["views"]), "") if enough and not changed else ""
-    method = "whole image" if pretrain["alignment"] == "whole" else "SoCo"
+    method = "SoCo" if ALIGNMENTS[pretrain["alignment"]].boxes else "whole image"
     return Start(f"{method} ({run.name.removesuffix('-s' + str(pretrain['seed']))})", epochs, row)
 
 

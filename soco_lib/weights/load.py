@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from soco_lib import locate, one_line_errors
+from soco_lib.config import ALIGNMENTS
 from soco_lib.fields import one_of, require
 from soco_lib.runs import checkpoint
 from soco_lib.weights import export as exports
@@ -28,13 +29,6 @@ from soco_lib.weights.foreign import translate
 from soco_lib.weights.key_report import KeyReport, why_left, why_new
 
 NETWORKS = ("online", "target")
-#: What a pretraining trained of the detector, by its `alignment` (Table 4).
-REACH = {
-    "whole": ("backbone",),
-    "c5": ("backbone",),
-    "neck": ("backbone", "neck"),
-    "head": ("backbone", "neck", "head"),
-}
 
 
 @dataclass(frozen=True)
@@ -100,7 +94,7 @@ def _own(state: dict, file: Path, network: str) -> Weights:
             left[key] = ""
     cfg = state["config"]
     source = f"{file} ({network} network, step {state['step']})"
-    return Weights(tensors, left, REACH[cfg["alignment"]], source, cfg["detector"], state["step"])
+    return Weights(tensors, left, ALIGNMENTS[cfg["alignment"]].parts, source, cfg["detector"], state["step"])
 
 
 def encoder_weights(path: str | Path, network: str = "online") -> dict[str, Tensor]:
