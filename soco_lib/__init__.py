@@ -18,19 +18,17 @@ class BookError(ValueError):
 
 
 def one_line_errors(main: Callable[..., int | None]) -> Callable[..., int]:
-    """Make a command line's `main` tell a BookError as one line on stderr; it returns the exit status, then 1, else
-    main's or 0.
-    """
+    """A command line's `main` that prints a BookError as one line on stderr and returns the exit status."""
 
     @functools.wraps(main)
-    def told(arguments: list[str] | None = None) -> int:
+    def checked(arguments: list[str] | None = None) -> int:
         try:
             return main(arguments) or 0
         except BookError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
 
-    return told
+    return checked
 
 
 def locate(path: str | os.PathLike) -> Path:

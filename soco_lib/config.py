@@ -1,5 +1,4 @@
-"""What an experiment is: frozen dataclasses, checked on construction (fields.py reads and compares them); every derived
-number is derived here.
+"""What an experiment is: frozen dataclasses, checked on construction; every derived number is derived here.
 
 Boxes and sizes are pixels of the named view; learning rates are per global batch; "step" is one optimiser update.
 """
@@ -103,7 +102,6 @@ class Pretrain:
     profile: str = "paper"  # the label that every table and figure of this run carries
 
     def __post_init__(self):
-        require(self.k >= 1, f"k={self.k} must be at least 1 proposal an image")
         require(self.size > 0, f"view size={self.size} must be at least 1 pixel")
         require(len(self.views) > 0, "views is empty: contrastive learning needs at least V2")
         for number, view in enumerate(self.views, start=2):
@@ -116,16 +114,14 @@ class Pretrain:
             self.aligned.boxes or (self.k == 1 and self.proposals == "whole"),
             f"alignment={self.alignment!r} pools the whole image: set k=1 and proposals='whole'",
         )
-        for name in ("batch", "log_every", "save_every", "keep", "hidden", "embedding"):
+        for name in ("k", "batch", "log_every", "save_every", "keep", "hidden", "embedding"):
             require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
         for name in ("jitter_p", "cutout_p", "tau"):
             require(0 <= getattr(self, name) <= 1, f"{name}={getattr(self, name)} must lie in [0, 1]")
         for name in self.recompute:
             one_of("recompute", name, STAGES)
-        require(
-            not (self.compile and self.recompute),
-            "compile and recompute exclude each other: a compiled network frees on its own",
-        )
+        both = "compile and recompute exclude each other: a compiled network frees on its own"
+        require(not (self.compile and self.recompute), both)
         require(self.seed >= 0, f"seed={self.seed} may not be negative")
         require(self.micro_batch >= 0 and self.steps >= 0, "micro_batch and steps may not be negative")
         require(self.steps > 0 or self.epochs > 0, f"epochs={self.epochs} must be positive when steps is 0")
@@ -159,11 +155,11 @@ class Plan:
 
     def describe(self, cfg: Pretrain) -> str:
         """One line of arithmetic: batch = processes x accumulation x micro-batch, steps, learning rate."""
+        processes = f"{self.world} process{'es' * (self.world > 1)}"
         return (
-            f"global batch {cfg.batch} = {self.world} process{'es' * (self.world > 1)} x {self.accumulate} accumulation "
-            f"x {self.micro_batch} images; {self.images} images, {self.steps_per_epoch} steps an epoch, {self.steps} "
-            f"steps, {self.warmup_steps} of them warm-up; lr {cfg.base_lr} x {cfg.batch}/256 = {self.lr:g}; "
-            f"{cfg.optimizer}, {cfg.precision}"
+            f"global batch {cfg.batch} = {processes} x {self.accumulate} accumulation x {self.micro_batch} images; "
+            f"{self.images} images, {self.steps_per_epoch} steps an epoch, {self.steps} steps, {self.warmup_steps} of "
+            f"them warm-up; lr {cfg.base_lr} x {cfg.batch}/256 = {self.lr:g}; {cfg.optimizer}, {cfg.precision}"
         )
 
 
@@ -174,29 +170,20 @@ def plan(cfg: Pretrain, images: int, world: int = 1, synchronised: bool | None =
     batch exceeds the images, does not split into equal micro-batches, or leaves batch norm with a single box.
     """
     batch, share = f"batch={cfg.batch}", cfg.batch // world
-    micro = cfg.micro_batch or share
+    micro_batch = cfg.micro_batch or share
     give = f"is larger than the {images} usable images of {cfg.images}: give more images or a smaller batch"
     require(cfg.batch <= images, f"{batch} {give}")
     other = f"choose a multiple of {world} or other GPUS/NODES"
     require(cfg.batch % world == 0, f"{batch} cannot be split evenly over {world} processes: {other}")
-    parts = f"each of {world} processes has {share} images, not a multiple of micro_batch={micro}"
-    require(share % micro == 0, f"no accumulation reaches {batch}: {parts}")
+    parts = f"each of {world} processes has {share} images, not a multiple of micro_batch={micro_batch}"
+    require(share % micro_batch == 0, f"no accumulation reaches {batch}: {parts}")
     require(
-        micro > 1 or (world > 1 if synchronised is None else synchronised),
+        micro_batch > 1 or (world > 1 if synchronised is None else synchronised),
         "batch norm needs two boxes at once, and of one image a crop may leave one: a process that holds a single "
         f"image cannot train; raise micro_batch={cfg.micro_batch} or {batch}, or start fewer processes",
     )
-    per_epoch = images // cfg.batch
-    steps = cfg.steps or math.ceil(cfg.epochs * per_epoch)
-    warmup = round(cfg.warmup_epochs / cfg.epochs * steps) if cfg.epochs else 0
-    return Plan(
-        images=images,
-        world=world,
-        share=share,
-        micro_batch=micro,
-        accumulate=share // micro,
-        steps_per_epoch=per_epoch,
-        steps=steps,
-        warmup_steps=min(warmup, steps),
-        lr=cfg.base_lr * cfg.batch / 256,
-    )
+    accumulate, steps_per_epoch = share // micro_batch, images // cfg.batch
+    steps = cfg.steps or math.ceil(cfg.epochs * steps_per_epoch)
+    warmup_steps = min(steps, round(cfg.warmup_epochs / cfg.epochs * steps) if cfg.epochs else 0)
+    lr = cfg.base_lr * cfg.batch / 256
+    return Plan(images, world, share, micro_batch, accumulate, steps_per_epoch, steps, warmup_steps, lr)

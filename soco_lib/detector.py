@@ -52,37 +52,30 @@ BOX_HEAD = {
     "MODEL.ROI_BOX_HEAD.NORM": "BN",
     "MODEL.ROI_MASK_HEAD.NORM": "BN",
 }
-#: ResNet-18 and 64 pyramid channels: the paper's structure at a size that two CPU cores train.
-TOY_FPN = {
-    "MODEL.RESNETS.DEPTH": 18,
-    "MODEL.RESNETS.RES2_OUT_CHANNELS": 64,
-    "MODEL.FPN.OUT_CHANNELS": 64,
-    "MODEL.ROI_BOX_HEAD.CONV_DIM": 64,
-    "MODEL.ROI_BOX_HEAD.NUM_CONV": 2,
-    "MODEL.ROI_BOX_HEAD.FC_DIM": 256,
-    "MODEL.ROI_MASK_HEAD.CONV_DIM": 64,
-    "MODEL.ROI_MASK_HEAD.NUM_CONV": 2,
-}
+
+
+def _heads(channels: int, convolutions: int, width: int) -> dict:
+    """Pyramid, box head and mask head of another size."""
+    return {
+        "MODEL.FPN.OUT_CHANNELS": channels,
+        "MODEL.ROI_BOX_HEAD.CONV_DIM": channels,
+        "MODEL.ROI_BOX_HEAD.NUM_CONV": convolutions,
+        "MODEL.ROI_BOX_HEAD.FC_DIM": width,
+        "MODEL.ROI_MASK_HEAD.CONV_DIM": channels,
+        "MODEL.ROI_MASK_HEAD.NUM_CONV": convolutions,
+    }
+
+
 #: A quarter of ResNet-50's width, the same depth.
-NARROW_R50 = {
-    **{k: v for k, v in TOY_FPN.items() if "RESNETS" not in k},
-    "MODEL.RESNETS.STEM_OUT_CHANNELS": 16,
-    "MODEL.RESNETS.RES2_OUT_CHANNELS": 64,
-    "MODEL.RESNETS.WIDTH_PER_GROUP": 16,
-}
-#: The same with half of the pyramid's channels and one convolution a head: most of its time is still the ResNet's.
-SLIM_R50 = {
-    **NARROW_R50,
-    "MODEL.FPN.OUT_CHANNELS": 32,
-    "MODEL.ROI_BOX_HEAD.CONV_DIM": 32,
-    "MODEL.ROI_BOX_HEAD.NUM_CONV": 1,
-    "MODEL.ROI_BOX_HEAD.FC_DIM": 128,
-    "MODEL.ROI_MASK_HEAD.CONV_DIM": 32,
-    "MODEL.ROI_MASK_HEAD.NUM_CONV": 1,
-}
-NARROW_C4 = {k: v for k, v in NARROW_R50.items() if "RESNETS" in k} | {"MODEL.ROI_MASK_HEAD.CONV_DIM": 64}
-NARROW_ONE_STAGE = {**NARROW_R50, "MODEL.RETINANET.NUM_CONVS": 2}
-SLIM_ONE_STAGE = {**SLIM_R50, "MODEL.RETINANET.NUM_CONVS": 1}
+_NARROW = {"MODEL.RESNETS.STEM_OUT_CHANNELS": 16, "MODEL.RESNETS.RES2_OUT_CHANNELS": 64,
+           "MODEL.RESNETS.WIDTH_PER_GROUP": 16}  # fmt: skip
+#: The paper's structure at a size that two CPU cores train: ResNet-18, or 50 with a quarter of its width; the slim one
+#: spends most of its time in the ResNet, as the full one does.
+_R18_FPN = {"MODEL.RESNETS.DEPTH": 18, "MODEL.RESNETS.RES2_OUT_CHANNELS": 64, **_heads(64, 2, 256)}
+_NARROW_FPN, _SLIM_FPN = {**_NARROW, **_heads(64, 2, 256)}, {**_NARROW, **_heads(32, 1, 128)}
+_NARROW_C4 = {**_NARROW, "MODEL.ROI_MASK_HEAD.CONV_DIM": 64}
+_NARROW_ONE_STAGE = {**_NARROW_FPN, "MODEL.RETINANET.NUM_CONVS": 2}
+_SLIM_ONE_STAGE = {**_SLIM_FPN, "MODEL.RETINANET.NUM_CONVS": 1}
 _FCOS = {"MODEL.META_ARCHITECTURE": "FCOSFromConfig"}
 
 _MASK_FPN = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"
@@ -100,34 +93,30 @@ DETECTORS: dict[str, tuple[str, dict]] = {
     "faster-rcnn-r50-c4": (_BOX_C4, {}),
     "retinanet-r50-fpn": (_RETINANET, {}),
     "fcos-r50-fpn": (_RETINANET, _FCOS),
-    "toy-mask-rcnn-r18-fpn": (_MASK_FPN, {**BOX_HEAD, **TOY_FPN}),
-    "toy-mask-rcnn-narrow-r50-fpn": (_MASK_FPN, {**BOX_HEAD, **NARROW_R50}),
-    "toy-mask-rcnn-slim-r50-fpn": (_MASK_FPN, {**BOX_HEAD, **SLIM_R50}),
-    "toy-mask-rcnn-narrow-r50-c4": (_MASK_C4, NARROW_C4),
-    "toy-faster-rcnn-narrow-r50-c4": (_BOX_C4, NARROW_C4),
-    "toy-retinanet-narrow-r50-fpn": (_RETINANET, NARROW_ONE_STAGE),
-    "toy-fcos-narrow-r50-fpn": (_RETINANET, {**NARROW_ONE_STAGE, **_FCOS}),
-    "toy-retinanet-slim-r50-fpn": (_RETINANET, SLIM_ONE_STAGE),
-    "toy-fcos-slim-r50-fpn": (_RETINANET, {**SLIM_ONE_STAGE, **_FCOS}),
+    "toy-mask-rcnn-r18-fpn": (_MASK_FPN, {**BOX_HEAD, **_R18_FPN}),
+    "toy-mask-rcnn-narrow-r50-fpn": (_MASK_FPN, {**BOX_HEAD, **_NARROW_FPN}),
+    "toy-mask-rcnn-slim-r50-fpn": (_MASK_FPN, {**BOX_HEAD, **_SLIM_FPN}),
+    "toy-mask-rcnn-narrow-r50-c4": (_MASK_C4, _NARROW_C4),
+    "toy-faster-rcnn-narrow-r50-c4": (_BOX_C4, _NARROW_C4),
+    "toy-retinanet-narrow-r50-fpn": (_RETINANET, _NARROW_ONE_STAGE),
+    "toy-fcos-narrow-r50-fpn": (_RETINANET, {**_NARROW_ONE_STAGE, **_FCOS}),
+    "toy-retinanet-slim-r50-fpn": (_RETINANET, _SLIM_ONE_STAGE),
+    "toy-fcos-slim-r50-fpn": (_RETINANET, {**_SLIM_ONE_STAGE, **_FCOS}),
 }
 
 
 def detector_config(name: str, overrides: tuple[str, ...] = ()) -> CfgNode:
     """The Detectron2 config of a named detector, or of any YAML file of Detectron2's model zoo, with COMMON applied.
 
-    overrides: "KEY=value" strings in Detectron2's own names, applied last. Raises BookError for an unknown detector
-    (with the nearest name) or key.
+    overrides: "KEY=value" in Detectron2's own names, applied last. Raises BookError for an unknown detector or key.
     """
     zoo_file, extra = DETECTORS.get(name, (name, {}))
     try:
         cfg = model_zoo.get_config(zoo_file)
     except RuntimeError:  # the zoo's own word for a file it lacks
         one_of("detector", name, DETECTORS)
-    known = ", ".join(DETECTORS)
-    require(
-        isinstance(cfg, CfgNode),
-        f"detector={name!r} is a Python config: name a YAML file of the zoo, or one of {known}",
-    )
+    remedy = f"name a YAML file of the zoo, or one of {', '.join(DETECTORS)}"
+    require(isinstance(cfg, CfgNode), f"detector={name!r} is a Python config: {remedy}")
     for key, value in {**COMMON, **extra}.items():
         cfg.merge_from_list([key, copy.deepcopy(value)])
     for item in overrides:
@@ -142,9 +131,7 @@ def detector_config(name: str, overrides: tuple[str, ...] = ()) -> CfgNode:
 
 
 def for_finetuning(d2: CfgNode, synchronised: bool) -> None:
-    """Make a detector's config the one that is fine-tuned (Sec. 4.2): a norm after a C4 head's res5, all norms
-    synchronised.
-    """
+    """Make a detector's config the fine-tuned one's (Sec. 4.2): a norm after a C4 head's res5, norms synchronised."""
     if d2.MODEL.META_ARCHITECTURE == "GeneralizedRCNN" and d2.MODEL.ROI_HEADS.NAME == "Res5ROIHeads":
         d2.MODEL.ROI_HEADS.NAME = "Res5ROIHeadsExtraNorm"
     if synchronised:

@@ -5,16 +5,12 @@ N images, M boxes of all images, C channels, S view side in pixels, D object fea
 
 from __future__ import annotations
 
-import contextlib
-import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.utils.checkpoint import checkpoint
 
 from soco_lib.config import Pretrain
 from soco_lib.detector import detector_config
@@ -25,18 +21,15 @@ from detectron2.modeling.backbone import FPN
 from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels, convert_boxes_to_pooler_format
 from detectron2.structures import Boxes
 
-#: Eq. 1 of the FPN paper: a box of 224 pixels, ImageNet's pretraining size, goes to P4.
-DETECTRON2_CANONICAL = 224.0
-
 
 def canonical_size(cfg: Pretrain) -> float:
-    """Side in pixels above which a box goes to P4: the paper's 96 (Sec. 3.3, Scale-Aware Assignment), or 224."""
-    return cfg.canonical if cfg.assignment == "scale" else DETECTRON2_CANONICAL
+    """Side in pixels above which a box goes to P4: the paper's 96 (Sec. 3.3, Scale-Aware Assignment), or FPN's 224."""
+    return cfg.canonical if cfg.assignment == "scale" else 224.0
 
 
-def assign_levels(boxes, cfg: Pretrain, lowest: int = 2, highest: int = 5) -> Tensor:
-    """Pyramid level of each box: boxes (N, 4) in view pixels, array or tensor. Returns (N,) int64 in lowest..highest."""
-    return assign_boxes_to_levels([Boxes(torch.as_tensor(boxes))], lowest, highest, canonical_size(cfg), 4) + lowest
+def assign_levels(boxes, cfg: Pretrain) -> Tensor:
+    """Pyramid level of each box (N, 4) in view pixels, array or tensor: (N,) int64 in 2..5."""
+    return assign_boxes_to_levels([Boxes(torch.as_tensor(boxes))], 2, 5, canonical_size(cfg), 4) + 2
 
 
 @dataclass(frozen=True)
@@ -119,7 +112,17 @@ class Encoder(nn.Module):
             self.levels = [f"p{cfg.fixed_level}"]
             require(self.levels[0] in shapes, f"fixed_level={cfg.fixed_level} is none of {', '.join(sorted(shapes))}")
         self.dim = shapes[self.levels[0]].channels
-        self.pooler = self._build_pooler(cfg, d2, shapes) if aligned.boxes else None
+        pool = d2.MODEL.ROI_BOX_HEAD
+        self.pooler = None
+        if aligned.boxes:
+            self.pooler = ROIPooler(
+                output_size=pool.POOLER_RESOLUTION,
+                scales=[1 / shapes[name].stride for name in self.levels],
+                sampling_ratio=pool.POOLER_SAMPLING_RATIO,
+                pooler_type=pool.POOLER_TYPE,
+                canonical_box_size=canonical_size(cfg),
+                canonical_level=4,
+            )
         self.roi_heads = nn.Module()
         if aligned.head and d2.MODEL.META_ARCHITECTURE == "GeneralizedRCNN":
             built = build_roi_heads(d2, shapes)
@@ -139,17 +142,6 @@ class Encoder(nn.Module):
     def trunk(self) -> nn.Module:
         """The ResNet."""
         return self.backbone.bottom_up if isinstance(self.backbone, FPN) else self.backbone
-
-    def _build_pooler(self, cfg: Pretrain, d2, shapes) -> ROIPooler:
-        head = d2.MODEL.ROI_BOX_HEAD
-        return ROIPooler(
-            output_size=head.POOLER_RESOLUTION,
-            scales=[1 / shapes[name].stride for name in self.levels],
-            sampling_ratio=head.POOLER_SAMPLING_RATIO,
-            pooler_type=head.POOLER_TYPE,
-            canonical_box_size=canonical_size(cfg),
-            canonical_level=4,
-        )
 
     def maps(self, images: Tensor) -> dict[str, Tensor]:
         """images (N, 3, S, S), normalised. Returns level name -> (N, C, h, w)."""
@@ -174,30 +166,3 @@ class Encoder(nn.Module):
         if hasattr(self.roi_heads, "res5"):
             x = self.roi_heads.res5(x)
         return x.mean((2, 3))
-
-
-def recompute(trunk: nn.Module, names: Sequence[str]) -> None:
-    """Keep no activations inside these stages of a ResNet for backward, which computes them again: less memory, more
-    time, the same gradients and statistics. Raises BookError for a stage that the trunk does not have.
-    """
-    for name in names:
-        stage = getattr(trunk, name, None)
-        require(stage is not None, f"recompute={name!r}: this detector's backbone has no such stage")
-        contexts = lambda stage=stage: (contextlib.nullcontext(), _statistics_seen(stage))  # first and second time
-        options = dict(use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
-        stage.forward = functools.partial(checkpoint, stage.forward, **options)
-
-
-@contextlib.contextmanager
-def _statistics_seen(stage: nn.Module) -> Iterator[None]:
-    """Within, batch norm normalises by the batch as before and leaves its running statistics: it has seen the batch."""
-    norms = [m for m in stage.modules() if isinstance(m, _NormBase) and m.track_running_stats]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, momentum in zip(norms, momenta):
-            norm.momentum = momentum
-            norm.num_batches_tracked -= 1

@@ -20,9 +20,8 @@ from soco_lib.loss import box_weights, pair_loss
 
 def mlp(d_in: int, hidden: int, d_out: int) -> nn.Sequential:
     """Projector and predictor alike: Linear, BN, ReLU, Linear (Sec. 4.1)."""
-    return nn.Sequential(
-        nn.Linear(d_in, hidden), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, d_out)
-    )
+    layers = nn.Linear(d_in, hidden), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, d_out)
+    return nn.Sequential(*layers)
 
 
 class Network(nn.Module):
@@ -60,7 +59,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Counted:
-    """All that a step needs to know of a batch's boxes, made on the CPU with the batch: a GPU would have to be asked."""
+    """All that a step needs to know of a batch's boxes, made on the CPU with the batch, so that no GPU is asked."""
 
     rois: list[RoIs]  # one a view
     pairs: list[Pair]  # one each view after V1
@@ -99,9 +98,8 @@ class SoCo(nn.Module):
         """What view number `j` (0: V1) adds to each pair (V1, V_i) as the online network's view: the sum over all j and
         pairs is loss.soco_loss. Returns (P,) for P extra views.
 
-        images (B, 3, S_j, S_j) normalised and rois of view j; z: `targets` of every view. V1 is compared with each
-        other view's target, another view with V1's. One view a call, so that a caller can go backward before the next
-        one and holds the activations of a single view.
+        images (B, 3, S_j, S_j) normalised and rois of view j; z: `targets` of every view. One view a call, so that a
+        caller can go backward before the next one and holds the activations of a single view.
         """
         v = self.predictor(self.online(images, rois))
         none = v.new_zeros((), dtype=torch.promote_types(v.dtype, torch.float32))
@@ -115,7 +113,5 @@ class SoCo(nn.Module):
 
     @torch.no_grad()
     def update_target(self, tau: float) -> None:
-        """xi <- tau xi + (1 - tau) theta, for parameters; the target's batch norm keeps statistics of its own, as in
-        the authors' release.
-        """
+        """xi <- tau xi + (1 - tau) theta; batch norm's statistics stay the target's own (authors' release)."""
         torch._foreach_lerp_(list(self.target.parameters()), list(self.online.parameters()), 1 - tau)

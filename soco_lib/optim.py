@@ -11,7 +11,7 @@ from soco_lib.config import Plan, Pretrain
 
 
 def learning_rate(step: int, plan: Plan, cfg: Pretrain) -> float:
-    """Rate for the update number `step` (0-based): linear warm-up from lr x warmup_factor, then cosine to final_lr."""
+    """Rate of update `step` (from 0): linear warm-up from lr x warmup_factor, then cosine to final_lr."""
     if step < plan.warmup_steps:
         return plan.lr * (cfg.warmup_factor + (1 - cfg.warmup_factor) * step / plan.warmup_steps)
     done = (step - plan.warmup_steps) / max(1, plan.steps - plan.warmup_steps)
@@ -19,7 +19,7 @@ def learning_rate(step: int, plan: Plan, cfg: Pretrain) -> float:
 
 
 def target_momentum(step: int, steps: int, tau: float) -> float:
-    """tau_k = 1 - (1 - tau_0)(cos(pi k / K) + 1) / 2 (BYOL's schedule, Sec. 4.1); from tau at step 0 to 1 at `steps`."""
+    """tau_k = 1 - (1 - tau_0)(cos(pi k / K) + 1) / 2 (BYOL's schedule, Sec. 4.1): tau at step 0, 1 at `steps`."""
     return 1 - (1 - tau) * (math.cos(math.pi * step / steps) + 1) / 2
 
 
@@ -34,7 +34,7 @@ class LARS(torch.optim.Optimizer):
 
     def __init__(self, params, lr: float, momentum: float = 0.9, weight_decay: float = 0.0, trust: float = 0.001):
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, trust=trust, adapt=True))
-        self.trust_ratios: torch.Tensor | None = None  # of the last step, one a scaled tensor: read by the health log
+        self.trust_ratios: torch.Tensor | None = None  # of the last step, one a scaled tensor: for the log
 
     @torch.no_grad()
     def step(self, closure=None) -> None:

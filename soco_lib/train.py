@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from soco_lib import BookError
 from soco_lib.config import Plan, Pretrain, plan
 from soco_lib.dataset import AHEAD, Batch, ProposalViews, build_loader, normalize, shared_bytes
-from soco_lib.encoder import Encoder, recompute, send
+from soco_lib.encoder import Encoder, send
 from soco_lib.features.probe import fresh, probe
 from soco_lib.fields import from_dict, require, to_dict
 from soco_lib.model import SoCo
@@ -27,6 +27,7 @@ from soco_lib.optim import build_optimizer, learning_rate, target_momentum
 from soco_lib.runs import checkpoint, loader, processes, session
 from soco_lib.runs.folder import Run
 from soco_lib.runs.log import Log
+from soco_lib.runs.recompute import recompute
 
 
 class Diverged(BookError):
@@ -38,10 +39,8 @@ def build_model(cfg: Pretrain, process: processes.Process) -> SoCo:
 
     Raises BookError for what this number of processes cannot do.
     """
-    require(
-        not cfg.compile or process.world == 1,
-        "compile=true has never run with several processes: set compile=false, or GPUS=1",
-    )
+    untried = "compile=true has never run with several processes: set compile=false, or GPUS=1"
+    require(not cfg.compile or process.world == 1, untried)
     torch.manual_seed(cfg.seed)
     model = SoCo(cfg).to(process.device)
     if cfg.channels_last:
@@ -74,10 +73,8 @@ class Trainer:
 
     def backward(self, batch: Batch, last: bool) -> dict[str, torch.Tensor]:
         """Add one micro-batch's gradients of loss.soco_loss, view by view; processes share them after the last view of
-        the `last` one.
-
-        Returns loss (scalar), pairs ((P,), each with both directions) and embeddings (M_1, E), the target's of V1; no
-        graph.
+        the `last` one. Returns, without a graph, loss (scalar), pairs ((P,), each with both directions) and embeddings
+        ((M_1, E), the target's of V1).
         """
         device, count, precision = self.process.device, len(batch.images), self.cfg.precision
         counted = (batch.counted or self.model.count(batch.boxes, batch.valid)).moved(send(device))
@@ -123,23 +120,18 @@ class Trainer:
 
     def state(self) -> dict:
         """Everything a resumed run needs beyond the step: sampler and augmentation follow from (seed, step)."""
-        return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "torch_rng": torch.get_rng_state(),
-        }
+        parts = {name: getattr(self, name).state_dict() for name in ("model", "optimizer", "scaler")}
+        return {**parts, "torch_rng": torch.get_rng_state()}
 
     def resume(self, folder: Path, say=print) -> int:
-        """Load the newest checkpoint of a run, the same one in every process; returns the number of updates already
-        made. A collective. The file's contents, as large as network and optimiser together, are let go of here.
+        """Load the newest checkpoint of a run, the same one in every process; returns the number of updates made. A
+        collective. The file's contents, as large as network and optimiser together, are let go of here.
         """
         state = checkpoint.chosen(folder, self.process.main, say)
         if state is None:
             return 0
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        for name in ("model", "optimizer", "scaler"):
+            getattr(self, name).load_state_dict(state[name])
         torch.set_rng_state(state["torch_rng"])
         return state["step"]
 
@@ -162,11 +154,9 @@ def score(done: int, encoder: Encoder, cfg: Pretrain, log: Log) -> None:
 
 
 def train(run: Run, process: processes.Process, stop_requests: Sequence = ()) -> dict:
-    """Run (or go on with) a pretraining to its end; returns its metrics. Raises BookError before any work for bad
-    input.
+    """Run (or go on with) a pretraining to its end; returns its metrics. Raises BookError before any work on bad input.
 
-    stop_requests: no longer empty once this process shall stop; all processes then do so after the same update, with
-    session.Stopped.
+    stop_requests: not empty once this process shall stop; all then do after the same update, with session.Stopped.
     """
     cfg = from_dict(Pretrain, run.record["config"])
     say = print if process.main else lambda *_, **__: None
@@ -229,19 +219,13 @@ def train(run: Run, process: processes.Process, stop_requests: Sequence = ()) ->
             raise session.Stopped(f"told to stop after step {done}, of which a checkpoint is saved: run again to go on")
     if not process.main:  # the first one may still be writing what follows
         return {}
-    last = run.rows()[-1]
-    row = row or last
-    logged = {name: row[name] for name in ("loss", "spread", "effective_rank", "images_per_s", "unreadable")}
-    return {
-        "profile": cfg.profile,
-        "steps": numbers.steps,
-        "images_seen": numbers.steps * cfg.batch,
-        "processes": process.world,
-        **logged,
-        "seconds": round(time.perf_counter() - started, 1),
-        **{name: value for name, value in last.items() if name.startswith(("knn", "linear"))},
-        "checkpoint": str(checkpoint.paths(run.folder)[-1].relative_to(run.folder)),
-    }
+    metrics = {"profile": cfg.profile, "steps": numbers.steps, "images_seen": numbers.steps * cfg.batch}
+    metrics["processes"], last = process.world, run.rows()[-1]
+    for name in ("loss", "spread", "effective_rank", "images_per_s", "unreadable"):
+        metrics[name] = (row or last)[name]
+    metrics["seconds"] = round(time.perf_counter() - started, 1)
+    metrics |= {name: value for name, value in last.items() if name.startswith(("knn", "linear"))}
+    return metrics | {"checkpoint": str(checkpoint.paths(run.folder)[-1].relative_to(run.folder))}
 
 
 def work(run: Run, process: processes.Process) -> dict:

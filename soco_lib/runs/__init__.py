@@ -11,6 +11,7 @@ machine     cores, memory, the parent process
 parameters  what a notebook's parameters cell declares
 pool        several runs at a time on one machine
 processes   this process among the others: device, collectives, agreement, waiting
+recompute   stages of a network that backward computes again: less memory, more time
 records     a run's state, cost and provenance; the small copies that git tracks
 session     how a process of a run lives and ends
 slurm       a job, requeued when preempted

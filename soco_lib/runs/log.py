@@ -20,7 +20,7 @@ from soco_lib.runs.folder import Run
 from soco_lib.runs.machine import peak_memory
 
 #: Below this spread the cosine of two objects is above 0.96 on average. The projector's batch norm spreads random
-#: weights' embeddings to about 0.8 whatever the images, and a healthy toy run stays above 0.6: no alarm for a young run.
+#: weights' embeddings to about 0.8 whatever the images, and a healthy toy run stays above 0.6: a young run is safe.
 COLLAPSED = 0.2
 #: Above this cosine between the views of an object, mean over the boxes of every pair, nothing is left to learn.
 AGREED = 0.995
