@@ -37,9 +37,6 @@ def locate(path: str | os.PathLike) -> Path:
     Returns the path under the checkout when nothing exists, so that error messages name one definite place.
     """
     path = Path(path).expanduser()
-    if path.is_absolute() or (ROOT / path).exists():
-        return ROOT / path
-    data = os.environ.get("SOCO_DATA")
-    if data and (Path(data).expanduser() / path).exists():
-        return Path(data).expanduser().resolve() / path
-    return ROOT / path
+    data = Path(os.environ.get("SOCO_DATA") or ROOT).expanduser().resolve()
+    elsewhere = not path.is_absolute() and not (ROOT / path).exists() and (data / path).exists()
+    return (data if elsewhere else ROOT) / path

@@ -42,9 +42,8 @@ def clip(boxes, width: float, height: float) -> np.ndarray:
 
 
 def crop_resize(boxes, crop, size) -> np.ndarray:
-    """(N, 4) boxes of a frame in the pixels of a view of it, unclipped: parts outside the crop stay outside the view.
-
-    `crop` = (x1, y1, x2, y2) of the frame is resized to `size` = (width, height) of the view.
+    """(N, 4) boxes of a frame in pixels of its view, unclipped; `crop` = (x1, y1, x2, y2) of the frame is resized to
+    `size` = (width, height).
     """
     x1, y1, x2, y2 = crop
     scale = np.array([size[0] / (x2 - x1), size[1] / (y2 - y1)] * 2, np.float32)
@@ -94,8 +93,7 @@ def side_fits(boxes, width: float, height: float) -> np.ndarray:
 
 
 def best_overlaps(objects, boxes, size: tuple[int, int]) -> np.ndarray:
-    """The best IoU with any of `boxes` (N, 4) of each labelled object (M, 4) that the paper's filter would keep (the
-    others are not asked for): (m,), m <= M.
+    """(m,) best IoU with any of `boxes` (N, 4) of each of the m labelled objects (M, 4) that the filter would keep.
 
     `size` = (width, height) of the image. The mean is the mean best overlap, the share >= 0.5 the recall@0.5.
     """

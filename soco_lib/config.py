@@ -120,8 +120,8 @@ class Pretrain:
             require(0 <= getattr(self, name) <= 1, f"{name}={getattr(self, name)} must lie in [0, 1]")
         for name in self.recompute:
             one_of("recompute", name, STAGES)
-        both = "compile and recompute exclude each other: a compiled network frees on its own"
-        require(not (self.compile and self.recompute), both)
+        excluded = self.compile and self.recompute
+        require(not excluded, "compile and recompute exclude each other: a compiled network frees on its own")
         require(self.seed >= 0, f"seed={self.seed} may not be negative")
         require(self.micro_batch >= 0 and self.steps >= 0, "micro_batch and steps may not be negative")
         require(self.steps > 0 or self.epochs > 0, f"epochs={self.epochs} must be positive when steps is 0")

@@ -1,5 +1,4 @@
-"""Images and proposals to batches. A sample depends on (seed, its number in the run) alone, whatever the workers,
-processes and interruptions.
+"""Images and proposals to batches. A sample depends on (seed, its number in the run) alone.
 
 B images of a micro-batch, K proposals, S_v side of view v in pixels.
 """
@@ -25,8 +24,6 @@ from soco_lib.fields import require
 from soco_lib.runs import loader
 from soco_lib.views import ViewSample, make_views
 
-#: SoCo.count: boxes and flags of every view -> what a step needs to know of them, a model.Counted.
-Count = Callable[[list[Tensor], list[Tensor]], Any]
 #: ImageNet mean and standard deviation of RGB in 0..255.
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
@@ -52,7 +49,7 @@ class Batch:
     boxes: list[Tensor]  # (B, K, 4) float32, view pixels
     valid: list[Tensor]  # (B, K) bool
     unreadable: int = 0  # samples that another image stands in for
-    counted: Any = None  # what `Count` made of boxes and flags
+    counted: Any = None  # what a step needs to know of boxes and flags: a model.Counted
 
     def pin_memory(self) -> Batch:
         """Called by DataLoader(pin_memory=True)."""
@@ -68,8 +65,8 @@ class Batch:
 TRIES = 10
 
 
-def collate(samples: list[tuple[list[ViewSample], bool]], count: Count | None = None) -> Batch:
-    """Stack samples view by view; count(boxes, valid) makes the batch's `counted`."""
+def collate(samples: list[tuple[list[ViewSample], bool]], count: Callable | None = None) -> Batch:
+    """Stack samples view by view; count(boxes, valid), SoCo.count, makes the batch's `counted`."""
     views = list(zip(*(views for views, _ in samples)))
     stack = lambda name: [torch.from_numpy(np.stack([getattr(v, name) for v in view])) for view in views]
     boxes, valid = stack("boxes"), stack("valid")
@@ -83,9 +80,7 @@ def choose(rng: np.random.Generator, count: int, k: int) -> np.ndarray:
 
 
 class ProposalViews(Dataset):
-    """Item (number, image index) -> (views, whether another image stands in for one that cannot be read or shows no box
-    in some view).
-    """
+    """Item (number, image index) -> (views, whether another image had to stand in for one that shows nothing)."""
 
     def __init__(self, cfg: Pretrain, source: ImageSource | None = None, store: ProposalStore | None = None):
         self.cfg = cfg
@@ -103,14 +98,12 @@ class ProposalViews(Dataset):
 
     def boxes(self, index: int, size: tuple[int, int]) -> np.ndarray:
         """(n, 4) proposals of image `index` in its pixels; `size` = (width, height), which must be the store's."""
-        width, height = size
         if self.store is None:
-            return np.array([[0, 0, width, height]], np.float32)
-        require(
-            self.store.size(index) == (width, height),
-            f"proposals in {self.cfg.proposals} do not belong to {self.source.keys[index]}: the image is "
-            f"{width}x{height}, the store says {'x'.join(map(str, self.store.size(index)))}; build the proposals again",
-        )
+            return np.array([[0, 0, *size]], np.float32)
+        if self.store.size(index) != tuple(size):
+            here, there = ("x".join(map(str, one)) for one in (size, self.store.size(index)))
+            stranger = f"proposals in {self.cfg.proposals} do not belong to {self.source.keys[index]}"
+            raise BookError(f"{stranger}: the image is {here}, the store says {there}; build the proposals again")
         return self.store.boxes(index)
 
     def __getitem__(self, item: tuple[int, int]) -> tuple[list[ViewSample], bool]:
@@ -119,15 +112,14 @@ class ProposalViews(Dataset):
         for attempt in range(TRIES):
             try:
                 image, size = self.source.load_near(int(index), self.cfg.size)
-            except UnreadableImage as error:
-                reason = error
-            else:
                 boxes = self.boxes(int(index), size)
                 views = make_views(rng, image, boxes[choose(rng, len(boxes), self.cfg.k)], self.cfg, size)
-                if all(view.valid.any() for view in views):
+                if all(view.valid.any() for view in views):  # else there is nothing to compare
                     return views, attempt > 0
                 key = self.source.keys[int(index)]
                 reason = BookError(f"every proposal drawn of {key} is under a pixel in some view")
+            except UnreadableImage as error:
+                reason = error
             index = self.usable[rng.integers(len(self.usable))]
         raise reason
 
@@ -159,8 +151,8 @@ AHEAD = 4
 
 
 def shared_bytes(cfg: Pretrain, plan: Plan) -> int:
-    """Shared memory that a micro-batch on its way from a worker takes at most: images, boxes and flags of each view,
-    and a model.Counted: a row of five numbers and its place a box, and three numbers a box and pair of views.
+    """Shared memory that a micro-batch from a worker takes at most: images, boxes and flags of each view, and a
+    model.Counted, which has a row of five numbers and its place a box, and three numbers a box and pair of views.
     """
     n, m = plan.micro_batch, plan.micro_batch * cfg.k
     views = sum(loader.pages(n * 3 * size**2, m * 16, m, m * 20, m * 8) for size in cfg.view_sizes)
@@ -172,7 +164,7 @@ def _start_worker(number: int) -> None:
     cv2.setNumThreads(0)  # one core a worker: OpenCV's own pool only fights the other workers
 
 
-def build_loader(dataset: ProposalViews, plan: Plan, rank: int, start: int, pin: bool, count: Count | None = None,
+def build_loader(dataset: ProposalViews, plan: Plan, rank: int, start: int, pin: bool, count: Callable | None = None,
                  ahead: int = AHEAD) -> DataLoader:  # fmt: skip
     """Loader of the micro-batches from optimiser step `start` on, for a loader.Feed; a worker keeps `ahead` ready."""
     workers = dataset.cfg.workers

@@ -10,11 +10,12 @@ import io
 import logging
 import math
 import warnings
+from collections.abc import Callable
 from contextlib import redirect_stderr
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import RoIPool, roi_align
+from torchvision.ops import RoIPool
 
 from soco_lib import BookError
 from soco_lib.fields import one_of, require
@@ -81,14 +82,13 @@ _FCOS = {"MODEL.META_ARCHITECTURE": "FCOSFromConfig"}
 _MASK_FPN = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"
 _MASK_C4 = "COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x.yaml"
 _BOX_C4 = "PascalVOC-Detection/faster_rcnn_R_50_C4.yaml"
-_LVIS = "LVISv1-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"
 _RETINANET = "COCO-Detection/retinanet_R_50_FPN_1x.yaml"
 
-#: name -> (Detectron2 model-zoo file, settings on top of COMMON)
+#: name -> (Detectron2 model-zoo file, settings on top of COMMON); LVIS has a score threshold and sampler of its own
 DETECTORS: dict[str, tuple[str, dict]] = {
     "mask-rcnn-r50-fpn": (_MASK_FPN, BOX_HEAD),
     "mask-rcnn-r101-fpn": ("COCO-InstanceSegmentation/mask_rcnn_R_101_FPN_3x.yaml", BOX_HEAD),
-    "mask-rcnn-r50-fpn-lvis": (_LVIS, BOX_HEAD),  # as the first, with LVIS's score threshold, detections and sampler
+    "mask-rcnn-r50-fpn-lvis": ("LVISv1-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml", BOX_HEAD),
     "mask-rcnn-r50-c4": (_MASK_C4, {}),
     "faster-rcnn-r50-c4": (_BOX_C4, {}),
     "retinanet-r50-fpn": (_RETINANET, {}),
@@ -117,8 +117,7 @@ def detector_config(name: str, overrides: tuple[str, ...] = ()) -> CfgNode:
         one_of("detector", name, DETECTORS)
     remedy = f"name a YAML file of the zoo, or one of {', '.join(DETECTORS)}"
     require(isinstance(cfg, CfgNode), f"detector={name!r} is a Python config: {remedy}")
-    for key, value in {**COMMON, **extra}.items():
-        cfg.merge_from_list([key, copy.deepcopy(value)])
+    cfg.merge_from_list([x for item in {**COMMON, **extra}.items() for x in copy.deepcopy(item)])
     for item in overrides:
         key, separator, value = item.partition("=")
         require(bool(separator), f"detector override {item!r} must read KEY=value")
@@ -156,16 +155,15 @@ class Res5ROIHeadsExtraNorm(Res5ROIHeads):
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:
-    """Eight channels a group: Detectron2's "GN" at 256 channels. Its 32 groups would leave a narrow head one channel
-    each, of which P7 of a small image has one value: nothing to normalise.
+    """Eight channels a group, as Detectron2's "GN" has at 256: its 32 groups would leave a narrow head one channel each,
+    of which a small image's P7 has a single value.
     """
     return nn.GroupNorm(math.gcd(channels, max(1, channels // 8)), channels)
 
 
 @META_ARCH_REGISTRY.register()
 def FCOSFromConfig(cfg: CfgNode) -> FCOS:
-    """The model of Detectron2's `fcos_R_50_FPN_1x.py`, with backbone, input and class count from a RetinaNet-style
-    config; Detectron2 ships it for its Python configs only.
+    """The model of Detectron2's Python config `fcos_R_50_FPN_1x.py`, with a RetinaNet's backbone, input and classes.
 
     Its P6 and P7 come from P5, not C5; its head has group norm; its scores are sqrt(class x centerness).
     """
@@ -193,10 +191,9 @@ def FCOSFromConfig(cfg: CfgNode) -> FCOS:
 
 
 # --- coordinates in full precision, whatever the type of the feature maps ---------------------------------------------
-# Under autocast Detectron2 casts boxes to the type of the network's output (RoIPool on the CPU refuses two types). bf16
-# holds whole numbers up to 256 exactly, fp16 up to 2048: in a batch of 512 images a region would be pooled from its
-# neighbour's image, or from outside the batch, and corners would move by up to 4 pixels at 1333. The maps and what is
-# pooled from them keep their type.
+# Under autocast Detectron2 casts boxes to the type of the network's output. bf16 holds whole numbers up to 256 exactly,
+# fp16 up to 2048: in a batch of 512 images a region would be pooled from another image, or from outside the batch, and
+# corners would move by up to 4 pixels at 1333. The maps and what is pooled from them keep their type.
 
 _apply_deltas = Box2BoxTransformLinear.apply_deltas
 
@@ -206,19 +203,11 @@ def _exact(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def _pool(self: ROIAlign, maps: Tensor, rois: Tensor) -> Tensor:
-    """maps (N, C, h, w); rois (M, 5): image number in 0..N-1, x1 y1 x2 y2 in input pixels. Returns (M, C, S, S) of the
-    maps' type.
+def _exactly(pool: Callable) -> Callable:
+    """A pooler's `forward` in float32: maps (N, C, h, w); rois (M, 5): image number in 0..N-1, x1 y1 x2 y2 in input
+    pixels. Returns (M, C, S, S) of the maps' type.
     """
-    x, rois = maps.to(_exact(maps)), rois.to(_exact(maps))
-    return roi_align(x, rois, self.output_size, self.spatial_scale, self.sampling_ratio, self.aligned).to(maps.dtype)
-
-
-class _RoIPool(RoIPool):
-    """torchvision's, with the arguments of `_pool`."""
-
-    def forward(self, maps: Tensor, rois: Tensor) -> Tensor:
-        return super().forward(maps.to(_exact(maps)), rois.to(_exact(maps))).to(maps.dtype)
+    return lambda self, maps, rois: pool(self, maps.to(_exact(maps)), rois.to(_exact(maps))).to(maps.dtype)
 
 
 def _apply_linear_deltas(self: Box2BoxTransformLinear, deltas: Tensor, boxes: Tensor) -> Tensor:
@@ -226,6 +215,6 @@ def _apply_linear_deltas(self: Box2BoxTransformLinear, deltas: Tensor, boxes: Te
     return _apply_deltas(self, deltas.to(_exact(deltas)), boxes)
 
 
-ROIAlign.forward = _pool  # every pooler's, those of masks' targets too
-poolers.RoIPool = _RoIPool
+ROIAlign.forward = _exactly(ROIAlign.forward)  # every pooler's, those of masks' targets too
+poolers.RoIPool = type("RoIPool", (RoIPool,), {"forward": _exactly(RoIPool.forward)})
 Box2BoxTransformLinear.apply_deltas = _apply_linear_deltas

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from soco_lib.config import Pretrain
 from soco_lib.detector import detector_config
 from soco_lib.fields import require
+from soco_lib.runs.processes import send
 
 from detectron2.modeling import build_backbone, build_roi_heads
 from detectron2.modeling.backbone import FPN
@@ -63,18 +64,11 @@ class Levels:
         return RoIs(rows[by_level], tuple(level.bincount(minlength=count).tolist()), by_level.argsort())
 
 
-def send(device: torch.device) -> Callable[[Tensor], Tensor]:
-    """Moves CPU tensors to `device`; a GPU's copy starts from pinned memory, so that the host does not wait for it."""
-    if device.type == "cuda":
-        return lambda x: x.pin_memory().to(device, non_blocking=True)
-    return lambda x: x.to(device)
-
-
 def pyramid(fpn: FPN, x: Tensor) -> dict[str, Tensor]:
     """`FPN.forward` for any view side: the top-down map takes the lateral map's size where Detectron2 doubles it.
 
-    x: (N, 3, S, S). Returns level name -> (N, C, ceil(S / stride), ceil(S / stride)), without the extra levels of a top
-    block (Sec. 3.3: P6 is not used). Equal to `fpn(x)` wherever S is a multiple of the largest stride; 112 is not.
+    x: (N, 3, S, S). Returns level name -> (N, C, ceil(S / stride), ceil(S / stride)), without P6 (Sec. 3.3). Equal to
+    `fpn(x)` wherever S is a multiple of the largest stride; 112 is not.
     """
     bottom_up = fpn.bottom_up(x)
     names = [f"p{name[3:]}" for name in fpn.in_features][::-1]

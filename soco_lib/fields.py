@@ -56,16 +56,14 @@ def _convert(name: str, value, hint):
 
 
 def from_dict(cls, values: dict, where: str = ""):
-    """Build the dataclass `cls` from plain values. Raises BookError for an unknown field (with the nearest) or a bad
-    value; `where` names the values' place in the message.
-    """
-    where_or_name, hints, fields = where or cls.__name__, typing.get_type_hints(cls), dataclasses.fields(cls)
-    require(isinstance(values, dict), f"{where_or_name}: expected fields, got {values!r}")
+    """Build the dataclass `cls` from plain values, named `where`. Raises BookError for unknown fields, bad values."""
+    where, hints, fields = where or cls.__name__, typing.get_type_hints(cls), dataclasses.fields(cls)
+    require(isinstance(values, dict), f"{where}: expected fields, got {values!r}")
     for name in values:
-        one_of(f"{where_or_name} field", name, [f.name for f in fields])
+        one_of(f"{where} field", name, [f.name for f in fields])
     needed = [f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING]
     missing = [name for name in needed if name not in values]
-    require(not missing, f"{where_or_name} needs a value for {', '.join(missing)}")
+    require(not missing, f"{where} needs a value for {', '.join(missing)}")
     return cls(**{name: _convert(name, value, hints[name]) for name, value in values.items()})
 
 
@@ -84,9 +82,8 @@ def load(cls, path: str | Path, **changes):
 
 
 def changed(cls, values: dict, changes: dict, where: str = ""):
-    """Build `cls` from plain values with `changes` on top (None: keep the value).
-
-    The profile, which labels every table and figure, then names what was changed: the scale is another one.
+    """Build `cls` from plain values with `changes` on top (None: no change), which its `profile` then names, as that
+    labels every table and figure.
     """
     hints = typing.get_type_hints(cls)
     typed = lambda name, value: _convert(name, value, hints[name]) if name in hints else value

@@ -1,4 +1,4 @@
-"""The object-level contrastive objective (Sec. 3.3), whole, and the term of one pair of views, which a step adds up.
+"""The object-level contrastive objective (Sec. 3.3): the whole, and the terms that a step adds up to it.
 
 B images, K proposals an image, E embedding dimension, M <= B x K boxes that both views of a pair show.
 """
@@ -43,7 +43,7 @@ def pair_loss(v: Tensor, target: Tensor, weight: Tensor) -> Tensor:
 def box_weights(valid: Tensor) -> Tensor:
     """Weights that make a sum over boxes Eq. 6's mean over an image's boxes, then the mean over images.
 
-    valid: (B, K) bool, the box is seen in both views. Returns (B, K): 1 / (B x boxes valid in this image), 0 where
-    not valid, in float64. An image without any valid box adds nothing and still counts as an image.
+    valid: (B, K) bool, the box is seen in both views. Returns (B, K) float64: 1 / (B x valid boxes of the image), 0
+    where not valid. An image without any valid box adds nothing and still counts as an image.
     """
     return valid.double() / (valid.sum(1, keepdim=True).clamp(min=1) * len(valid))

@@ -39,7 +39,7 @@ class Network(nn.Module):
 
 @dataclass(frozen=True)
 class Pair:
-    """The P boxes that V1 and another view both show, with what Eq. 6 weighs them by."""
+    """The P boxes that V1 and another view both show, with their weights in Eq. 6."""
 
     first: Tensor  # (P,) int64: their rows among V1's embeddings
     other: Tensor  # (P,) int64: their rows among the other view's

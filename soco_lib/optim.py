@@ -27,9 +27,8 @@ class LARS(torch.optim.Optimizer):
     """Layer-wise adaptive SGD with momentum (You et al. 2017), the form of BYOL's and the authors' releases.
 
     A tensor's update is d = g + wd w, scaled by trust ||w|| / ||d|| where both norms are positive, then m = mu m + d
-    and w -= lr m. Groups with `adapt=False` (1-D parameters) take plain SGD with momentum. The authors' release has
-    ||d|| + 1e-8 below, MoCo v3's is the same as this; timm's, lightly's and apex's LARC divide by ||g|| + wd ||w||,
-    up to sqrt(2) more for weights before a batch norm, whose g is orthogonal to w.
+    and w -= lr m; groups with `adapt=False` (1-D parameters) take plain SGD with momentum. timm, lightly and apex
+    divide by ||g|| + wd ||w||, up to sqrt(2) more for weights before a batch norm, whose g is orthogonal to w.
     """
 
     def __init__(self, params, lr: float, momentum: float = 0.9, weight_decay: float = 0.0, trust: float = 0.001):
@@ -67,7 +66,7 @@ def build_optimizer(model: nn.Module, cfg: Pretrain) -> torch.optim.Optimizer:
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if cfg.optimizer == "lars":
-        groups[0]["adapt"], groups[1]["adapt"] = True, False
+        groups[1]["adapt"] = False
         return LARS(groups, lr=cfg.base_lr, momentum=cfg.momentum, trust=cfg.trust)
     if cfg.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=cfg.base_lr, momentum=cfg.momentum)

@@ -1,6 +1,6 @@
 """The pretraining loop: `python -m soco_lib.train results/NAME`, alone or under torchrun.
 
-The run folder's run.json says everything (see launch.py, which makes it); a run that was interrupted goes on.
+The folder's run.json says everything (see runs/launch.py); a run that was interrupted goes on.
 """
 
 from __future__ import annotations
@@ -35,12 +35,9 @@ class Diverged(BookError):
 
 
 def build_model(cfg: Pretrain, process: processes.Process) -> SoCo:
-    """SoCo on the process's device; batch norm is synchronised wherever several GPUs share the batch.
-
-    Raises BookError for what this number of processes cannot do.
-    """
-    untried = "compile=true has never run with several processes: set compile=false, or GPUS=1"
-    require(not cfg.compile or process.world == 1, untried)
+    """SoCo on the process's device, in train mode, with synchronised batch norm where several GPUs share the batch."""
+    alone = process.world == 1
+    require(alone or not cfg.compile, "compile=true has never run with several processes: compile=false, or GPUS=1")
     torch.manual_seed(cfg.seed)
     model = SoCo(cfg).to(process.device)
     if cfg.channels_last:
@@ -49,8 +46,8 @@ def build_model(cfg: Pretrain, process: processes.Process) -> SoCo:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     recompute(model.online.encoder.trunk, cfg.recompute)  # the target has no backward
     if cfg.compile:
-        for network in (model.online, model.target):
-            network.encoder.trunk.compile()
+        model.online.encoder.trunk.compile()
+        model.target.encoder.trunk.compile()
     return model.train()
 
 
@@ -64,12 +61,10 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(process.device.type, enabled=cfg.precision == "fp16")
         self.parallel = self.model
         if process.world > 1:
-            self.parallel = DistributedDataParallel(
-                self.model,
-                device_ids=[process.device] if process.device.type == "cuda" else None,
-                **processes.own_buffers(),
-                find_unused_parameters=cfg.assignment == "fixed",  # the other levels' convolutions get no gradient
-            )
+            unused = cfg.assignment == "fixed"  # the other levels' convolutions get no gradient
+            gpu = [process.device] if process.device.type == "cuda" else None
+            options = dict(device_ids=gpu, find_unused_parameters=unused, **processes.own_buffers())
+            self.parallel = DistributedDataParallel(self.model, **options)
 
     def backward(self, batch: Batch, last: bool) -> dict[str, torch.Tensor]:
         """Add one micro-batch's gradients of loss.soco_loss, view by view; processes share them after the last view of
@@ -113,9 +108,9 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         if not skipped:
             self.model.update_target(tau)
-        out = {name: torch.stack([part[name] for part in parts]).mean(0) for name in ("loss", "pairs")}
-        out |= {"embeddings": torch.cat([part["embeddings"] for part in parts]), "lr": lr, "tau": tau}
-        out |= {"trust": getattr(self.optimizer, "trust_ratios", None)}
+        mean = lambda name: torch.stack([part[name] for part in parts]).mean(0)
+        out = {"loss": mean("loss"), "pairs": mean("pairs"), "embeddings": torch.cat([p["embeddings"] for p in parts])}
+        out |= {"lr": lr, "tau": tau, "trust": getattr(self.optimizer, "trust_ratios", None)}
         return out | {"data_s": data_s, "unreadable": unreadable, "skipped": skipped}
 
     def state(self) -> dict:
@@ -124,8 +119,8 @@ class Trainer:
         return {**parts, "torch_rng": torch.get_rng_state()}
 
     def resume(self, folder: Path, say=print) -> int:
-        """Load the newest checkpoint of a run, the same one in every process; returns the number of updates made. A
-        collective. The file's contents, as large as network and optimiser together, are let go of here.
+        """Load a run's newest checkpoint, the same in every process; returns the updates made. A collective, which lets
+        go of the file's contents: they are as large as network and optimiser together.
         """
         state = checkpoint.chosen(folder, self.process.main, say)
         if state is None:
@@ -170,9 +165,9 @@ def train(run: Run, process: processes.Process, stop_requests: Sequence = ()) ->
     if done:
         say(f"going on after step {done}", flush=True)
     started, log, row = time.perf_counter(), Log(run, cfg, numbers, writes=process.main), {}
+    pin = process.device.type == "cuda"
+    batches = build_loader(dataset, numbers, process.rank, done, pin, trainer.model.count, ahead)
     with session.deaf_children():
-        pin = process.device.type == "cuda"
-        batches = build_loader(dataset, numbers, process.rank, done, pin, trainer.model.count, ahead)
         batches = loader.Feed(batches, numbers.accumulate, stop_requests)
     unread = []  # (step, loss): a GPU's answer is read when the next update is queued, so that it never runs dry
 
@@ -185,10 +180,9 @@ def train(run: Run, process: processes.Process, stop_requests: Sequence = ()) ->
         while len(unread) > leave:
             at, loss = unread.pop(0)
             if not math.isfinite(value := loss.read().item()):
-                raise Diverged(
-                    f"the loss is {value} at step {at}: lower base_lr={cfg.base_lr} or use precision=fp32; "
-                    f"the last good checkpoint stays in {run.folder / 'checkpoints'}"
-                )
+                remedy = f"lower base_lr={cfg.base_lr} or use precision=fp32"
+                kept = f"the last good checkpoint stays in {run.folder / 'checkpoints'}"
+                raise Diverged(f"the loss is {value} at step {at}: {remedy}; {kept}")
 
     for step in range(done, numbers.steps):
         try:
@@ -219,23 +213,27 @@ def train(run: Run, process: processes.Process, stop_requests: Sequence = ()) ->
             raise session.Stopped(f"told to stop after step {done}, of which a checkpoint is saved: run again to go on")
     if not process.main:  # the first one may still be writing what follows
         return {}
-    metrics = {"profile": cfg.profile, "steps": numbers.steps, "images_seen": numbers.steps * cfg.batch}
-    metrics["processes"], last = process.world, run.rows()[-1]
-    for name in ("loss", "spread", "effective_rank", "images_per_s", "unreadable"):
-        metrics[name] = (row or last)[name]
-    metrics["seconds"] = round(time.perf_counter() - started, 1)
-    metrics |= {name: value for name, value in last.items() if name.startswith(("knn", "linear"))}
-    return metrics | {"checkpoint": str(checkpoint.paths(run.folder)[-1].relative_to(run.folder))}
-
-
-def work(run: Run, process: processes.Process) -> dict:
-    """`train` that ends with a checkpoint when the process is told to stop."""
-    with session.told_to_stop() as stop_requests:
-        return train(run, process, stop_requests)
+    last = run.rows()[-1]
+    logged = ("loss", "spread", "effective_rank", "images_per_s", "unreadable")
+    return {
+        "profile": cfg.profile,
+        "steps": numbers.steps,
+        "images_seen": numbers.steps * cfg.batch,
+        "processes": process.world,
+        **{name: (row or last)[name] for name in logged},
+        "seconds": round(time.perf_counter() - started, 1),
+        **{name: value for name, value in last.items() if name.startswith(("knn", "linear"))},
+        "checkpoint": str(checkpoint.paths(run.folder)[-1].relative_to(run.folder)),
+    }
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status (see session.main)."""
+
+    def work(run: Run, process: processes.Process) -> dict:
+        with session.told_to_stop() as stop_requests:
+            return train(run, process, stop_requests)
+
     return session.main(__doc__, work, arguments, fixed_sizes=True)
 
 

@@ -46,10 +46,9 @@ class ViewSample:
 
 def resize(image: np.ndarray, side: int) -> np.ndarray:
     """Resize to (side, side), bilinear; a pixel that covers several is their average, as Pillow's is."""
-    height, width = image.shape[:2]
-    if (height, width) == (side, side):
+    if image.shape[:2] == (side, side):
         return image
-    if max(height, width) <= side:
+    if max(image.shape[:2]) <= side:
         return cv2.resize(image, (side, side), interpolation=cv2.INTER_LINEAR)
     import torch  # here, so that who only draws views does not wait for it
 
@@ -120,13 +119,10 @@ def grayscale(image: np.ndarray) -> np.ndarray:
 
 
 def blur(image: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian blur, sigma in pixels, kernel about a tenth of the side (23 at 224), odd; no taps beyond 5.5 sigma.
-
-    sepFilter2D is three times as fast as GaussianBlur, and rounds once.
-    """
+    """Gaussian blur, sigma in pixels, kernel about a tenth of the side (23 at 224), odd; no taps beyond 5.5 sigma."""
     kernel = min(max(3, image.shape[0] // 10 | 1), 2 * math.ceil(5.5 * sigma) + 1)
     taps = cv2.getGaussianKernel(kernel, sigma)
-    return cv2.sepFilter2D(image, -1, taps, taps, borderType=cv2.BORDER_REFLECT_101)
+    return cv2.sepFilter2D(image, -1, taps, taps, borderType=cv2.BORDER_REFLECT_101)  # 3 x as fast as GaussianBlur
 
 
 def solarize(image: np.ndarray, threshold: int = 128) -> np.ndarray:
@@ -152,9 +148,8 @@ def photometry(rng: Generator, image: np.ndarray, branch: Branch) -> np.ndarray:
 
 
 def cutout(rng: Generator, image: np.ndarray, boxes: np.ndarray, p: float) -> np.ndarray:
-    """With probability p a box: fill a rectangle of 10 % to 30 % of its area, inside it, with the mean colour.
-
-    An option of the authors' release, not in the paper.
+    """With probability p a box: fill a rectangle of 10 % to 30 % of its area, inside it, with the mean colour; an option
+    of the authors' release, not in the paper.
     """
     image = image.copy()
     for x1, y1, x2, y2 in boxes:
@@ -164,9 +159,6 @@ def cutout(rng: Generator, image: np.ndarray, boxes: np.ndarray, p: float) -> np
             x, y = rng.uniform(x1, x2 - w), rng.uniform(y1, y2 - h)
             image[round(y) : round(y + h), round(x) : round(x + w)] = MEAN_COLOUR
     return image
-
-
-# --- the views --------------------------------------------------------------------------------------------------------
 
 
 def _finish(rng, image, boxes, valid, crop, branch: Branch, cfg: Pretrain) -> ViewSample:
