@@ -155,8 +155,8 @@ class Res5ROIHeadsExtraNorm(Res5ROIHeads):
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:
-    """Eight channels a group, as Detectron2's "GN" has at 256: its 32 groups would leave a narrow head one channel each,
-    of which a small image's P7 has a single value.
+    """Eight channels a group, as Detectron2's "GN" has at 256: its 32 groups would leave a narrow head one channel
+    each, of which a small image's P7 has a single value.
     """
     return nn.GroupNorm(math.gcd(channels, max(1, channels // 8)), channels)
 

@@ -33,17 +33,22 @@ def assign_levels(boxes, cfg: Pretrain) -> Tensor:
     return assign_boxes_to_levels([Boxes(torch.as_tensor(boxes))], 2, 5, canonical_size(cfg), 4) + 2
 
 
+class Movable:
+    """A dataclass of tensors and lists of Movables."""
+
+    def moved(self, move: Callable[[Tensor], Tensor]):
+        """The same with every tensor moved: to pinned memory, to a device."""
+        part = lambda x: move(x) if isinstance(x, Tensor) else [y.moved(move) for y in x] if isinstance(x, list) else x
+        return type(self)(*map(part, vars(self).values()))
+
+
 @dataclass(frozen=True)
-class RoIs:
+class RoIs(Movable):
     """A batch's boxes as RoIAlign takes them, counted and sorted by level on the CPU: no GPU is waited for."""
 
     rows: Tensor  # (M, 5) float32, level after level: image number, x1 y1 x2 y2 in view pixels
     counts: tuple[int, ...]  # rows of each level
     order: Tensor | None  # (M,) int64: the row of each box, image after image; None: the rows are in this order
-
-    def moved(self, move: Callable[[Tensor], Tensor]) -> RoIs:
-        """The same with every tensor moved: to pinned memory, to a device."""
-        return RoIs(move(self.rows), self.counts, None if self.order is None else move(self.order))
 
 
 @dataclass(frozen=True)

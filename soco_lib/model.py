@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from soco_lib.config import Pretrain
-from soco_lib.encoder import Encoder, Levels, RoIs
+from soco_lib.encoder import Encoder, Levels, Movable, RoIs
 from soco_lib.loss import box_weights, pair_loss
 
 
@@ -38,7 +38,7 @@ class Network(nn.Module):
 
 
 @dataclass(frozen=True)
-class Pair:
+class Pair(Movable):
     """The P boxes that V1 and another view both show, with their weights in Eq. 6."""
 
     first: Tensor  # (P,) int64: their rows among V1's embeddings
@@ -52,13 +52,9 @@ class Pair:
         row = lambda valid: (valid.flatten().cumsum(0) - 1)[both.flatten()]
         return cls(row(first), row(other), box_weights(both)[both])
 
-    def moved(self, move: Callable[[Tensor], Tensor]) -> Pair:
-        """The same with every tensor moved."""
-        return Pair(move(self.first), move(self.other), move(self.weight))
-
 
 @dataclass(frozen=True)
-class Counted:
+class Counted(Movable):
     """All that a step needs to know of a batch's boxes, made on the CPU with the batch, so that no GPU is asked."""
 
     rois: list[RoIs]  # one a view
@@ -69,10 +65,6 @@ class Counted:
         """boxes (B, K, 4) and flags (B, K) of every view, CPU tensors."""
         present = [b[v].split(v.sum(1).tolist()) for b, v in zip(boxes, valid)]
         return cls([levels.rois(b) for b in present], [Pair.of(valid[0], v) for v in valid[1:]])
-
-    def moved(self, move: Callable[[Tensor], Tensor]) -> Counted:
-        """The same with every tensor moved."""
-        return Counted([x.moved(move) for x in self.rois], [x.moved(move) for x in self.pairs])
 
 
 class SoCo(nn.Module):

@@ -122,7 +122,8 @@ def blur(image: np.ndarray, sigma: float) -> np.ndarray:
     """Gaussian blur, sigma in pixels, kernel about a tenth of the side (23 at 224), odd; no taps beyond 5.5 sigma."""
     kernel = min(max(3, image.shape[0] // 10 | 1), 2 * math.ceil(5.5 * sigma) + 1)
     taps = cv2.getGaussianKernel(kernel, sigma)
-    return cv2.sepFilter2D(image, -1, taps, taps, borderType=cv2.BORDER_REFLECT_101)  # 3 x as fast as GaussianBlur
+    # Three times as fast as GaussianBlur.
+    return cv2.sepFilter2D(image, -1, taps, taps, borderType=cv2.BORDER_REFLECT_101)
 
 
 def solarize(image: np.ndarray, threshold: int = 128) -> np.ndarray:
@@ -148,8 +149,9 @@ def photometry(rng: Generator, image: np.ndarray, branch: Branch) -> np.ndarray:
 
 
 def cutout(rng: Generator, image: np.ndarray, boxes: np.ndarray, p: float) -> np.ndarray:
-    """With probability p a box: fill a rectangle of 10 % to 30 % of its area, inside it, with the mean colour; an option
-    of the authors' release, not in the paper.
+    """With probability p a box: fill a rectangle of 10 % to 30 % of its area, inside it, with the mean colour.
+
+    An option of the authors' release, not in the paper.
     """
     image = image.copy()
     for x1, y1, x2, y2 in boxes:
