@@ -12,7 +12,7 @@ from torch import Tensor
 from soco_lib import BookError
 from soco_lib.fields import one_of, require
 from soco_lib.runs import checkpoint
-from soco_lib.weights.foreign import LAYOUTS, RESNET, rename
+from soco_lib.weights.foreign import BACKBONE, LAYOUTS, RESNET, rename
 from soco_lib.weights.load import NETWORKS, checkpoint_file, own_weights
 
 #: What `export` writes, by the layout.
@@ -58,8 +58,7 @@ def _torchvision(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     out = {}
     for key, value in tensors.items():
-        name, below = re.subn(_TRUNK, "", key)
-        if below and (theirs := rename(name, _inverse(RESNET))):
+        if theirs := rename(re.sub(_TRUNK, BACKBONE, key), _inverse(RESNET)):
             out[theirs] = value
     missing = ", ".join(f"layer{i}" for i in range(1, 5) if not any(key.startswith(f"layer{i}.") for key in out))
     require(not missing, f"there is no whole ResNet to write: {missing} was not pretrained (alignment, overrides)")
@@ -86,8 +85,7 @@ def _soco(model: Mapping[str, Tensor]) -> dict:
 
 
 def _soco_encoder(name: str, suffix: str) -> str | None:
-    canonical = re.sub(_TRUNK, "backbone.", name)
-    for prefix, table, ours in LAYOUTS["soco-fpn"].parts:
-        if canonical.startswith(ours) and (theirs := rename(canonical[len(ours) :], _inverse(table))):
+    for prefix, table in LAYOUTS["soco-fpn"].parts.items():
+        if theirs := rename(re.sub(_TRUNK, BACKBONE, name), _inverse(table)):
             return prefix.replace("{}", suffix) + theirs
     return None
