@@ -103,7 +103,7 @@ def test_three_updates_equal_updates_by_hand(cfg, monkeypatch):
     """Trainer.update in float64, whole: accumulation, LARS and its exclusions, momentum, the step's rate and tau, batch
     norm.
 
-    By hand: the naive loss, its gradient, and the formulas of method.md 4 on plain tensors.
+    By hand: the naive loss, its gradient, and the formulas of Sec. 4.1 on plain tensors.
     """
     monkeypatch.setattr(train, "normalize", lambda images: normalize(images).double())
     # Views and batch large enough that batch norm over a few pixels does not magnify the last digit past 1e-10.

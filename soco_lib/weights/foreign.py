@@ -196,7 +196,7 @@ _PART = {"neck": "backbone.fpn_", "head": BOX_HEAD}
 
 @dataclass(frozen=True)
 class Translation:
-    """A foreign file's tensors under our names, a ResNet's under `backbone.` whatever the detector (see load.placed)."""
+    """A foreign file's tensors under our names, a ResNet's below `backbone.` for any detector (see load.placed)."""
 
     layout: Layout
     tensors: dict[str, Tensor]
