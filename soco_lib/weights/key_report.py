@@ -69,7 +69,7 @@ def why_new(name: str, reach: tuple[str, ...], given: Collection[str]) -> str:
 
 
 def why_left(name: str, own: Collection[str]) -> str:
-    """Class of an encoder's key without a place; '' where it should have one: the detector (keys `own`) has its part."""
+    """Class of an encoder's key without place; '' where it should have one: the detector (keys `own`) has its part."""
     if name.endswith(COUNTER) and _no_counters(own):
         return f"batch counters {ELSEWHERE}"
     part = _without(name, own)
