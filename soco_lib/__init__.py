@@ -18,19 +18,17 @@ class BookError(ValueError):
 
 
 def one_line_errors(main: Callable[..., int | None]) -> Callable[..., int]:
-    """Make a command line's `main` tell a BookError as one line on stderr; it returns the exit status, then 1, else
-    main's or 0.
-    """
+    """A command line's `main` that prints a BookError as one line on stderr and returns the exit status."""
 
     @functools.wraps(main)
-    def told(arguments: list[str] | None = None) -> int:
+    def checked(arguments: list[str] | None = None) -> int:
         try:
             return main(arguments) or 0
         except BookError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
 
-    return told
+    return checked
 
 
 def locate(path: str | os.PathLike) -> Path:
@@ -39,9 +37,6 @@ def locate(path: str | os.PathLike) -> Path:
     Returns the path under the checkout when nothing exists, so that error messages name one definite place.
     """
     path = Path(path).expanduser()
-    if path.is_absolute() or (ROOT / path).exists():
-        return ROOT / path
-    data = os.environ.get("SOCO_DATA")
-    if data and (Path(data).expanduser() / path).exists():
-        return Path(data).expanduser().resolve() / path
-    return ROOT / path
+    data = Path(os.environ.get("SOCO_DATA") or ROOT).expanduser().resolve()
+    elsewhere = not path.is_absolute() and not (ROOT / path).exists() and (data / path).exists()
+    return (data if elsewhere else ROOT) / path

@@ -1,17 +1,15 @@
 """Box maths: area and overlap, and boxes that follow an image through crops, resizes and flips.
 
 A box is `x1 y1 x2 y2`, half-open, in pixels of a named frame (an image or a view); N boxes are float32 (N, 4). Pixel
-(i, j) covers [j, j+1) x [i, i+1), so a box of a whole image is `0 0 width height` and maps to `0 0 side side` of a
-view. Every function is pure; none changes its arguments. Half-open keeps w = x2 - x1 and makes resizing a plain
-multiplication.
+(i, j) covers [j, j+1) x [i, i+1), so a whole image is `0 0 width height`, w = x2 - x1, and resizing is a
+multiplication. Every function is pure; none changes its arguments.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-#: The paper keeps a proposal with 1/3 <= w/h <= 3 and 0.3 <= sqrt(wh)/sqrt(WH) <= 0.8 (Sec. 3.2, Object Proposal
-#: Generation).
+#: The paper keeps a proposal with 1/3 <= w/h <= 3 and 0.3 <= sqrt(wh)/sqrt(WH) <= 0.8 (Sec. 3.2).
 ASPECT_LIMITS = (1 / 3, 3.0)
 SIDE_LIMITS = (0.3, 0.8)
 #: Relative slack of the limits: float32 corners of a box that lies exactly on one may round to either side of it.
@@ -44,9 +42,8 @@ def clip(boxes, width: float, height: float) -> np.ndarray:
 
 
 def crop_resize(boxes, crop, size) -> np.ndarray:
-    """(N, 4) boxes of a frame in the pixels of a view of it, unclipped: parts outside the crop stay outside the view.
-
-    `crop` = (x1, y1, x2, y2) of the frame is resized to `size` = (width, height) of the view.
+    """(N, 4) boxes of a frame in pixels of its view, unclipped; `crop` = (x1, y1, x2, y2) of the frame is resized to
+    `size` = (width, height).
     """
     x1, y1, x2, y2 = crop
     scale = np.array([size[0] / (x2 - x1), size[1] / (y2 - y1)] * 2, np.float32)
@@ -63,8 +60,7 @@ def jitter(boxes, rng: np.random.Generator, amount: float = 0.1, p: float = 0.5)
     """(N, 4) boxes moved and resized at random (paper Sec. 3.2, Box Jitter), unclipped.
 
     With probability `p` a box, its centre (x, y) and size (w, h) become x + r*w, y + r*h, w + r*w, h + r*h, with r
-    drawn uniformly from [-amount, amount] for each of the four. As many numbers are drawn whatever is applied, so that
-    a generator stays in step when `p` or `amount` changes.
+    uniform in [-amount, amount] for each of the four. As many numbers are drawn whatever `p` and `amount` are.
     """
     boxes = as_boxes(boxes)
     apply, r = rng.random(len(boxes)) < p, rng.uniform(-amount, amount, (len(boxes), 4))
@@ -76,11 +72,7 @@ def jitter(boxes, rng: np.random.Generator, amount: float = 0.1, p: float = 0.5)
 
 
 def valid(boxes, width: float, height: float, min_side: float = 1.0) -> np.ndarray:
-    """(N,) bool: the part inside a view of `width` x `height` has both sides >= `min_side` pixels.
-
-    A proposal that does not overlap a view is dropped from that pair of views, one that overlaps partly is clipped to
-    it.
-    """
+    """(N,) bool: the part inside a view of `width` x `height` has both sides >= `min_side` pixels."""
     inside = clip(boxes, width, height)
     return ((inside[:, 2:] - inside[:, :2]) >= min_side).all(axis=1)
 
@@ -95,18 +87,15 @@ def aspect_fits(boxes) -> np.ndarray:
 def side_fits(boxes, width: float, height: float) -> np.ndarray:
     """(N,) bool: 0.3 <= sqrt(wh)/sqrt(WH) <= 0.8, limits included, in an image of `width` x `height` (Sec. 3.2)."""
     w, h = _sides(boxes)
-    side, (low, high) = (
-        np.sqrt(np.clip(w, 0, None) * np.clip(h, 0, None)),
-        np.array(SIDE_LIMITS) * np.sqrt(width * height),
-    )
+    side = np.sqrt(np.clip(w, 0, None) * np.clip(h, 0, None))
+    low, high = np.array(SIDE_LIMITS) * np.sqrt(width * height)
     return (side >= low * (1 - SLACK)) & (side <= high * (1 + SLACK))
 
 
 def best_overlaps(objects, boxes, size: tuple[int, int]) -> np.ndarray:
-    """The best IoU with any of `boxes` (N, 4) of each labelled object (M, 4) that the paper's filter would keep.
+    """(m,) best IoU with any of `boxes` (N, 4) of each of the m labelled objects (M, 4) that the filter would keep.
 
-    `size` = (width, height) of the image. Returns (m,), m <= M: objects outside the filter's range are left out,
-    because no kept proposal is asked to cover them. The mean is the mean best overlap, the share >= 0.5 the recall@0.5.
+    `size` = (width, height) of the image. The mean is the mean best overlap, the share >= 0.5 the recall@0.5.
     """
     objects = as_boxes(objects)
     objects = objects[aspect_fits(objects) & side_fits(objects, *size)]

@@ -1,5 +1,4 @@
-"""What an experiment is: frozen dataclasses, checked on construction (fields.py reads and compares them); every derived
-number is derived here.
+"""What an experiment is: frozen dataclasses, checked on construction; every derived number is derived here.
 
 Boxes and sizes are pixels of the named view; learning rates are per global batch; "step" is one optimiser update.
 """
@@ -12,10 +11,32 @@ from dataclasses import dataclass
 from soco_lib.fields import one_of, require
 
 PRECISIONS = ("fp32", "bf16", "fp16")
-ALIGNMENTS = ("whole", "c5", "neck", "head")
 ASSIGNMENTS = ("scale", "detectron2", "fixed")
 OPTIMIZERS = ("lars", "sgd", "adamw")
 STAGES = ("res2", "res3", "res4", "res5")
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """How much of the detector is pretrained (Table 4): what an object's feature is made by, and what transfers."""
+
+    boxes: bool = True  # RoIAlign pools each box; False: the mean over the whole image
+    neck: bool = False  # it pools from the FPN's levels, if the detector has an FPN; False: from the last ResNet stage
+    head: bool = False  # the detector's box head or res5 follows; False: the mean of what was pooled
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts of the detector that are pretrained: a transfer must find all of their weights."""
+        return ("backbone", *("neck",) * self.neck, *("head",) * self.head)
+
+
+#: Every alignment, in Table 4's order; encoder.Encoder builds from an entry.
+ALIGNMENTS = {
+    "whole": Alignment(boxes=False),
+    "c5": Alignment(),
+    "neck": Alignment(neck=True),
+    "head": Alignment(neck=True, head=True),
+}
 
 
 @dataclass(frozen=True)
@@ -47,11 +68,9 @@ class Pretrain:
     cutout_p: float = 0.0  # not in the paper: probability of cutout inside a box (authors' FPN-100 and C4 files: 0.5)
     detector: str = "mask-rcnn-r50-fpn"  # see detector.DETECTORS; or any Detectron2 model-zoo file
     overrides: tuple[str, ...] = ()  # further Detectron2 "KEY=value" settings of the detector
-    alignment: str = "head"  # how much of the detector is pretrained: whole, c5, neck, head (Table 4)
+    alignment: str = "head"  # how much of the detector is pretrained (Table 4): an entry of ALIGNMENTS
     assignment: str = "scale"  # box to pyramid level: scale (Sec. 3.3), detectron2 (224 on P4), fixed (one level)
-    canonical: float = (
-        96.0  # assignment="scale": boxes of side (canonical, 2 x canonical] pixels go to P4; for V1 of 224
-    )
+    canonical: float = 96.0  # assignment="scale": sides in (canonical, 2 x canonical] pixels go to P4; for V1 of 224
     fixed_level: int = 4  # the level of assignment="fixed"
     hidden: int = 4096  # width of projector and predictor
     embedding: int = 256  # dimension of their outputs
@@ -71,9 +90,7 @@ class Pretrain:
     precision: str = "bf16"  # fp32, bf16 or fp16 (with gradient scaler); paper: mixed
     channels_last: bool = True
     compile: bool = False
-    recompute: tuple[
-        str, ...
-    ] = ()  # ResNet stages, such as res2, whose activations are computed again for backward: less memory
+    recompute: tuple[str, ...] = ()  # ResNet stages (res2, …) that backward computes again: less memory
     seed: int = 0
     workers: int = 8  # loader processes a training process
     log_every: int = 50  # steps
@@ -85,7 +102,6 @@ class Pretrain:
     profile: str = "paper"  # the label that every table and figure of this run carries
 
     def __post_init__(self):
-        require(self.k >= 1, f"k={self.k} must be at least 1 proposal an image")
         require(self.size > 0, f"view size={self.size} must be at least 1 pixel")
         require(len(self.views) > 0, "views is empty: contrastive learning needs at least V2")
         for number, view in enumerate(self.views, start=2):
@@ -95,24 +111,27 @@ class Pretrain:
         one_of("optimizer", self.optimizer, OPTIMIZERS)
         one_of("precision", self.precision, PRECISIONS)
         require(
-            self.alignment != "whole" or (self.k == 1 and self.proposals == "whole"),
-            "alignment='whole' pools the whole image: set k=1 and proposals='whole'",
+            self.aligned.boxes or (self.k == 1 and self.proposals == "whole"),
+            f"alignment={self.alignment!r} pools the whole image: set k=1 and proposals='whole'",
         )
-        for name in ("batch", "log_every", "save_every", "keep", "hidden", "embedding"):
+        for name in ("k", "batch", "log_every", "save_every", "keep", "hidden", "embedding"):
             require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
         for name in ("jitter_p", "cutout_p", "tau"):
             require(0 <= getattr(self, name) <= 1, f"{name}={getattr(self, name)} must lie in [0, 1]")
         for name in self.recompute:
             one_of("recompute", name, STAGES)
-        require(
-            not (self.compile and self.recompute),
-            "compile and recompute exclude each other: a compiled network frees on its own",
-        )
+        excluded = self.compile and self.recompute
+        require(not excluded, "compile and recompute exclude each other: a compiled network frees on its own")
         require(self.seed >= 0, f"seed={self.seed} may not be negative")
         require(self.micro_batch >= 0 and self.steps >= 0, "micro_batch and steps may not be negative")
         require(self.steps > 0 or self.epochs > 0, f"epochs={self.epochs} must be positive when steps is 0")
         for name in ("base_lr", "canonical"):
             require(getattr(self, name) > 0, f"{name}={getattr(self, name)} must be positive")
+
+    @property
+    def aligned(self) -> Alignment:
+        """The entry of `alignment`."""
+        return ALIGNMENTS[self.alignment]
 
     @property
     def view_sizes(self) -> tuple[int, ...]:
@@ -136,52 +155,35 @@ class Plan:
 
     def describe(self, cfg: Pretrain) -> str:
         """One line of arithmetic: batch = processes x accumulation x micro-batch, steps, learning rate."""
+        processes = f"{self.world} process{'es' * (self.world > 1)}"
         return (
-            f"global batch {cfg.batch} = {self.world} process{'es' * (self.world > 1)} x {self.accumulate} accumulation x "
-            f"{self.micro_batch} images; {self.images} images, {self.steps_per_epoch} steps an epoch, {self.steps} steps, "
-            f"{self.warmup_steps} of them warm-up; lr {cfg.base_lr} x {cfg.batch}/256 = {self.lr:g}; "
-            f"{cfg.optimizer}, {cfg.precision}"
+            f"global batch {cfg.batch} = {processes} x {self.accumulate} accumulation x {self.micro_batch} images; "
+            f"{self.images} images, {self.steps_per_epoch} steps an epoch, {self.steps} steps, {self.warmup_steps} of "
+            f"them warm-up; lr {cfg.base_lr} x {cfg.batch}/256 = {self.lr:g}; {cfg.optimizer}, {cfg.precision}"
         )
 
 
 def plan(cfg: Pretrain, images: int, world: int = 1, synchronised: bool | None = None) -> Plan:
     """Derive steps, rates and the batch arithmetic.
 
-    synchronised: whether batch norm sees all processes' shares (None: several processes will be several GPUs, which
-    do). Raises BookError when the batch exceeds the images, cannot be split into equal micro-batches over the
-    processes, or leaves batch norm with a single box.
+    synchronised: whether batch norm sees all processes' shares (None: as several GPUs do). Raises BookError when the
+    batch exceeds the images, does not split into equal micro-batches, or leaves batch norm with a single box.
     """
+    batch, share = f"batch={cfg.batch}", cfg.batch // world
+    micro_batch = cfg.micro_batch or share
+    give = f"is larger than the {images} usable images of {cfg.images}: give more images or a smaller batch"
+    require(cfg.batch <= images, f"{batch} {give}")
+    other = f"choose a multiple of {world} or other GPUS/NODES"
+    require(cfg.batch % world == 0, f"{batch} cannot be split evenly over {world} processes: {other}")
+    parts = f"each of {world} processes has {share} images, not a multiple of micro_batch={micro_batch}"
+    require(share % micro_batch == 0, f"no accumulation reaches {batch}: {parts}")
     require(
-        cfg.batch <= images,
-        f"batch={cfg.batch} is larger than the {images} usable images of {cfg.images}: give more images or a smaller batch",
+        micro_batch > 1 or (world > 1 if synchronised is None else synchronised),
+        "batch norm needs two boxes at once, and of one image a crop may leave one: a process that holds a single "
+        f"image cannot train; raise micro_batch={cfg.micro_batch} or {batch}, or start fewer processes",
     )
-    require(
-        cfg.batch % world == 0,
-        f"batch={cfg.batch} cannot be split evenly over {world} processes: choose a multiple of {world} or other GPUS/NODES",
-    )
-    share = cfg.batch // world
-    micro = cfg.micro_batch or share
-    require(
-        share % micro == 0,
-        f"no accumulation reaches batch={cfg.batch}: each of {world} processes has {share} images, "
-        f"not a multiple of micro_batch={micro}",
-    )
-    require(
-        micro > 1 or (world > 1 if synchronised is None else synchronised),
-        "batch norm needs two boxes at once, and of one image a crop may leave one: a process that holds a single image cannot train; "
-        f"raise micro_batch={cfg.micro_batch} or batch={cfg.batch}, or start fewer processes",
-    )
-    per_epoch = images // cfg.batch
-    steps = cfg.steps or math.ceil(cfg.epochs * per_epoch)
-    warmup = round(cfg.warmup_epochs / cfg.epochs * steps) if cfg.epochs else 0
-    return Plan(
-        images=images,
-        world=world,
-        share=share,
-        micro_batch=micro,
-        accumulate=share // micro,
-        steps_per_epoch=per_epoch,
-        steps=steps,
-        warmup_steps=min(warmup, steps),
-        lr=cfg.base_lr * cfg.batch / 256,
-    )
+    accumulate, steps_per_epoch = share // micro_batch, images // cfg.batch
+    steps = cfg.steps or math.ceil(cfg.epochs * steps_per_epoch)
+    warmup_steps = min(steps, round(cfg.warmup_epochs / cfg.epochs * steps) if cfg.epochs else 0)
+    lr = cfg.base_lr * cfg.batch / 256
+    return Plan(images, world, share, micro_batch, accumulate, steps_per_epoch, steps, warmup_steps, lr)

@@ -1,5 +1,4 @@
-"""Images and proposals to batches. What a sample is depends on (seed, its number in the run) and on nothing else:
-not on workers, processes or interruptions.
+"""Images and proposals to batches. A sample depends on (seed, its number in the run) alone.
 
 B images of a micro-batch, K proposals, S_v side of view v in pixels.
 """
@@ -25,17 +24,12 @@ from soco_lib.fields import require
 from soco_lib.runs import loader
 from soco_lib.views import ViewSample, make_views
 
-#: SoCo.count: boxes and flags of every view -> what a step needs to know of them, a soco.Counted.
-Count = Callable[[list[Tensor], list[Tensor]], Any]
 #: ImageNet mean and standard deviation of RGB in 0..255.
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
 def normalize(images: Tensor) -> Tensor:
-    """(B, S, S, 3) uint8 on any device to (B, 3, S, S) float32, channels-last in memory, zero mean and unit deviation.
-
-    Row by row of S x 3 numbers: subtracting three from three at a time would leave a processor's vector units idle.
-    """
+    """(B, S, S, 3) uint8 on any device to (B, 3, S, S) float32, channels-last in memory, normalised by MEAN and STD."""
     mean, scale = _rows(images.shape[2], images.device)
     x = torch.sub(images.flatten(2), mean).mul_(scale)
     return x.view(images.shape).permute(0, 3, 1, 2)
@@ -43,7 +37,7 @@ def normalize(images: Tensor) -> Tensor:
 
 @functools.cache
 def _rows(side: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """MEAN and 1 / STD, repeated for a row of pixels: (side x 3,) each. Kept, so that a device need not be waited for."""
+    """MEAN and 1 / STD for a row of pixels, (side x 3,) each: long rows are fast, and kept on the device."""
     return torch.tensor(MEAN, device=device).repeat(side), (1 / torch.tensor(STD, device=device)).repeat(side)
 
 
@@ -55,7 +49,7 @@ class Batch:
     boxes: list[Tensor]  # (B, K, 4) float32, view pixels
     valid: list[Tensor]  # (B, K) bool
     unreadable: int = 0  # samples that another image stands in for
-    counted: Any = None  # what `Count` made of boxes and flags
+    counted: Any = None  # what a step needs to know of boxes and flags: a model.Counted
 
     def pin_memory(self) -> Batch:
         """Called by DataLoader(pin_memory=True)."""
@@ -71,8 +65,8 @@ class Batch:
 TRIES = 10
 
 
-def collate(samples: list[tuple[list[ViewSample], bool]], count: Count | None = None) -> Batch:
-    """Stack samples view by view; count(boxes, valid) makes the batch's `counted`."""
+def collate(samples: list[tuple[list[ViewSample], bool]], count: Callable | None = None) -> Batch:
+    """Stack samples view by view; count(boxes, valid), SoCo.count, makes the batch's `counted`."""
     views = list(zip(*(views for views, _ in samples)))
     stack = lambda name: [torch.from_numpy(np.stack([getattr(v, name) for v in view])) for view in views]
     boxes, valid = stack("boxes"), stack("valid")
@@ -86,9 +80,7 @@ def choose(rng: np.random.Generator, count: int, k: int) -> np.ndarray:
 
 
 class ProposalViews(Dataset):
-    """Item (number, image index) -> (views, whether another image stands in: this one cannot be read, or shows no box
-    in some view).
-    """
+    """Item (number, image index) -> (views, whether another image had to stand in for one that shows nothing)."""
 
     def __init__(self, cfg: Pretrain, source: ImageSource | None = None, store: ProposalStore | None = None):
         self.cfg = cfg
@@ -104,20 +96,14 @@ class ProposalViews(Dataset):
     def __len__(self) -> int:
         return len(self.usable)
 
-    def proposals(self, index: int, image: np.ndarray) -> np.ndarray:
-        """(n, 4) boxes of image `index`, given whole, in its pixels. Raises BookError when its size is not the store's."""
-        return self.boxes(index, image.shape[1::-1])
-
     def boxes(self, index: int, size: tuple[int, int]) -> np.ndarray:
-        """As `proposals`, for an image stored as `size` = (width, height)."""
-        width, height = size
+        """(n, 4) proposals of image `index` in its pixels; `size` = (width, height), which must be the store's."""
         if self.store is None:
-            return np.array([[0, 0, width, height]], np.float32)
-        if self.store.size(index) != (width, height):
-            raise BookError(
-                f"proposals in {self.cfg.proposals} do not belong to {self.source.keys[index]}: the image is {width}x{height}, "
-                f"the store says {'x'.join(map(str, self.store.size(index)))}; build the proposals again"
-            )
+            return np.array([[0, 0, *size]], np.float32)
+        if self.store.size(index) != tuple(size):
+            here, there = ("x".join(map(str, one)) for one in (size, self.store.size(index)))
+            stranger = f"proposals in {self.cfg.proposals} do not belong to {self.source.keys[index]}"
+            raise BookError(f"{stranger}: the image is {here}, the store says {there}; build the proposals again")
         return self.store.boxes(index)
 
     def __getitem__(self, item: tuple[int, int]) -> tuple[list[ViewSample], bool]:
@@ -126,25 +112,16 @@ class ProposalViews(Dataset):
         for attempt in range(TRIES):
             try:
                 image, size = self.source.load_near(int(index), self.cfg.size)
-            except UnreadableImage as error:
-                reason = error
-            else:
                 boxes = self.boxes(int(index), size)
                 views = make_views(rng, image, boxes[choose(rng, len(boxes), self.cfg.k)], self.cfg, size)
-                if all(
-                    view.valid.any() for view in views
-                ):  # else its boxes are too small to be seen: nothing to compare
+                if all(view.valid.any() for view in views):  # else there is nothing to compare
                     return views, attempt > 0
-                reason = BookError(
-                    f"every proposal drawn of {self.source.keys[int(index)]} is under a pixel in some view"
-                )
+                key = self.source.keys[int(index)]
+                reason = BookError(f"every proposal drawn of {key} is under a pixel in some view")
+            except UnreadableImage as error:
+                reason = error
             index = self.usable[rng.integers(len(self.usable))]
         raise reason
-
-
-def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
-    """The permutation of `count` images in an epoch."""
-    return np.random.default_rng((seed, epoch, 1)).permutation(count)
 
 
 class Schedule:
@@ -161,12 +138,10 @@ class Schedule:
         for step in range(self.start, plan.steps):
             if step // plan.steps_per_epoch != epoch:
                 epoch = step // plan.steps_per_epoch
-                order = epoch_order(cfg.seed, epoch, len(self.usable))
+                order = np.random.default_rng((cfg.seed, epoch, 1)).permutation(len(self.usable))
             first = (step % plan.steps_per_epoch) * cfg.batch + self.rank * plan.share
-            items = [
-                (step * cfg.batch + self.rank * plan.share + i, self.usable[order[first + i]])
-                for i in range(plan.share)
-            ]
+            number = step * cfg.batch + self.rank * plan.share
+            items = [(number + i, self.usable[order[first + i]]) for i in range(plan.share)]
             for i in range(0, plan.share, plan.micro_batch):
                 yield items[i : i + plan.micro_batch]
 
@@ -176,9 +151,8 @@ AHEAD = 4
 
 
 def shared_bytes(cfg: Pretrain, plan: Plan) -> int:
-    """Shared memory that a micro-batch on its way from a worker takes at most: images, boxes and flags of each view,
-    and what is counted of them (soco.Counted): a row of five numbers and its place a box, and three numbers a box and
-    pair of views.
+    """Shared memory that a micro-batch from a worker takes at most: images, boxes and flags of each view, and a
+    model.Counted, which has a row of five numbers and its place a box, and three numbers a box and pair of views.
     """
     n, m = plan.micro_batch, plan.micro_batch * cfg.k
     views = sum(loader.pages(n * 3 * size**2, m * 16, m, m * 20, m * 8) for size in cfg.view_sizes)
@@ -190,12 +164,9 @@ def _start_worker(number: int) -> None:
     cv2.setNumThreads(0)  # one core a worker: OpenCV's own pool only fights the other workers
 
 
-def build_loader(dataset: ProposalViews, plan: Plan, rank: int, start: int, pin: bool, count: Count | None = None,
+def build_loader(dataset: ProposalViews, plan: Plan, rank: int, start: int, pin: bool, count: Callable | None = None,
                  ahead: int = AHEAD) -> DataLoader:  # fmt: skip
-    """Loader of the micro-batches that remain from optimiser step `start`, for a loader.Feed.
-
-    count: see `collate`. ahead: what a worker keeps ready.
-    """
+    """Loader of the micro-batches from optimiser step `start` on, for a loader.Feed; a worker keeps `ahead` ready."""
     workers = dataset.cfg.workers
     return DataLoader(
         dataset,

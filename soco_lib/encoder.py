@@ -5,62 +5,55 @@ N images, M boxes of all images, C channels, S view side in pixels, D object fea
 
 from __future__ import annotations
 
-import contextlib
-import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.utils.checkpoint import checkpoint
 
 from soco_lib.config import Pretrain
 from soco_lib.detector import detector_config
 from soco_lib.fields import require
+from soco_lib.runs.processes import send
 
 from detectron2.modeling import build_backbone, build_roi_heads
 from detectron2.modeling.backbone import FPN
 from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels, convert_boxes_to_pooler_format
 from detectron2.structures import Boxes
 
-#: Eq. 1 of the FPN paper: a box of 224 pixels, ImageNet's pretraining size, goes to P4.
-DETECTRON2_CANONICAL = 224.0
-
 
 def canonical_size(cfg: Pretrain) -> float:
-    """Side in pixels above which a box goes to P4: the paper's 96 (Sec. 3.3, Scale-Aware Assignment) or Detectron2's
-    224.
-    """
-    return cfg.canonical if cfg.assignment == "scale" else DETECTRON2_CANONICAL
+    """Side in pixels above which a box goes to P4: the paper's 96 (Sec. 3.3, Scale-Aware Assignment), or FPN's 224."""
+    return cfg.canonical if cfg.assignment == "scale" else 224.0
 
 
-def assign_levels(boxes, cfg: Pretrain, lowest: int = 2, highest: int = 5) -> Tensor:
-    """Pyramid level of each box: boxes (N, 4) in view pixels, array or tensor. Returns (N,) int64 in lowest..highest."""
-    return assign_boxes_to_levels([Boxes(torch.as_tensor(boxes))], lowest, highest, canonical_size(cfg), 4) + lowest
+def assign_levels(boxes, cfg: Pretrain) -> Tensor:
+    """Pyramid level of each box (N, 4) in view pixels, array or tensor: (N,) int64 in 2..5."""
+    return assign_boxes_to_levels([Boxes(torch.as_tensor(boxes))], 2, 5, canonical_size(cfg), 4) + 2
+
+
+class Movable:
+    """A dataclass of tensors and lists of Movables."""
+
+    def moved(self, move: Callable[[Tensor], Tensor]):
+        """The same with every tensor moved: to pinned memory, to a device."""
+        part = lambda x: move(x) if isinstance(x, Tensor) else [y.moved(move) for y in x] if isinstance(x, list) else x
+        return type(self)(*map(part, vars(self).values()))
 
 
 @dataclass(frozen=True)
-class RoIs:
-    """A batch's boxes as RoIAlign takes them, counted and sorted by level on the CPU, where nobody has to wait for a
-    GPU's answer.
-    """
+class RoIs(Movable):
+    """A batch's boxes as RoIAlign takes them, counted and sorted by level on the CPU: no GPU is waited for."""
 
     rows: Tensor  # (M, 5) float32, level after level: image number, x1 y1 x2 y2 in view pixels
     counts: tuple[int, ...]  # rows of each level
     order: Tensor | None  # (M,) int64: the row of each box, image after image; None: the rows are in this order
 
-    def moved(self, move: Callable[[Tensor], Tensor]) -> RoIs:
-        """The same with every tensor moved: to pinned memory, to a device."""
-        return RoIs(move(self.rows), self.counts, None if self.order is None else move(self.order))
-
 
 @dataclass(frozen=True)
 class Levels:
-    """Pyramid levels that boxes are pooled from, as Detectron2's ROIPooler numbers and assigns them; one where lowest =
-    highest.
-    """
+    """Pyramid levels that boxes are pooled from, numbered and assigned as by Detectron2's ROIPooler."""
 
     lowest: int
     highest: int
@@ -76,18 +69,11 @@ class Levels:
         return RoIs(rows[by_level], tuple(level.bincount(minlength=count).tolist()), by_level.argsort())
 
 
-def send(device: torch.device) -> Callable[[Tensor], Tensor]:
-    """Moves CPU tensors to `device`; a GPU's copy starts from pinned memory, so that the host does not wait for it."""
-    if device.type == "cuda":
-        return lambda x: x.pin_memory().to(device, non_blocking=True)
-    return lambda x: x.to(device)
-
-
 def pyramid(fpn: FPN, x: Tensor) -> dict[str, Tensor]:
     """`FPN.forward` for any view side: the top-down map takes the lateral map's size where Detectron2 doubles it.
 
-    x: (N, 3, S, S). Returns level name -> (N, C, ceil(S / stride), ceil(S / stride)), without the extra levels of a top
-    block (Sec. 3.3: P6 is not used). Equal to `fpn(x)` wherever S is a multiple of the largest stride; 112 is not.
+    x: (N, 3, S, S). Returns level name -> (N, C, ceil(S / stride), ceil(S / stride)), without P6 (Sec. 3.3). Equal to
+    `fpn(x)` wherever S is a multiple of the largest stride; 112 is not.
     """
     bottom_up = fpn.bottom_up(x)
     names = [f"p{name[3:]}" for name in fpn.in_features][::-1]
@@ -102,35 +88,42 @@ def pyramid(fpn: FPN, x: Tensor) -> dict[str, Tensor]:
 class Encoder(nn.Module):
     """Image views and boxes to object features, h = f^H(RoIAlign(f^I(V), b)) (Eq. 1).
 
-    Everything is what `detector_config(cfg.detector)` describes; `cfg.alignment` says how far it reaches (Table 4):
-    whole (global mean of the last stage) < c5 (RoIAlign on it, mean) < neck (RoIAlign on FPN, mean) < head (box head or
-    res5).
+    Its modules are those of the detector `cfg.detector`, as far as the alignment reaches (config.ALIGNMENTS, Table 4).
     """
 
     def __init__(self, cfg: Pretrain):
         super().__init__()
-        d2 = detector_config(cfg.detector, cfg.overrides)
-        if cfg.alignment in ("whole", "c5"):
+        d2, aligned = detector_config(cfg.detector, cfg.overrides), cfg.aligned
+        if not aligned.neck:
             d2.merge_from_list(["MODEL.RESNETS.OUT_FEATURES", ["res5"], "MODEL.FPN.IN_FEATURES", ["res5"]])
         self.backbone = build_backbone(d2)
-        self.neck = isinstance(self.backbone, FPN) and cfg.alignment in ("neck", "head")
+        self.neck = isinstance(self.backbone, FPN) and aligned.neck
         if isinstance(self.backbone, FPN):  # what is not pretrained is not kept, so that an export cannot claim it
             unused = ["top_block"] if self.neck else [n for n, _ in self.backbone.named_children() if n != "bottom_up"]
             for name in unused:
                 delattr(self.backbone, name)
         shapes = self.trunk.output_shape()
         if self.neck:
-            shapes = {
-                f"p{name[3:]}": self.backbone.output_shape()[f"p{name[3:]}"] for name in self.backbone.in_features
-            }
+            names = [f"p{name[3:]}" for name in self.backbone.in_features]
+            shapes = {name: self.backbone.output_shape()[name] for name in names}
         self.levels = sorted(shapes)
         if self.neck and cfg.assignment == "fixed":
             self.levels = [f"p{cfg.fixed_level}"]
             require(self.levels[0] in shapes, f"fixed_level={cfg.fixed_level} is none of {', '.join(sorted(shapes))}")
         self.dim = shapes[self.levels[0]].channels
-        self.pooler = None if cfg.alignment == "whole" else self._build_pooler(cfg, d2, shapes)
+        pool = d2.MODEL.ROI_BOX_HEAD
+        self.pooler = None
+        if aligned.boxes:
+            self.pooler = ROIPooler(
+                output_size=pool.POOLER_RESOLUTION,
+                scales=[1 / shapes[name].stride for name in self.levels],
+                sampling_ratio=pool.POOLER_SAMPLING_RATIO,
+                pooler_type=pool.POOLER_TYPE,
+                canonical_box_size=canonical_size(cfg),
+                canonical_level=4,
+            )
         self.roi_heads = nn.Module()
-        if cfg.alignment == "head" and d2.MODEL.META_ARCHITECTURE == "GeneralizedRCNN":
+        if aligned.head and d2.MODEL.META_ARCHITECTURE == "GeneralizedRCNN":
             built = build_roi_heads(d2, shapes)
             if hasattr(built, "res5"):
                 self.roi_heads.res5, self.dim = built.res5, built.box_predictor.cls_score.in_features
@@ -149,77 +142,26 @@ class Encoder(nn.Module):
         """The ResNet."""
         return self.backbone.bottom_up if isinstance(self.backbone, FPN) else self.backbone
 
-    def _build_pooler(self, cfg: Pretrain, d2, shapes) -> ROIPooler:
-        head = d2.MODEL.ROI_BOX_HEAD
-        return ROIPooler(
-            output_size=head.POOLER_RESOLUTION,
-            scales=[1 / shapes[name].stride for name in self.levels],
-            sampling_ratio=head.POOLER_SAMPLING_RATIO,
-            pooler_type=head.POOLER_TYPE,
-            canonical_box_size=canonical_size(cfg),
-            canonical_level=4,
-        )
-
     def maps(self, images: Tensor) -> dict[str, Tensor]:
         """images (N, 3, S, S), normalised. Returns level name -> (N, C, h, w)."""
         return pyramid(self.backbone, images) if self.neck else self.trunk(images)
 
     def pool(self, maps: dict[str, Tensor], rois: RoIs) -> Tensor:
-        """What Detectron2's ROIPooler computes, without asking the device how many boxes each level has. Returns (M, C,
-        s, s).
-        """
+        """As Detectron2's ROIPooler, which would ask the device for the boxes of each level. Returns (M, C, s, s)."""
         parts = rois.rows.split(rois.counts)
         x = [align(maps[name], part) for name, align, part in zip(self.levels, self.pooler.level_poolers, parts)]
         return x[0] if rois.order is None else torch.cat(x).index_select(0, rois.order)
 
     def forward(self, images: Tensor, boxes: RoIs | Sequence[Tensor]) -> Tensor:
-        """images (N, 3, S, S), normalised; boxes: `levels_of_boxes.rois`, or what it is made from. Returns (M, D),
-        image after image.
-        """
+        """images (N, 3, S, S), normalised; boxes: `levels_of_boxes.rois` or N tensors (m_i, 4). Returns (M, D)."""
         maps = self.maps(images)
         if self.pooler is None:
             return maps["res5"].mean((2, 3))
-        rois = (
-            boxes
-            if isinstance(boxes, RoIs)
-            else self.levels_of_boxes.rois([b.cpu() for b in boxes]).moved(send(images.device))
-        )
-        x = self.pool(maps, rois)
+        if not isinstance(boxes, RoIs):
+            boxes = self.levels_of_boxes.rois([b.cpu() for b in boxes]).moved(send(images.device))
+        x = self.pool(maps, boxes)
         if hasattr(self.roi_heads, "box_head"):
             return self.roi_heads.box_head(x)
         if hasattr(self.roi_heads, "res5"):
             x = self.roi_heads.res5(x)
         return x.mean((2, 3))
-
-
-def recompute(trunk: nn.Module, names: Sequence[str]) -> None:
-    """Keep no activations inside these stages of a ResNet for backward, which computes them again: the same gradients
-    and statistics, less memory, more time. Raises BookError for a stage that the trunk does not have.
-    """
-    for name in names:
-        stage = getattr(trunk, name, None)
-        require(stage is not None, f"recompute={name!r}: this detector's backbone has no such stage")
-        contexts = functools.partial(_contexts, stage)
-        stage.forward = functools.partial(
-            checkpoint, stage.forward, use_reentrant=False, preserve_rng_state=False, context_fn=contexts
-        )
-
-
-def _contexts(stage: nn.Module):
-    """Of the first computation and of the second one."""
-    return contextlib.nullcontext(), _statistics_seen(stage)
-
-
-@contextlib.contextmanager
-def _statistics_seen(stage: nn.Module) -> Iterator[None]:
-    """Within, batch norm counts nothing towards its running statistics: it has seen this batch."""
-    norms = [m for m in stage.modules() if isinstance(m, _NormBase) and m.track_running_stats]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0  # and not eval(): it normalises by the batch, as it did
-    try:
-        yield
-    finally:
-        for norm, momentum in zip(norms, momenta):
-            norm.momentum = momentum
-            norm.num_batches_tracked -= 1

@@ -1,6 +1,4 @@
-"""Dataclasses from YAML: values checked and converted, the nearest name for a misspelt one, an identity of what matters
-to a result.
-"""
+"""Dataclasses from YAML: values checked and converted, nearest names for misspelt ones, an identity of the result."""
 
 from __future__ import annotations
 
@@ -73,68 +71,49 @@ def _convert(name: str, value, hint):
             raise ValueError
         return hint(value)
     except (ValueError, TypeError, KeyError):
-        raise BookError(
-            f"{name}={value!r} must be {'a number' if hint is float else f'of type {hint.__name__}'}"
-        ) from None
+        wanted = "a number" if hint is float else f"of type {hint.__name__}"
+        raise BookError(f"{name}={value!r} must be {wanted}") from None
 
 
 def from_dict(cls, values: dict, where: str = ""):
-    """Build the dataclass `cls` from plain values. Raises BookError for an unknown field (with the nearest) or a bad
-    value.
-    """
-    require(isinstance(values, dict), f"{where or cls.__name__}: expected fields, got {values!r}")
-    hints = _hints(cls)
-    fields = [f.name for f in dataclasses.fields(cls)]
+    """Build the dataclass `cls` from plain values, named `where`. Raises BookError for unknown fields, bad values."""
+    where, hints, fields = where or cls.__name__, _hints(cls), dataclasses.fields(cls)
+    require(isinstance(values, dict), f"{where}: expected fields, got {values!r}")
     for name in values:
-        one_of(f"{where or cls.__name__} field", name, fields)
-    missing = [
-        f.name
-        for f in dataclasses.fields(cls)
-        if f.default is f.default_factory is dataclasses.MISSING and f.name not in values
-    ]
-    require(not missing, f"{where or cls.__name__} needs a value for {', '.join(missing)}")
+        one_of(f"{where} field", name, [f.name for f in fields])
+    needed = [f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING]
+    missing = [name for name in needed if name not in values]
+    require(not missing, f"{where} needs a value for {', '.join(missing)}")
     return cls(**{name: _convert(name, value, hints[name]) for name, value in values.items()})
 
 
 #: Fields that say how a run is watched and fed, not what it computes: they may change when a run goes on.
-OPERATIONAL = frozenset(
-    {"workers", "log_every", "save_every", "keep", "probe", "probe_every", "probe_images", "recompute"}
-)
+OPERATIONAL = frozenset("workers log_every save_every keep probe probe_every probe_images recompute".split())
 #: Fields that say on what a parameter file's experiment is run, not at which scale.
-SUBJECT = frozenset({"images", "proposals", "train", "test", "init", "seed", "profile"})
+SUBJECT = frozenset("images proposals train test init seed profile".split())
 
 
 def load(cls, path: str | Path, **changes):
     """Read a YAML parameter file into `cls`, with `changes` on top (see `changed`)."""
     path = locate(path)
-    require(
-        path.is_file(),
-        f"no parameter file {path}: known are {', '.join(sorted(p.name for p in path.parent.glob('*.yaml')))}",
-    )
+    known = ", ".join(sorted(p.name for p in path.parent.glob("*.yaml")))
+    require(path.is_file(), f"no parameter file {path}: known are {known}")
     return changed(cls, yaml.load(path.read_text(), _LOADER) or {}, changes, path.name)
 
 
 def changed(cls, values: dict, changes: dict, where: str = ""):
-    """Build `cls` from plain values with `changes` on top (None: keep the value).
-
-    The profile, which labels every table and figure, then names what was changed: the values' scale is no longer the
-    run's.
+    """Build `cls` from plain values with `changes` on top (None: no change), which its `profile` then names, as that
+    labels every table and figure.
     """
-    hints, defaults = _hints(cls), {f.name: f.default for f in dataclasses.fields(cls)}
-    one_by_one = lambda name, value: _convert(name, value, hints[name]) if name in hints else value
-    before = {
-        name: one_by_one(name, value)
-        for name, value in {**defaults, **values}.items()
-        if value is not dataclasses.MISSING
-    }
-    changes = {k: v for k, v in changes.items() if v is not None and (k not in before or one_by_one(k, v) != before[k])}
-    said = [
-        f"{k}={v}" if isinstance(v, (int, float, str)) else k
-        for k, v in changes.items()
-        if k not in SUBJECT | OPERATIONAL
-    ]
-    if said and "profile" not in changes:
-        changes["profile"] = f"{values.get('profile', '')}, {', '.join(said)}"
+    hints = _hints(cls)
+    typed = lambda name, value: _convert(name, value, hints[name]) if name in hints else value
+    defaults = {f.name: f.default for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING}
+    before = {name: typed(name, value) for name, value in {**defaults, **values}.items()}
+    changes = {k: v for k, v in changes.items() if v is not None and (k not in before or typed(k, v) != before[k])}
+    label = lambda name, value: f"{name}={value}" if isinstance(value, (int, float, str)) else name
+    labels = [label(*change) for change in changes.items() if change[0] not in SUBJECT | OPERATIONAL]
+    if labels and "profile" not in changes:
+        changes["profile"] = f"{values.get('profile', '')}, {', '.join(labels)}"
     return from_dict(cls, {**values, **changes}, where)
 
 

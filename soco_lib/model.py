@@ -1,4 +1,4 @@
-"""SoCo (Sec. 3): online and target network, projector, predictor and the symmetrised loss, whatever the views.
+"""SoCo (Sec. 3): online and target network, projector, predictor, and what each view adds to the loss.
 
 B images, K proposals an image, S view side in pixels, E embedding dimension, M boxes present in a view.
 """
@@ -14,19 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from soco_lib.config import Pretrain
-from soco_lib.encoder import Encoder, Levels, RoIs
+from soco_lib.encoder import Encoder, Levels, Movable, RoIs
 from soco_lib.loss import box_weights, pair_loss
 
 
 def mlp(d_in: int, hidden: int, d_out: int) -> nn.Sequential:
     """Projector and predictor alike: Linear, BN, ReLU, Linear (Sec. 4.1)."""
-    return nn.Sequential(
-        nn.Linear(d_in, hidden), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, d_out)
-    )
+    layers = nn.Linear(d_in, hidden), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, d_out)
+    return nn.Sequential(*layers)
 
 
-class Branch(nn.Module):
-    """Encoder and projector: z = g(h), Eqs. 2-4."""
+class Network(nn.Module):
+    """Encoder and projector, z = g(h) (Eqs. 2 to 4): the online network without its predictor, and the target."""
 
     def __init__(self, cfg: Pretrain):
         super().__init__()
@@ -34,13 +33,13 @@ class Branch(nn.Module):
         self.projector = mlp(self.encoder.dim, cfg.hidden, cfg.embedding)
 
     def forward(self, images: Tensor, boxes: RoIs | Sequence[Tensor]) -> Tensor:
-        """images (B, 3, S, S) and boxes of one view, as the encoder takes them. Returns (M, E)."""
+        """images and boxes of one view as the encoder takes them. Returns (M, E)."""
         return self.projector(self.encoder(images, boxes))
 
 
 @dataclass(frozen=True)
-class Pair:
-    """The P boxes that V1 and another view both show, with what Eq. 6 weighs them by."""
+class Pair(Movable):
+    """The P boxes that V1 and another view both show, with their weights in Eq. 6."""
 
     first: Tensor  # (P,) int64: their rows among V1's embeddings
     other: Tensor  # (P,) int64: their rows among the other view's
@@ -53,16 +52,10 @@ class Pair:
         row = lambda valid: (valid.flatten().cumsum(0) - 1)[both.flatten()]
         return cls(row(first), row(other), box_weights(both)[both])
 
-    def moved(self, move: Callable[[Tensor], Tensor]) -> Pair:
-        """The same with every tensor moved."""
-        return Pair(move(self.first), move(self.other), move(self.weight))
-
 
 @dataclass(frozen=True)
-class Counted:
-    """All that a step needs to know of a batch's boxes. On a GPU each count would be a wait: it is made on the CPU,
-    with the batch.
-    """
+class Counted(Movable):
+    """All that a step needs to know of a batch's boxes, made on the CPU with the batch, so that no GPU is asked."""
 
     rois: list[RoIs]  # one a view
     pairs: list[Pair]  # one each view after V1
@@ -73,23 +66,19 @@ class Counted:
         present = [b[v].split(v.sum(1).tolist()) for b, v in zip(boxes, valid)]
         return cls([levels.rois(b) for b in present], [Pair.of(valid[0], v) for v in valid[1:]])
 
-    def moved(self, move: Callable[[Tensor], Tensor]) -> Counted:
-        """The same with every tensor moved."""
-        return Counted([x.moved(move) for x in self.rois], [x.moved(move) for x in self.pairs])
-
 
 class SoCo(nn.Module):
-    """Online branch theta with predictor q, target branch xi = EMA(theta)."""
+    """Online network theta with predictor q, target network xi = EMA(theta)."""
 
     def __init__(self, cfg: Pretrain):
         super().__init__()
-        self.online = Branch(cfg)
+        self.online = Network(cfg)
         self.predictor = mlp(cfg.embedding, cfg.hidden, cfg.embedding)
         self.target = copy.deepcopy(self.online).requires_grad_(False)
 
     @property
     def count(self) -> Callable[[list[Tensor], list[Tensor]], Counted]:
-        """Counted.of for this network's pyramid; small enough to be sent to a loader's processes."""
+        """Counted.of for this network's pyramid, small enough to be sent to a loader's processes."""
         return functools.partial(Counted.of, self.online.encoder.levels_of_boxes)
 
     @torch.no_grad()
@@ -98,26 +87,23 @@ class SoCo(nn.Module):
         return [self.target(x, r) for x, r in zip(images, rois)]
 
     def forward(self, j: int, images: Tensor, rois: RoIs, pairs: list[Pair], z: list[Tensor]) -> Tensor:
-        """What view number `j` (0: V1) adds to each pair (V1, V_i) as the online network's view; their sum over j and
-        pairs is the loss of Eqs. 5 and 6, symmetrised.
+        """What view number `j` (0: V1) adds to each pair (V1, V_i) as the online network's view: the sum over all j and
+        pairs is loss.soco_loss. Returns (P,) for P extra views.
 
-        images (B, 3, S_j, S_j) normalised and rois of view j; z: (M_i, E) of every view.
-        V1 is paired with each other view's target, another view with V1's; a box that either view of a pair lost is
-        left out. Returns (P,) for P extra views. One view a call, so that a caller can go backward before the next
-        view: the loss is a sum over online views, and only one view's activations are then held.
+        images (B, 3, S_j, S_j) normalised and rois of view j; z: `targets` of every view. One view a call, so that a
+        caller can go backward before the next one and holds the activations of a single view.
         """
         v = self.predictor(self.online(images, rois))
-        terms = []
+        none = v.new_zeros((), dtype=torch.promote_types(v.dtype, torch.float32))
+        terms = [none] * len(pairs)
         for i, pair in enumerate(pairs, start=1):
-            if j == 0:
-                terms.append(pair_loss(v.index_select(0, pair.first), z[i].index_select(0, pair.other), pair.weight))
-            elif j == i:
-                terms.append(pair_loss(v.index_select(0, pair.other), z[0].index_select(0, pair.first), pair.weight))
-            else:
-                terms.append(v.new_zeros((), dtype=torch.promote_types(v.dtype, torch.float32)))
+            if j == 0:  # L: V1 online, V_i in the target network
+                terms[i - 1] = pair_loss(v.index_select(0, pair.first), z[i].index_select(0, pair.other), pair.weight)
+            elif j == i:  # L~: V_i online, V1 in the target network
+                terms[i - 1] = pair_loss(v.index_select(0, pair.other), z[0].index_select(0, pair.first), pair.weight)
         return torch.stack(terms)
 
     @torch.no_grad()
     def update_target(self, tau: float) -> None:
-        """xi <- tau xi + (1 - tau) theta, for parameters; the target's BN keeps statistics of its own (method.md 3)."""
+        """xi <- tau xi + (1 - tau) theta; batch norm's statistics stay the target's own (authors' release)."""
         torch._foreach_lerp_(list(self.target.parameters()), list(self.online.parameters()), 1 - tau)

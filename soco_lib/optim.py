@@ -11,7 +11,7 @@ from soco_lib.config import Plan, Pretrain
 
 
 def learning_rate(step: int, plan: Plan, cfg: Pretrain) -> float:
-    """Rate for the update number `step` (0-based): linear warm-up from lr x warmup_factor, then cosine to final_lr."""
+    """Rate of update `step` (from 0): linear warm-up from lr x warmup_factor, then cosine to final_lr."""
     if step < plan.warmup_steps:
         return plan.lr * (cfg.warmup_factor + (1 - cfg.warmup_factor) * step / plan.warmup_steps)
     done = (step - plan.warmup_steps) / max(1, plan.steps - plan.warmup_steps)
@@ -19,7 +19,7 @@ def learning_rate(step: int, plan: Plan, cfg: Pretrain) -> float:
 
 
 def target_momentum(step: int, steps: int, tau: float) -> float:
-    """tau_k = 1 - (1 - tau_0)(cos(pi k / K) + 1) / 2 (BYOL's schedule, Sec. 4.1); from tau at step 0 to 1 at `steps`."""
+    """tau_k = 1 - (1 - tau_0)(cos(pi k / K) + 1) / 2 (BYOL's schedule, Sec. 4.1): tau at step 0, 1 at `steps`."""
     return 1 - (1 - tau) * (math.cos(math.pi * step / steps) + 1) / 2
 
 
@@ -27,16 +27,13 @@ class LARS(torch.optim.Optimizer):
     """Layer-wise adaptive SGD with momentum (You et al. 2017), the form of BYOL's and the authors' releases.
 
     A tensor's update is d = g + wd w, scaled by trust ||w|| / ||d|| where both norms are positive, then m = mu m + d
-    and w -= lr m. Groups with `adapt=False` (1-D parameters) take plain SGD with momentum.
-
-    The authors' has ||d|| + 1e-8 below, MoCo v3's is the same as this. The kept libraries' (timm 1.0.31, lightly,
-    apex's LARC) is another: ||g|| + wd ||w|| + 1e-8, up to sqrt(2) more for the weights before a batch norm, whose g is
-    orthogonal to w; and where g is zero, their decay is not scaled (timm) or left out (lightly, apex).
+    and w -= lr m; groups with `adapt=False` (1-D parameters) take plain SGD with momentum. timm, lightly and apex
+    divide by ||g|| + wd ||w||, up to sqrt(2) more for weights before a batch norm, whose g is orthogonal to w.
     """
 
     def __init__(self, params, lr: float, momentum: float = 0.9, weight_decay: float = 0.0, trust: float = 0.001):
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, trust=trust, adapt=True))
-        self.trust_ratios: torch.Tensor | None = None  # of the last step, one a scaled tensor: read by the health log
+        self.trust_ratios: torch.Tensor | None = None  # of the last step, one a scaled tensor: for the log
 
     @torch.no_grad()
     def step(self, closure=None) -> None:
@@ -49,9 +46,7 @@ class LARS(torch.optim.Optimizer):
             torch._foreach_add_(update, params, alpha=group["weight_decay"])
             if group["adapt"]:
                 w, d = torch.stack(torch._foreach_norm(params)), torch.stack(torch._foreach_norm(update))
-                ones = torch.ones_like(
-                    w
-                )  # no Python number: a GPU's `where` copies that to the device and makes the host wait
+                ones = torch.ones_like(w)  # a Python number would be copied to the GPU, and the host wait for it
                 self.trust_ratios = torch.where((w > 0) & (d > 0), group["trust"] * w / d, ones)
                 torch._foreach_mul_(update, list(self.trust_ratios.unbind()))
             for p in params:
@@ -71,7 +66,7 @@ def build_optimizer(model: nn.Module, cfg: Pretrain) -> torch.optim.Optimizer:
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if cfg.optimizer == "lars":
-        groups[0]["adapt"], groups[1]["adapt"] = True, False
+        groups[1]["adapt"] = False
         return LARS(groups, lr=cfg.base_lr, momentum=cfg.momentum, trust=cfg.trust)
     if cfg.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=cfg.base_lr, momentum=cfg.momentum)

@@ -1,12 +1,11 @@
 """The pretraining loop: `python -m soco_lib.train results/NAME`, alone or under torchrun.
 
-The run folder's run.json says everything (see launch.py, which makes it); a run that was interrupted goes on.
+The folder's run.json says everything (see runs/launch.py); a run that was interrupted goes on.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 import sys
 import time
@@ -20,15 +19,15 @@ from torch.nn.parallel import DistributedDataParallel
 from soco_lib import BookError
 from soco_lib.config import Plan, Pretrain, plan
 from soco_lib.dataset import AHEAD, Batch, ProposalViews, build_loader, normalize, shared_bytes
-from soco_lib.encoder import recompute, send
+from soco_lib.encoder import Encoder, send
+from soco_lib.features.probe import fresh, probe
 from soco_lib.fields import from_dict, require, to_dict
 from soco_lib.model import SoCo
 from soco_lib.optim import build_optimizer, learning_rate, target_momentum
 from soco_lib.runs import checkpoint, loader, processes, session
 from soco_lib.runs.folder import Run
-from soco_lib.runs.meter import Meter, Record, probe_due
-
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+from soco_lib.runs.log import Log
+from soco_lib.runs.recompute import recompute
 
 
 class Diverged(BookError):
@@ -36,14 +35,9 @@ class Diverged(BookError):
 
 
 def build_model(cfg: Pretrain, process: processes.Process) -> SoCo:
-    """SoCo on the process's device; batch norm is synchronised wherever several GPUs share the batch.
-
-    Raises BookError for what this number of processes cannot do.
-    """
-    require(
-        not cfg.compile or process.world == 1,
-        "compile=true has never run with several processes: set compile=false, or GPUS=1",
-    )
+    """SoCo on the process's device, in train mode, with synchronised batch norm where several GPUs share the batch."""
+    alone = process.world == 1
+    require(alone or not cfg.compile, "compile=true has never run with several processes: compile=false, or GPUS=1")
     torch.manual_seed(cfg.seed)
     model = SoCo(cfg).to(process.device)
     if cfg.channels_last:
@@ -52,8 +46,8 @@ def build_model(cfg: Pretrain, process: processes.Process) -> SoCo:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     recompute(model.online.encoder.trunk, cfg.recompute)  # the target has no backward
     if cfg.compile:
-        for branch in (model.online, model.target):
-            branch.encoder.trunk.compile()
+        model.online.encoder.trunk.compile()
+        model.target.encoder.trunk.compile()
     return model.train()
 
 
@@ -67,45 +61,39 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(process.device.type, enabled=cfg.precision == "fp16")
         self.parallel = self.model
         if process.world > 1:
-            self.parallel = DistributedDataParallel(
-                self.model,
-                device_ids=[process.device] if process.device.type == "cuda" else None,
-                **processes.own_buffers(),
-                find_unused_parameters=cfg.assignment == "fixed",  # the other levels' convolutions get no gradient
-            )
+            unused = cfg.assignment == "fixed"  # the other levels' convolutions get no gradient
+            gpu = [process.device] if process.device.type == "cuda" else None
+            options = dict(device_ids=gpu, find_unused_parameters=unused, **processes.own_buffers())
+            self.parallel = DistributedDataParallel(self.model, **options)
 
     def backward(self, batch: Batch, last: bool) -> dict[str, torch.Tensor]:
-        """Add one micro-batch's gradients, view by view; processes share them after its last view if it is the `last`
-        one.
-
-        Returns loss (scalar), pairs ((P,), each with both directions) and embeddings (M_1, E), the target's of V1; no
-        graph.
+        """Add one micro-batch's gradients of loss.soco_loss, view by view; processes share them after the last view of
+        the `last` one. Returns, without a graph, loss (scalar), pairs ((P,), each with both directions) and embeddings
+        ((M_1, E), the target's of V1).
         """
-        device, count = self.process.device, len(batch.images)
+        device, count, precision = self.process.device, len(batch.images), self.cfg.precision
         counted = (batch.counted or self.model.count(batch.boxes, batch.valid)).moved(send(device))
-        images, pairs, dtype = [normalize(x) for x in batch.images_on(device)], 0, AUTOCAST.get(self.cfg.precision)
-        autocast = functools.partial(torch.autocast, device.type, dtype, enabled=dtype is not None)
-        with autocast():
+        images, pairs = [normalize(x) for x in batch.images_on(device)], 0
+        with processes.autocast(precision, device):
             z = self.model.targets(images, counted.rois)
         for j in range(count):
             shares = self.process.world == 1 or (last and j == count - 1)
             with contextlib.nullcontext() if shares else self.parallel.no_sync():
-                with autocast():
+                with processes.autocast(precision, device):
                     added = self.parallel(j, images[j], counted.rois[j], counted.pairs, z)
-                self.scaler.scale(added.sum() / self.plan.accumulate).backward()
+                self.scaler.scale(added.sum() / self.plan.accumulate).backward()  # and the view's graph is freed
             pairs = pairs + added.detach()
         return {"loss": pairs.sum(), "pairs": pairs, "embeddings": z[0]}
 
     def update(self, step: int, batches) -> dict:
-        """One optimiser update from `accumulate` micro-batches; returns loss, pairs, embeddings, data_s, unreadable,
-        skipped.
+        """One optimiser update from `accumulate` micro-batches; returns what log.Log.row reads.
 
         No GPU is waited for, but in fp16: its scaler asks whether a gradient overflowed. Such an update is skipped as a
-        whole: weights, their momentum and the target stay; rate and tau, which follow the step's number, go on, as its
-        images do.
+        whole: weights, their momentum and the target stay; rate and tau, which follow the step's number, go on.
         """
+        lr, tau = learning_rate(step, self.plan, self.cfg), target_momentum(step, self.plan.steps, self.cfg.tau)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(step, self.plan, self.cfg)
+            group["lr"] = lr
         parts, data_s, unreadable = [], 0.0, 0
         for i in range(self.plan.accumulate):
             waited = time.perf_counter()
@@ -119,47 +107,51 @@ class Trainer:
         skipped = self.scaler.get_scale() < scale
         self.optimizer.zero_grad(set_to_none=True)
         if not skipped:
-            self.model.update_target(target_momentum(step, self.plan.steps, self.cfg.tau))
-        return {
-            "loss": torch.stack([p["loss"] for p in parts]).mean(0),
-            "pairs": torch.stack([p["pairs"] for p in parts]).mean(0),
-            "embeddings": torch.cat([p["embeddings"] for p in parts]),
-            "data_s": data_s,
-            "unreadable": unreadable,
-            "skipped": skipped,
-        }
+            self.model.update_target(tau)
+        mean = lambda name: torch.stack([part[name] for part in parts]).mean(0)
+        out = {"loss": mean("loss"), "pairs": mean("pairs"), "embeddings": torch.cat([p["embeddings"] for p in parts])}
+        out |= {"lr": lr, "tau": tau, "trust": getattr(self.optimizer, "trust_ratios", None)}
+        return out | {"data_s": data_s, "unreadable": unreadable, "skipped": skipped}
 
     def state(self) -> dict:
         """Everything a resumed run needs beyond the step: sampler and augmentation follow from (seed, step)."""
-        return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "torch_rng": torch.get_rng_state(),
-        }
+        parts = {name: getattr(self, name).state_dict() for name in ("model", "optimizer", "scaler")}
+        return {**parts, "torch_rng": torch.get_rng_state()}
 
     def resume(self, folder: Path, say=print) -> int:
-        """Load the newest checkpoint of a run, the same one in every process; returns the number of updates already
-        made. A collective.
-
-        The file's contents are let go of here: they are as large as network and optimiser together.
+        """Load a run's newest checkpoint, the same in every process; returns the updates made. A collective, which lets
+        go of the file's contents: they are as large as network and optimiser together.
         """
         state = checkpoint.chosen(folder, self.process.main, say)
         if state is None:
             return 0
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        for name in ("model", "optimizer", "scaler"):
+            getattr(self, name).load_state_dict(state[name])
         torch.set_rng_state(state["torch_rng"])
         return state["step"]
 
 
-def train(run: Run, process: processes.Process, told: Sequence = ()) -> dict:
-    """Run (or go on with) a pretraining to its end; returns its metrics. Raises BookError before any work for bad
-    input.
+def probe_due(done: int, cfg: Pretrain, plan: Plan) -> bool:
+    """Whether the object probe is due after `done` updates: every cfg.probe_every epochs, and at the end."""
+    every = max(1, round(cfg.probe_every * plan.steps_per_epoch))
+    return bool(cfg.probe) and (done == plan.steps or cfg.probe_every > 0 and done % every == 0)
 
-    told: no longer empty once this process shall stop; all processes then do so after the same update, with
-    session.Stopped.
+
+def score(done: int, encoder: Encoder, cfg: Pretrain, log: Log) -> None:
+    """Probe the encoder after `done` updates; at the run's first probe, random weights of the same network too."""
+    networks = {"": encoder}
+    if not any("knn_random" in row for row in log.run.rows()):
+        networks = {"_random": fresh(cfg, device=next(encoder.parameters()).device), **networks}
+    for suffix, network in networks.items():
+        scores = probe(network, cfg, cfg.probe, cfg.probe_images)
+        log.write({"step": done, f"knn{suffix}": scores.knn, f"linear{suffix}": scores.linear})
+        print(f"probe after step {done}{' (random weights)' if suffix else ''}: {scores.describe()}", flush=True)
+
+
+def train(run: Run, process: processes.Process, stop_requests: Sequence = ()) -> dict:
+    """Run (or go on with) a pretraining to its end; returns its metrics. Raises BookError before any work on bad input.
+
+    stop_requests: not empty once this process shall stop; all then do after the same update, with session.Stopped.
     """
     cfg = from_dict(Pretrain, run.record["config"])
     say = print if process.main else lambda *_, **__: None
@@ -172,84 +164,76 @@ def train(run: Run, process: processes.Process, told: Sequence = ()) -> dict:
     done = trainer.resume(run.folder, say)
     if done:
         say(f"going on after step {done}", flush=True)
-    started, meter, row = time.perf_counter(), Meter(cfg, numbers), {}
-    record = Record(run, cfg, numbers) if process.main else None
+    started, log, row = time.perf_counter(), Log(run, cfg, numbers, writes=process.main), {}
+    pin = process.device.type == "cuda"
+    batches = build_loader(dataset, numbers, process.rank, done, pin, trainer.model.count, ahead)
     with session.deaf_children():
-        pin = process.device.type == "cuda"
-        batches = loader.Feed(
-            build_loader(dataset, numbers, process.rank, done, pin, trainer.model.count, ahead),
-            numbers.accumulate,
-            told,
-        )
+        batches = loader.Feed(batches, numbers.accumulate, stop_requests)
     unread = []  # (step, loss): a GPU's answer is read when the next update is queued, so that it never runs dry
+
+    def save() -> None:
+        if process.main:
+            checkpoint.save(run.folder, done, to_dict(cfg), cfg.keep, **trainer.state())
 
     def look(leave: int) -> None:
         """Read the losses but for the last `leave`. Raises Diverged."""
         while len(unread) > leave:
             at, loss = unread.pop(0)
             if not math.isfinite(value := loss.read().item()):
-                raise Diverged(
-                    f"the loss is {value} at step {at}: lower base_lr={cfg.base_lr} or use precision=fp32; "
-                    f"the last good checkpoint stays in {run.folder / 'checkpoints'}"
-                )
+                remedy = f"lower base_lr={cfg.base_lr} or use precision=fp32"
+                kept = f"the last good checkpoint stays in {run.folder / 'checkpoints'}"
+                raise Diverged(f"the loss is {value} at step {at}: {remedy}; {kept}")
 
     for step in range(done, numbers.steps):
         try:
             out = trainer.update(step, batches)
         except loader.Waiting as waiting:
             look(leave=0)
-            if process.main and waiting.between and done:
-                checkpoint.save(run.folder, done, to_dict(cfg), cfg.keep, **trainer.state())
+            if waiting.between and done:
+                save()
             raise session.Stopped(waiting.describe(done, run.folder)) from None
-        meter.add(out)
+        log.add(out)
         done = step + 1
         logs = done % cfg.log_every == 0 or done == numbers.steps
         saves = done % cfg.save_every == 0 or done == numbers.steps
         unread.append((done, processes.Later(processes.mean(out["loss"].float()))))
         look(leave=1 if process.ahead and not (logs or saves) else 0)
-        stop = processes.anyone(bool(told))  # asked after the look, which is where a GPU's process waits
+        stop = processes.anyone(bool(stop_requests))  # asked after the look, which is where a GPU's process waits
         if stop:
             look(leave=0)
         if logs:
-            row = meter.row(done, out, trainer)
-        if process.main and logs:
-            record.row(row)
-        if process.main and (saves or stop):
-            checkpoint.save(run.folder, done, to_dict(cfg), cfg.keep, **trainer.state())
+            row = log.row(done, out)
+        if saves or stop:
+            save()
         if probe_due(done, cfg, numbers):
             if process.main:
-                record.probe(done, trainer.model.online.encoder)
+                score(done, trainer.model.online.encoder, cfg, log)
             processes.wait()
         if stop and done < numbers.steps:
             raise session.Stopped(f"told to stop after step {done}, of which a checkpoint is saved: run again to go on")
     if not process.main:  # the first one may still be writing what follows
         return {}
-    row = row or run.rows()[-1]
-    probed = {k: v for k, v in run.rows()[-1].items() if k.startswith(("knn", "linear"))}
+    last = run.rows()[-1]
+    logged = ("loss", "spread", "effective_rank", "images_per_s", "unreadable")
     return {
         "profile": cfg.profile,
         "steps": numbers.steps,
         "images_seen": numbers.steps * cfg.batch,
         "processes": process.world,
-        "loss": row["loss"],
-        "spread": row["spread"],
-        "effective_rank": row["effective_rank"],
-        "images_per_s": row["images_per_s"],
-        "unreadable": row["unreadable"],
+        **{name: (row or last)[name] for name in logged},
         "seconds": round(time.perf_counter() - started, 1),
-        **probed,
+        **{name: value for name, value in last.items() if name.startswith(("knn", "linear"))},
         "checkpoint": str(checkpoint.paths(run.folder)[-1].relative_to(run.folder)),
     }
 
 
-def work(run: Run, process: processes.Process) -> dict:
-    """`train` that ends with a checkpoint when the process is told to stop."""
-    with session.told_to_stop() as told:
-        return train(run, process, told)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status (see session.main)."""
+
+    def work(run: Run, process: processes.Process) -> dict:
+        with session.told_to_stop() as stop_requests:
+            return train(run, process, stop_requests)
+
     return session.main(__doc__, work, arguments, fixed_sizes=True)
 
 

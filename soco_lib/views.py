@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from numpy.random import Generator
 
 from soco_lib import boxes as box_math
 from soco_lib.config import Pretrain, View
@@ -34,37 +35,30 @@ FIRST, SECOND = Branch(blur=1.0, solarize=0.0), Branch(blur=0.1, solarize=0.2)
 
 @dataclass(frozen=True)
 class ViewSample:
-    """One finished view. `crop` (x1, y1, x2, y2, whole pixels of V1's unflipped frame) and `flip` say where it came
-    from.
-    """
+    """One finished view."""
 
     image: np.ndarray  # (S, S, 3) uint8
     boxes: np.ndarray  # (K, 4) float32, view pixels, clipped to the view
     valid: np.ndarray  # (K,) bool: the proposal overlaps this view
-    crop: tuple[int, int, int, int]
+    crop: tuple[int, int, int, int]  # x1, y1, x2, y2 that it shows, whole pixels of V1 before its flip
     flip: bool
 
 
 def resize(image: np.ndarray, side: int) -> np.ndarray:
-    """Resize to (side, side), bilinear; where it shrinks, every pixel is averaged over all that it covers, as Pillow
-    does.
-    """
-    height, width = image.shape[:2]
-    if (height, width) == (side, side):
+    """Resize to (side, side), bilinear; a pixel that covers several is their average, as Pillow's is."""
+    if image.shape[:2] == (side, side):
         return image
-    if max(height, width) <= side:
+    if max(image.shape[:2]) <= side:
         return cv2.resize(image, (side, side), interpolation=cv2.INTER_LINEAR)
     import torch  # here, so that who only draws views does not wait for it
 
-    pixels = torch.from_numpy(np.ascontiguousarray(image))[None].permute(
-        0, 3, 1, 2
-    )  # channels-last: its fast uint8 kernel
+    pixels = torch.from_numpy(np.ascontiguousarray(image))[None].permute(0, 3, 1, 2)  # channels-last: its fast kernel
     smaller = torch.nn.functional.interpolate(pixels, (side, side), mode="bilinear", antialias=True)
     return smaller.permute(0, 2, 3, 1)[0].contiguous().numpy()
 
 
-def draw_crop(rng: np.random.Generator, side: int, view: View) -> tuple[int, int, int, int]:
-    """A random square-ish crop of a (side, side) image as RandomResizedCrop draws it: area uniform, aspect log-uniform."""
+def draw_crop(rng: Generator, side: int, view: View) -> tuple[int, int, int, int]:
+    """A random crop of a (side, side) image, as RandomResizedCrop draws it: area uniform, aspect log-uniform."""
     for _ in range(10):
         area = side * side * rng.uniform(*view.scale)
         aspect = math.exp(rng.uniform(math.log(view.ratio[0]), math.log(view.ratio[1])))
@@ -76,9 +70,7 @@ def draw_crop(rng: np.random.Generator, side: int, view: View) -> tuple[int, int
 
 
 def crop_with_boxes(rng, boxes: np.ndarray, side: int, view: View) -> tuple[int, int, int, int]:
-    """A crop that keeps at least half of the boxes within CROP_TRIES, else the best one tried; the whole if none keeps
-    any.
-    """
+    """A crop that keeps at least half of the boxes, else the best of CROP_TRIES; the whole if none keeps any."""
     best, kept_by_best = (0, 0, side, side), 0
     for _ in range(CROP_TRIES):
         crop = draw_crop(rng, side, view)
@@ -91,9 +83,7 @@ def crop_with_boxes(rng, boxes: np.ndarray, side: int, view: View) -> tuple[int,
     return best
 
 
-# --- photometry: each function is one of torchvision's operations on uint8, rounded where torchvision cuts off
-# ---------
-
+# --- photometry: each function is one of torchvision's operations on uint8, rounded where torchvision cuts off -------
 
 _GRAY = np.array([0.299, 0.587, 0.114], np.float32)
 
@@ -117,10 +107,9 @@ def saturation(image: np.ndarray, factor: float) -> np.ndarray:
 def hue(image: np.ndarray, shift: float) -> np.ndarray:
     """Turn the colour circle by `shift` of its round, in [-0.5, 0.5], in steps of 1/256."""
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
+    turn = np.array([round(shift * 256) % 256, 0, 0], np.uint8)  # uint8 wraps around, as hue does
     rows = hsv.reshape(len(hsv), -1)  # H S V H S V ...: a long row is added to fast, a channel of three is not
-    rows += np.tile(
-        np.array([round(shift * 256) % 256, 0, 0], np.uint8), hsv.shape[1]
-    )  # uint8 wraps around, as hue does
+    rows += np.tile(turn, hsv.shape[1])
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
 
 
@@ -130,13 +119,10 @@ def grayscale(image: np.ndarray) -> np.ndarray:
 
 
 def blur(image: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian blur, sigma in pixels, kernel about a tenth of the side (23 at 224), odd.
-
-    Taps beyond 5.5 sigma, below 3e-7, are not computed. sepFilter2D is three times as fast as GaussianBlur, and rounds
-    once.
-    """
+    """Gaussian blur, sigma in pixels, kernel about a tenth of the side (23 at 224), odd; no taps beyond 5.5 sigma."""
     kernel = min(max(3, image.shape[0] // 10 | 1), 2 * math.ceil(5.5 * sigma) + 1)
     taps = cv2.getGaussianKernel(kernel, sigma)
+    # Three times as fast as GaussianBlur.
     return cv2.sepFilter2D(image, -1, taps, taps, borderType=cv2.BORDER_REFLECT_101)
 
 
@@ -146,18 +132,13 @@ def solarize(image: np.ndarray, threshold: int = 128) -> np.ndarray:
     return cv2.LUT(image, np.where(levels >= threshold, 255 - levels, levels))
 
 
-def photometry(rng: np.random.Generator, image: np.ndarray, branch: Branch) -> np.ndarray:
+def photometry(rng: Generator, image: np.ndarray, branch: Branch) -> np.ndarray:
     """BYOL's colour jitter (0.4, 0.4, 0.2, 0.1) in random order with p 0.8, grayscale 0.2, blur, solarize."""
+    jitter = ((brightness, 0.6, 1.4), (contrast, 0.6, 1.4), (saturation, 0.8, 1.2), (hue, -0.1, 0.1))
     if rng.random() < 0.8:
-        steps = (
-            (brightness, rng.uniform(0.6, 1.4)),
-            (contrast, rng.uniform(0.6, 1.4)),
-            (saturation, rng.uniform(0.8, 1.2)),
-            (hue, rng.uniform(-0.1, 0.1)),
-        )
+        values = [rng.uniform(low, high) for _, low, high in jitter]
         for i in rng.permutation(4):
-            operation, value = steps[i]
-            image = operation(image, value)
+            image = jitter[i][0](image, values[i])
     if rng.random() < 0.2:
         image = grayscale(image)
     if rng.random() < branch.blur:
@@ -167,7 +148,7 @@ def photometry(rng: np.random.Generator, image: np.ndarray, branch: Branch) -> n
     return image
 
 
-def cutout(rng: np.random.Generator, image: np.ndarray, boxes: np.ndarray, p: float) -> np.ndarray:
+def cutout(rng: Generator, image: np.ndarray, boxes: np.ndarray, p: float) -> np.ndarray:
     """With probability p a box: fill a rectangle of 10 % to 30 % of its area, inside it, with the mean colour.
 
     An option of the authors' release, not in the paper.
@@ -182,10 +163,6 @@ def cutout(rng: np.random.Generator, image: np.ndarray, boxes: np.ndarray, p: fl
     return image
 
 
-# --- the views
-# ---------------------------------------------------------------------------------------------------------
-
-
 def _finish(rng, image, boxes, valid, crop, branch: Branch, cfg: Pretrain) -> ViewSample:
     """Flip, cutout and photometry of one view, boxes following; boxes not in the view are zeroed."""
     side = image.shape[0]
@@ -198,14 +175,12 @@ def _finish(rng, image, boxes, valid, crop, branch: Branch, cfg: Pretrain) -> Vi
     return ViewSample(photometry(rng, image, branch), boxes, valid, crop, flip)
 
 
-def make_views(
-    rng: np.random.Generator, image: np.ndarray, boxes: np.ndarray, cfg: Pretrain, frame=None
-) -> list[ViewSample]:
+def make_views(rng: Generator, image: np.ndarray, boxes: np.ndarray, cfg: Pretrain, frame=None) -> list[ViewSample]:
     """V1, V2, … of one image.
 
-    image: (H, W, 3) uint8; boxes: (K, 4) in pixels of `frame` = (width, height), by default the image's own: another
-    one where the image was decoded at a reduced size. V1 is the whole image at cfg.size with jittered copies of the
-    boxes; every other view is a crop of V1 or another view resized (config.View), with the boxes unjittered.
+    image: (H, W, 3) uint8; boxes: (K, 4) in pixels of `frame` = (width, height), the image's before it was decoded at a
+    reduced size (None: its own). V1 is the whole image at cfg.size with jittered boxes; every other view is a crop of
+    V1 or an earlier view resized (config.View), with the boxes as they are.
     """
     width, height = frame or image.shape[1::-1]
     whole = (0, 0, cfg.size, cfg.size)

@@ -17,6 +17,7 @@ from torchvision.models.resnet import Bottleneck, ResNet
 from soco_lib import BookError
 from soco_lib.detector import detector_config
 from soco_lib.weights import formats
+from soco_lib.weights.__main__ import main
 from soco_lib.weights.foreign import LAYOUTS
 from soco_lib.weights.load import compare, load_into, read_weights
 from tests.conftest import TINY_DETECTOR
@@ -431,9 +432,9 @@ def test_a_file_of_objects_is_refused_unrun_and_converted_with_consent(found, en
     ) as caught:
         read_weights(path)
     assert path.name in str(caught.value) and "\n" not in str(caught.value)
-    assert formats.main(["convert", str(path), str(out)]) == 1
+    assert main(["convert", str(path), str(out)]) == 1
     assert "runs any code" in capsys.readouterr().err and not out.exists() and not trap.exists()
-    assert formats.main(["convert", str(path), str(out), "--trust"]) == 0
+    assert main(["convert", str(path), str(out), "--trust"]) == 0
     assert trap.exists() == (found == "posix.mkdir") and f"{len(tensors)} in model" in capsys.readouterr().out
     weights = read_weights(out)
     assert len(weights.tensors) == len(online.trunk) and not weights.left

@@ -15,7 +15,7 @@ from soco_lib.data.sources import open_source
 from soco_lib.data.store import ProposalStore
 from soco_lib.fields import from_dict, identity
 from soco_lib.runs.folder import Run
-from soco_lib.weights.load import encoder_weights
+from soco_lib.weights.load import read_weights
 
 #: Of the last step, as the same run logged it when nothing stopped it.
 LAST = {"step": 4, "spread": 0.74628, "effective_rank": 3.162, "tau": 0.9985355339059327}
@@ -47,5 +47,5 @@ def test_a_stopped_run_goes_on_to_the_same_end(old):
 
 def test_the_weights_of_a_checkpoint_are_read(old):
     checkpoint = old / "run" / "checkpoints" / "step_00000003.pt"
-    weights = encoder_weights(checkpoint, "online")
+    weights = read_weights(checkpoint, "online").tensors
     assert weights and all(torch.isfinite(value).all() for value in weights.values() if value.is_floating_point())

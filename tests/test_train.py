@@ -19,10 +19,10 @@ from soco_lib import BookError, train
 from soco_lib.config import Pretrain, plan
 from soco_lib.dataset import ProposalViews, Schedule, build_loader, choose
 from soco_lib.optim import learning_rate
-from soco_lib.runs import checkpoint, health, processes
+from soco_lib.runs import checkpoint, log, processes
 from soco_lib.runs.folder import Run
 from soco_lib.runs.launch import command, launch
-from soco_lib.runs.meter import Meter, line
+from soco_lib.runs.log import Log, line
 from tests.conftest import stopped_after_saving
 
 
@@ -163,13 +163,14 @@ def test_a_gpus_loss_is_read_late_and_not_lost(cfg, tmp_path, monkeypatch, capsy
     assert checkpoint.newest(run.folder)["step"] == 4
 
 
-def test_an_update_whose_gradient_overflows_changes_nothing_but_the_schedules(cfg):
+def test_an_update_whose_gradient_overflows_changes_nothing_but_the_schedules(cfg, tmp_path):
     """fp16's scaler skips it: weights, momentum and target stay, and the log says how many."""
     cfg = with_(cfg, precision="fp16", optimizer="lars", tau=0.5)
     dataset = ProposalViews(cfg)
     trainer = train.Trainer(cfg, plan(cfg, len(dataset)), processes.start())
     trainer.scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
-    batches, meter = iter(build_loader(dataset, trainer.plan, 0, 0, pin=False)), Meter(cfg, trainer.plan)
+    batches = iter(build_loader(dataset, trainer.plan, 0, 0, pin=False))
+    rows = Log(Run.start("run", "pretrain", cfg, tmp_path), cfg, trainer.plan, writes=False)
     assert not trainer.update(0, batches)["skipped"]
     before = {k: v.clone() for k, v in trainer.model.named_parameters()}
     momentum = [state["momentum"].clone() for state in trainer.optimizer.state.values()]
@@ -178,8 +179,8 @@ def test_an_update_whose_gradient_overflows_changes_nothing_but_the_schedules(cf
     assert out["skipped"] and all(torch.equal(before[k], v) for k, v in trainer.model.named_parameters())
     assert all(torch.equal(a, state["momentum"]) for a, state in zip(momentum, trainer.optimizer.state.values()))
     assert trainer.optimizer.param_groups[0]["lr"] == learning_rate(1, trainer.plan, cfg)
-    meter.add(out)
-    assert meter.row(2, out, trainer)["skipped"] == 1
+    rows.add(out)
+    assert rows.row(2, out)["skipped"] == 1
 
 
 def test_a_resumed_run_lets_go_of_the_checkpoints_contents(cfg, tmp_path, monkeypatch):
@@ -295,11 +296,11 @@ def test_spread_and_rank_tell_collapse_from_health():
     g = torch.Generator().manual_seed(0)
     healthy = torch.randn(500, 32, generator=g)
     collapsed = torch.ones(500, 32) + 1e-3 * healthy
-    assert health.spread(healthy) == pytest.approx(1.0, abs=0.02) and health.effective_rank(healthy) > 29
-    assert health.spread(collapsed) < 0.01
+    assert log.spread(healthy) == pytest.approx(1.0, abs=0.02) and log.effective_rank(healthy) > 29
+    assert log.spread(collapsed) < 0.01
     flat = healthy.clone()
     flat[:, 4:] = 0
-    assert 3.8 < health.effective_rank(flat) <= 4.0
+    assert 3.8 < log.effective_rank(flat) <= 4.0
 
 
 @pytest.mark.parametrize(
@@ -315,7 +316,7 @@ def test_spread_and_rank_tell_collapse_from_health():
     ],
 )
 def test_verdict(spread, pairs, says):
-    assert health.verdict(spread, pairs).partition(":")[0] == says
+    assert log.verdict(spread, pairs).partition(":")[0] == says
 
 
 @pytest.mark.parametrize("broken", [False, True])

@@ -14,7 +14,9 @@ from soco_lib.fields import to_dict
 from soco_lib.model import SoCo
 from soco_lib.runs import checkpoint
 from soco_lib.runs.folder import write_json
-from soco_lib.weights.load import KeyReport, Weights, compare, encoder_weights, export, load_into, main, read_weights
+from soco_lib.weights.__main__ import main
+from soco_lib.weights.export import export
+from soco_lib.weights.load import KeyReport, Weights, compare, load_into, read_weights
 from tests.conftest import TINY_DETECTOR
 
 from detectron2.checkpoint import DetectionCheckpointer  # isort: skip
@@ -86,7 +88,7 @@ def test_report_survives_its_file(run_folder, tmp_path):
 def test_target_network(run_folder, tmp_path):
     state = checkpoint.read(checkpoint.paths(run_folder)[-1])["model"]
     name = "backbone.bottom_up.stem.conv1.weight"
-    assert torch.equal(encoder_weights(run_folder, "target")[name], state[f"target.encoder.{name}"])
+    assert torch.equal(read_weights(run_folder, "target").tensors[name], state[f"target.encoder.{name}"])
     assert "online network" in read_weights(run_folder, "target").left.values()
     with pytest.raises(BookError, match="network='momentum'.*online, target"):
         read_weights(run_folder, "momentum")
@@ -199,7 +201,7 @@ def test_export_is_read_by_plain_detectron2(run_folder, tmp_path, capsys):
     checkpointer.load(str(tmp_path / "out" / "soco.pth"))
     report = compare(detector(), read_weights(run_folder))
     assert not seen[0].unexpected_keys and not seen[0].incorrect_shapes and set(seen[0].missing_keys) <= set(report.new)
-    assert all(torch.equal(model.state_dict()[k], v) for k, v in encoder_weights(run_folder).items())
+    assert all(torch.equal(model.state_dict()[k], v) for k, v in read_weights(run_folder).tensors.items())
     with pytest.raises(BookError, match="must end in .pth"):
         export(run_folder, tmp_path / "soco.bin")
     assert main(["export", str(tmp_path / "nowhere"), str(tmp_path / "a.pth")]) == 1

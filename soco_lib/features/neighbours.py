@@ -1,5 +1,4 @@
-"""What pretrained features see: the nearest objects of an object, and where an image looks like a box. Nothing is
-trained here.
+"""What pretrained features see: the nearest objects of an object, and where an image looks like a box.
 
 N objects, D feature dimension, S side of V1 in pixels.
 """
@@ -40,10 +39,7 @@ def _picture(image: Tensor) -> np.ndarray:
 
 @torch.no_grad()
 def objects(encoder: Encoder, cfg: Pretrain, source: ImageSource, indices) -> Objects:
-    """Features of all labelled objects of these images, with batch statistics measured on them (see probe.measured).
-
-    Raises BookError where there is none.
-    """
+    """Features of all labelled objects of these images, with batch statistics measured on them (probe.measured)."""
     cfg, encoder = pooled(cfg, encoder)
     encoder, device = measured(encoder, cfg, source, indices), next(encoder.parameters()).device
     features, labels, crops, images, number = [], [], [], [], 0
@@ -73,8 +69,8 @@ def draw_nearest(found: dict[str, Objects], queries, classes: tuple[str, ...], c
     found: network -> the same objects in its features.
     """
     columns = len(found) * (count + 1)
-    figure, axes = plt.subplots(len(queries), columns, figsize=(0.8 * columns, 0.95 * len(queries) + 0.5), squeeze=False,
-                                layout="constrained")  # fmt: skip
+    size = (0.8 * columns, 0.95 * len(queries) + 0.5)
+    figure, axes = plt.subplots(len(queries), columns, figsize=size, squeeze=False, layout="constrained")
     for part, (name, each) in enumerate(found.items()):
         rows = nearest(each, queries, count)
         for line, query in enumerate(queries):
@@ -95,9 +91,7 @@ def draw_nearest(found: dict[str, Objects], queries, classes: tuple[str, ...], c
 
 
 def agreement(found: Objects, count: int = 6) -> float:
-    """Share of the `count` nearest objects of each object that are of its class, each class counting alike; chance is 1
-    / classes.
-    """
+    """Share of each object's `count` nearest that are of its class, each class counting alike; chance: 1 / classes."""
     rows = nearest(found, np.arange(len(found.labels)), count)
     same = (found.labels[rows] == found.labels[:, None]).mean(1)
     return float(np.mean([same[found.labels == label].mean() for label in np.unique(found.labels)]))
@@ -121,13 +115,10 @@ def similarity(encoder: Encoder, cfg: Pretrain, image: Tensor, box: Tensor, cell
 
 def draw_similarity(networks: dict[str, Encoder], cfg: Pretrain, source: ImageSource, indices, rows: int = 3) -> Figure:
     """For one object of each of the first images of `indices`: the image with its box, and a map of `similarity` a
-    network.
+    network (name -> encoder), whose range stands above it and which lies where the centres of its boxes do.
 
     The object is the largest of up to half of the view's side, which leaves room to look around; images without one are
-    passed over.
-
-    networks: name -> encoder; they are measured on the images of `indices`. A map lies where the centres of its boxes
-    do; its colours run from its own least to its own largest value, which stand above it.
+    left out.
     """
     cfg = pooled(cfg, next(iter(networks.values())))[0]
     ready = {name: measured(pooled(cfg, net)[1], cfg, source, indices) for name, net in networks.items()}
@@ -145,9 +136,8 @@ def draw_similarity(networks: dict[str, Encoder], cfg: Pretrain, source: ImageSo
         for ax, (name, net) in zip(line[1:], ready.items()):
             found = similarity(net, cfg, image, box)
             w, h = (x2 - x1) / 2, (y2 - y1) / 2
-            ax.imshow(
-                found, extent=(w, cfg.size - w, cfg.size - h, h), cmap="viridis", alpha=0.75, interpolation="bilinear"
-            )
+            extent = (w, cfg.size - w, cfg.size - h, h)
+            ax.imshow(found, extent=extent, cmap="viridis", alpha=0.75, interpolation="bilinear")
             ax.set(xlim=(0, cfg.size), ylim=(cfg.size, 0))
             ax.set_title(f"{name}: {found.min():.2f} to {found.max():.2f}", fontsize=9)
     return figure

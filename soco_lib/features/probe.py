@@ -1,9 +1,7 @@
 """Do the features know objects? Class of labelled boxes from frozen RoI features, each class counting alike.
 
 `python -m soco_lib.features.probe results/RUN --data voc:ROOT@test --fit voc:ROOT@trainval` compares a pretraining with
-random weights of the same network.
-
-M objects, D feature dimension, C classes that occur in both halves.
+random weights of the same network. M objects, D feature dimension.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ from torch import Tensor, nn
 
 from soco_lib import boxes as box_math
 from soco_lib import one_line_errors
-from soco_lib.config import Pretrain
+from soco_lib.config import ALIGNMENTS, Pretrain
 from soco_lib.data.sources import ImageSource, UnreadableImage, open_source
 from soco_lib.dataset import normalize
 from soco_lib.encoder import Encoder
@@ -51,10 +49,9 @@ class Scores:
 
     def describe(self) -> str:
         """One line in percent."""
-        return (
-            f"k-NN {self.knn:.1%}, linear {self.linear:.1%} (class means over {self.classes} classes; chance "
-            f"{1 / self.classes:.1%}; {self.objects} objects in {self.images} images)"
-        )
+        over = f"class means over {self.classes} classes; chance {1 / self.classes:.1%}"
+        counted = f"{self.objects} objects in {self.images} images"
+        return f"k-NN {self.knn:.1%}, linear {self.linear:.1%} ({over}; {counted})"
 
 
 def batches(source: ImageSource, cfg: Pretrain, indices, size: int = 16):
@@ -81,25 +78,22 @@ def batches(source: ImageSource, cfg: Pretrain, indices, size: int = 16):
 
 @torch.no_grad()
 def features(encoder: nn.Module, cfg: Pretrain, source: ImageSource, indices) -> tuple[Tensor, np.ndarray, int]:
-    """Unit RoI features (M, D), labels (M,), number of images read. Raises BookError where no object is large enough."""
+    """Unit RoI features (M, D), labels (M,), number of images read. Raises BookError where there is no object."""
     device = next(encoder.parameters()).device
     x, labels, read = [], [], 0
     for images, boxes, names in batches(source, cfg, indices):
         x.append(encoder(images.to(device), boxes))
         labels.append(names)
         read += len(images)
-    require(
-        sum(map(len, x)) > 0, f"{source.spec} holds no labelled object of at least {SMALLEST:g} pixels at {cfg.size} px"
-    )
+    least = f"at least {SMALLEST:g} pixels at {cfg.size} px"
+    require(sum(map(len, x)) > 0, f"{source.spec} holds no labelled object of {least}")
     return F.normalize(torch.cat(x), dim=1), np.concatenate(labels), read
 
 
 def fresh(cfg: Pretrain, state: Mapping[str, Tensor] | None = None, device: torch.device | str = "cpu") -> Encoder:
-    """An encoder with the weights `state` (None: random ones, from the run's own seed) and batch norm of its own
-    process.
+    """An encoder with the weights `state` (None: random ones, from the run's own seed).
 
-    Never a copy of one that trains: its synchronised norms, in one process alone, would wait for the others or mix with
-    their step.
+    Never a copy of one that trains, whose synchronised norms would wait for other processes or mix with their step.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
@@ -111,29 +105,18 @@ def fresh(cfg: Pretrain, state: Mapping[str, Tensor] | None = None, device: torc
 
 @torch.no_grad()
 def measured(encoder: nn.Module, cfg: Pretrain, source: ImageSource, indices) -> nn.Module:
-    """A copy of the encoder in evaluation mode, on its device, whose batch-norm statistics are those of up to 64 of
-    these images.
-
-    Random weights have no statistics of their own, and a young run's lag behind its weights.
+    """A copy of the encoder in evaluation mode, on its device, with the batch statistics of up to 64 of these images:
+    random weights have none of their own, and a young run's lag behind its weights.
     """
     device = next(encoder.parameters()).device
     encoder = fresh(cfg, encoder.state_dict(), device).train()
     found = [part for part in batches(source, cfg, indices[:64]) if len(part[2])]
     sample = [(images.to(device), boxes) for images, boxes, _ in found]
     if sample:
-        update_bn_stats(_Unpacked(encoder), sample, len(sample))
+        encoder.forward = lambda part: Encoder.forward(encoder, *part)  # update_bn_stats gives a single argument
+        update_bn_stats(encoder, sample, len(sample))
+        del encoder.forward
     return encoder.eval()
-
-
-class _Unpacked(nn.Module):
-    """A module that takes its arguments as one tuple, as update_bn_stats gives them."""
-
-    def __init__(self, module: nn.Module):
-        super().__init__()
-        self.module = module
-
-    def forward(self, arguments) -> Tensor:
-        return self.module(*arguments)
 
 
 def class_mean(predicted: Tensor, labels: Tensor, classes: int) -> float:
@@ -153,51 +136,41 @@ def knn(x: Tensor, y: Tensor, queries: Tensor, classes: int, k: int = 20, temper
 
 
 def linear(x: Tensor, y: Tensor, queries: Tensor, classes: int, decay: float = 1e-3) -> Tensor:
-    """Class of each query (Q,) by a linear classifier fitted to x (M, D), y (M,), with class-balanced cross-entropy and
-    L2.
-    """
+    """Class of each query (Q,) by a linear classifier fitted to x (M, D), y (M,) with class-balanced cross-entropy."""
     mean, deviation = x.mean(0), x.std(0).clamp(min=1e-6)
     x, queries = (x - mean) / deviation, (queries - mean) / deviation
     weight = (len(y) / classes / torch.bincount(y, minlength=classes)).to(x.dtype)
-    layer = nn.utils.skip_init(
-        nn.Linear, x.shape[1], classes, device=x.device
-    )  # draws nothing: a training's own draws stay as they are
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=100, line_search_fn="strong_wolfe")
+    w, b = x.new_zeros(classes, x.shape[1]).requires_grad_(), x.new_zeros(classes).requires_grad_()
+    optimizer = torch.optim.LBFGS([w, b], max_iter=100, line_search_fn="strong_wolfe")
 
     def closure():
         optimizer.zero_grad()
-        loss = F.cross_entropy(layer(x), y, weight) + decay * layer.weight.square().sum()
+        loss = F.cross_entropy(F.linear(x, w, b), y, weight) + decay * w.square().sum()
         loss.backward()
         return loss
 
     with torch.enable_grad():
         optimizer.step(closure)
-    return layer(queries).argmax(1)
+    return F.linear(queries, w, b).argmax(1)
 
 
 def probe(encoder: Encoder, cfg: Pretrain, data: str, images: int = 0, seed: int = 0, fit: str = "") -> Scores:
-    """Score an encoder on the labelled COCO- or VOC-layout set `data`, from the labels of `fit`.
+    """Score an encoder on the labelled COCO- or VOC-layout set `data`, from the labels of `fit`: a set of the same
+    classes, or ("") half of the images of `data`, drawn by `seed`.
 
-    fit: a second set of the same classes; "": half of the images of `data`, drawn by `seed`. images: at most so many of
-    each (0: all). A network without RoI pooling is scored by RoIAlign on its last stage (the second row of Table 4).
-    Raises BookError for data without labels or without a class in both.
+    images: at most so many of each (0: all). Raises BookError for data without labels or without a class in both.
     """
     cfg, encoder = pooled(cfg, encoder)
     tested, known = open_source(data), open_source(fit or data)
     for source in (tested, known):
         require(bool(source.classes), f"{source.spec} carries no labels: give coco:ANNOTATIONS.json or voc:ROOT")
     require(tested.classes == known.classes, f"{fit} and {data} have different classes: give two parts of one data set")
-    order = np.random.default_rng(seed).permutation(len(tested))[: images or None]
-    test_on, fit_on = order[: len(order) // 2], order[len(order) // 2 :]
-    if fit:
-        test_on, fit_on = order, np.random.default_rng(seed).permutation(len(known))[: images or None]
-    test_on, fit_on = np.sort(test_on), np.sort(fit_on)
+    order = lambda source: np.random.default_rng(seed).permutation(len(source))[: images or None]
+    halves = np.split(order(tested), [len(order(tested)) // 2])
+    test_on, fit_on = map(np.sort, (order(tested), order(known)) if fit else halves)
     encoder = measured(encoder, cfg, known, fit_on)
-    (x, labels, read), (queries, truth, read_too) = (
-        features(encoder, cfg, *part) for part in ((known, fit_on), (tested, test_on))
-    )
+    x, labels, read = features(encoder, cfg, known, fit_on)
+    queries, truth, read_too = features(encoder, cfg, tested, test_on)
     counts = [np.bincount(found, minlength=len(tested.classes)) for found in (labels, truth)]
     scored = np.flatnonzero(np.minimum(*counts) >= FEWEST)
     require(len(scored) > 1, f"{data} has fewer than two classes with {FEWEST} objects in each part: probe more images")
@@ -206,31 +179,25 @@ def probe(encoder: Encoder, cfg: Pretrain, data: str, images: int = 0, seed: int
     y, truth = (torch.from_numpy(number[found]).to(x.device) for found in (labels, truth))
     args = (x[y >= 0], y[y >= 0], queries[truth >= 0], len(scored))
     truth = truth[truth >= 0]
-    return Scores(
-        knn=class_mean(knn(*args), truth, len(scored)),
-        linear=class_mean(linear(*args), truth, len(scored)),
-        classes=len(scored),
-        objects=len(args[0]) + len(truth),
-        images=read + read_too,
-    )
+    right = [class_mean(classify(*args), truth, len(scored)) for classify in (knn, linear)]
+    return Scores(*right, classes=len(scored), objects=len(args[0]) + len(truth), images=read + read_too)
 
 
 def pooled(cfg: Pretrain, encoder: Encoder) -> tuple[Pretrain, Encoder]:
-    """A whole-image network with the RoI pooling of alignment "c5" around the same weights; any other as it is."""
-    if cfg.alignment != "whole":
+    """A whole-image network with RoI pooling around the same weights (alignment "c5"); any other as it is."""
+    if cfg.aligned.boxes:
         return cfg, encoder
-    cfg = dataclasses.replace(cfg, alignment="c5")
+    wanted = dataclasses.replace(cfg.aligned, boxes=True)
+    cfg = dataclasses.replace(cfg, alignment=next(name for name, other in ALIGNMENTS.items() if other == wanted))
     return cfg, fresh(cfg, encoder.state_dict(), next(encoder.parameters()).device)
 
 
 def trained_encoder(run: Run, device: torch.device | str = "cpu") -> tuple[Pretrain, Encoder, int]:
-    """A pretraining's settings, its online encoder and the step of the checkpoint. Raises BookError when it has none
-    yet.
-    """
+    """A pretraining's settings, its online encoder and the checkpoint's step. Raises BookError without a checkpoint."""
     cfg, state = from_dict(Pretrain, run.record["config"]), checkpoint.newest(run.folder)
     require(state is not None, f"{run.folder} holds no checkpoint yet")
     prefix = "online.encoder."
-    weights = {k[len(prefix) :]: v for k, v in state["model"].items() if k.startswith(prefix)}
+    weights = {k.removeprefix(prefix): v for k, v in state["model"].items() if k.startswith(prefix)}
     return cfg, fresh(cfg, weights, device), state["step"]
 
 
@@ -242,9 +209,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", required=True, help="labelled images: coco:JSON or voc:ROOT@SPLIT")
     parser.add_argument("--fit", default="", help="labelled images to learn the classes from (default: half of --data)")
     parser.add_argument("--images", type=int, default=0, help="at most so many (default: all)")
-    parser.add_argument(
-        "--device", default=processes.own_device(), type=torch.device, help="cpu, cuda, ... (default: the GPU if any)"
-    )
+    device = processes.own_device()
+    parser.add_argument("--device", default=device, type=torch.device, help="cpu, cuda, ... (default: the GPU if any)")
     given = parser.parse_args(arguments)
     run = Run.read(given.folder)
     cfg, trained, step = trained_encoder(run, given.device)
@@ -252,13 +218,8 @@ def main(arguments: list[str] | None = None) -> None:
     scores = {name: probe(encoder, cfg, given.data, given.images, fit=given.fit) for name, encoder in both.items()}
     for name, score in scores.items():
         print(f"{name:>8}: {score.describe()}")
-    record = {
-        "data": given.data,
-        "fit": given.fit,
-        "step": step,
-        **{name: vars(score) for name, score in scores.items()},
-    }
-    write_json(run.folder / "probe.json", record)
+    record = {"data": given.data, "fit": given.fit, "step": step}
+    write_json(run.folder / "probe.json", record | {name: vars(score) for name, score in scores.items()})
 
 
 if __name__ == "__main__":

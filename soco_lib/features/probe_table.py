@@ -1,7 +1,7 @@
-"""Probes of several pretrainings as one table: `python -m soco_lib.features.probe_table OUT RUN...` with RUN folders
-that `make probe` scored.
+"""Probes of several pretrainings as one table: `python -m soco_lib.features.probe_table OUT RUN...`.
 
-Runs that differ in nothing but their seed are one row. The records that the table comes from are copied beside it.
+RUN are folders that `make probe` scored; those that differ in their seed alone are one row. Their records are copied
+beside the table.
 """
 
 from __future__ import annotations
@@ -25,10 +25,8 @@ KEPT = ("run.json", "metrics.json", "log.jsonl", "probe.json")
 
 
 def collect(folders: list[Path]) -> pd.DataFrame:
-    """One row a run: run, seed, arm (its name without the seed), scale, images_seen, <score>_random and <score>, in
-    percent.
-
-    Raises BookError for a run that is not done or not probed, and for probes of different data.
+    """One row a run, its scores in percent: run, seed, alignment, scale, images_seen, classes, settings,
+    <score>_random, <score>. Raises BookError for a run that is not done or not probed, and for different data.
     """
     rows, asked = [], set()
     for folder in folders:
@@ -48,9 +46,7 @@ def collect(folders: list[Path]) -> pd.DataFrame:
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row an experiment: its seeds, mean ± sd of random weights and of trained ones, mean gain with its 95 %
-    interval.
-    """
+    """One row an experiment: its seeds, mean ± sd of random and trained weights, mean gain with its 95 % interval."""
     spread = lambda x: f"{x.mean():.1f} ± {x.std():.1f}" if len(x) > 1 else f"{x.mean():.1f}"
     rows = []
     for _, runs in frame.groupby("settings", sort=False):
@@ -66,14 +62,12 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def interval(differences: pd.Series) -> str:
-    """Mean and 95 % confidence interval (Student's t over seeds) of paired differences; the mean alone where they have
-    no spread.
-    """
-    mean = differences.mean()
+    """Mean of paired differences and, where they differ, its 95 % confidence interval (Student's t over seeds)."""
+    mean = f"{differences.mean():+.1f}"
     if differences.nunique() < 2:
-        return f"{mean:+.1f}"
-    low, high = stats.t.interval(0.95, len(differences) - 1, loc=mean, scale=stats.sem(differences))
-    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+        return mean
+    low, high = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
+    return f"{mean} [{low:+.1f}, {high:+.1f}]"
 
 
 def between(frame: pd.DataFrame) -> list[str]:
@@ -104,9 +98,9 @@ def main(arguments: list[str] | None = None) -> None:
     probed, classes = read_json(given.runs[0] / "probe.json"), frame["classes"].iloc[0]
     text = (
         f"{summary(frame).to_markdown(index=False, disable_numparse=True)}\n\n"
-        f"Class-mean accuracy in percent over {classes} classes (chance {100 / classes:.1f}) on {probed['data']}, learnt from "
-        f"{probed['fit'] or 'its other half'}; mean ± standard deviation over seeds; gain over random weights with its 95 % "
-        "interval.\n"
+        f"Class-mean accuracy in percent over {classes} classes (chance {100 / classes:.1f}) on {probed['data']}, "
+        f"learnt from {probed['fit'] or 'its other half'}; mean ± standard deviation over seeds; gain over random "
+        "weights with its 95 % interval.\n"
     )
     text += "".join(f"\n- {line}" for line in between(frame)) + "\n"
     (given.out / "table.md").write_text(text)

@@ -20,10 +20,15 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def peak_memory() -> int:
-    """Largest resident bytes of this process so far. Not getrusage's on Linux: a child takes over its parent's peak
-    there.
+def peak_memory(cuda: bool = False) -> int:
+    """Largest resident bytes of this process so far; with `cuda` the most that torch had allocated on its GPU.
+
+    Not getrusage's on Linux, where a child inherits its parent's peak.
     """
+    if cuda:
+        import torch  # here, because much that asks for the cores needs no torch
+
+        return torch.cuda.max_memory_allocated()
     for line in STATUS.read_text().splitlines() if STATUS.exists() else ():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -102,6 +103,19 @@ def arithmetic(fixed_sizes: bool) -> dict:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = fixed_sizes
     return {"tf32": False, "cudnn_benchmark": fixed_sizes}
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """The context in which a network computes at config.PRECISIONS' `precision`; of fp32 one that changes nothing."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+
+def send(device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Moves CPU tensors to `device`; a GPU's copy starts from pinned memory, so that the host need not wait."""
+    if device.type == "cuda":
+        return lambda x: x.pin_memory().to(device, non_blocking=True)
+    return lambda x: x.to(device)
 
 
 def own_buffers() -> dict[str, bool]:

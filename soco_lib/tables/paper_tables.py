@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from soco_lib import BookError, locate
-from soco_lib.config import Pretrain
+from soco_lib.config import ALIGNMENTS, Pretrain
 from soco_lib.fields import OPERATIONAL, SUBJECT, base_profile, differences, essence, load, one_of, to_dict
 from soco_lib.runs import records
 from soco_lib.runs.folder import Run
@@ -78,7 +78,7 @@ def start_of(config: dict, known: dict[str, Run] | None = None) -> Start:
         changed -= {"detector"} if ours["detector"] == "mask-rcnn-r50-c4" else set()
         sizes = {(224,): "SoCo", (224, 112): "SoCo", (224, 112, 192): "SoCo*"}  # (224,) is C4's
         row = "" if changed else sizes.get(tuple(view["size"] for view in ours["views"]), "")
-    method = "whole image" if ours["alignment"] == "whole" else "SoCo"
+    method = "SoCo" if ALIGNMENTS[ours["alignment"]].boxes else "whole image"
     return Start(f"{method} ({run.name.removesuffix('-s' + str(ours['seed']))})", epochs, row)
 
 

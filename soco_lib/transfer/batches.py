@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from soco_lib.detector import CfgNode
 from soco_lib.fields import one_of, require
-from soco_lib.runs import loader
+from soco_lib.runs import loader, processes
 from soco_lib.transfer.benchmarks import Transfer
 
 from detectron2.data import DatasetFromList, DatasetMapper, get_detection_dataset_dicts
@@ -25,7 +25,6 @@ from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSample
 from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
 
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
 #: Micro-batches that each worker keeps ready, where there is room for them.
 AHEAD = 2
@@ -225,8 +224,7 @@ class Accumulator(SimpleTrainer):
 
     def forward(self, images: list[dict]) -> dict[str, torch.Tensor]:
         """The model's losses of a micro-batch, under the run's precision."""
-        dtype = AUTOCAST.get(self.precision)
-        with torch.autocast("cuda" if torch.cuda.is_available() else "cpu", dtype, enabled=dtype is not None):
+        with processes.autocast(self.precision, processes.own_device()):
             return self.model(images)
 
     def state_dict(self) -> dict:

@@ -1,6 +1,4 @@
-"""What becomes of every key of a detector and of a file: loaded, new, left behind or of another shape; nothing is
-unseen.
-"""
+"""What becomes of every key of a detector and of a file: loaded, new, left behind or of another shape."""
 
 from __future__ import annotations
 
@@ -43,8 +41,16 @@ def _first_match(name: str, patterns: dict[str, str], default: str) -> str:
     return next((label for label, pattern in patterns.items() if re.match(pattern, name)), default)
 
 
-def _any_ends(keys: Iterable[str], ending: str) -> bool:
-    return any(key.endswith(ending) for key in keys)
+def _no_counters(keys: Iterable[str]) -> bool:
+    return not any(key.endswith(COUNTER) for key in keys)
+
+
+def _without(name: str, keys: Collection[str]) -> str:
+    """The part of PRETRAINED that a key belongs to, if none of `keys` is of the same module; else ''."""
+    for part, pattern in PRETRAINED.items():
+        if (module := re.match(pattern, name)) and not any(key.startswith(module.group()) for key in keys):
+            return part
+    return ""
 
 
 def why_new(name: str, reach: tuple[str, ...], given: Collection[str]) -> str:
@@ -56,26 +62,18 @@ def why_new(name: str, reach: tuple[str, ...], given: Collection[str]) -> str:
         return "not pretrained"
     if found := _first_match(name, ALWAYS_NEW, ""):
         return found
-    if name.endswith(COUNTER) and not _any_ends(given, COUNTER):
+    if name.endswith(COUNTER) and _no_counters(given):
         return "batch counters (the file has none)"
-    for part, pattern in PRETRAINED.items():
-        module = re.match(pattern, name)
-        if module and part not in reach and not any(key.startswith(module.group()) for key in given):
-            return f"{part} (not pretrained)"
-    return ""
+    part = _without(name, given)
+    return f"{part} (not pretrained)" if part and part not in reach else ""
 
 
 def why_left(name: str, own: Collection[str]) -> str:
-    """Class of an encoder's key without a place; '' if the detector (`own`: its keys) has that part, so that it should
-    have one.
-    """
-    if name.endswith(COUNTER) and not _any_ends(own, COUNTER):
+    """Class of an encoder's key without place; '' where it should have one: the detector (keys `own`) has its part."""
+    if name.endswith(COUNTER) and _no_counters(own):
         return f"batch counters {ELSEWHERE}"
-    for part, pattern in PRETRAINED.items():
-        module = re.match(pattern, name)
-        if module and not any(key.startswith(module.group()) for key in own):
-            return f"{part} {ELSEWHERE}"
-    return ""
+    part = _without(name, own)
+    return f"{part} {ELSEWHERE}" if part else ""
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ class KeyReport:
 
     @property
     def unexplained(self) -> dict[str, list[str]]:
-        """Keys outside every expected class: those that stop a run."""
+        """Keys outside every expected class, which stop a run."""
         return {
             "new": [k for k, why in self.new.items() if not why],
             "left_behind": [k for k, why in self.left_behind.items() if not why],
@@ -100,19 +98,16 @@ class KeyReport:
 
     def check(self, remedy: str = "load a checkpoint of the same detector") -> None:
         """Raise BookError naming the unexplained keys, if there are any."""
-        texts = {
-            "mismatched": "{} of another shape",
-            "new": "{} of the detector without weights",
-            "left_behind": "{} of the file without a place in the detector",
-        }
-        bad = {name: keys for name, keys in self.unexplained.items() if keys}
-        parts = []
-        for name, text in texts.items():
-            if keys := bad.get(name):
-                shown = [f"{k} ({self.mismatched[k]})" if name == "mismatched" else k for k in keys[:3]]
-                more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-                parts.append(f"{text.format(f'{len(keys)} key' + 's' * (len(keys) > 1))}: {', '.join(shown)}{more}")
-        require(not bad, f"{self.source} does not fit: {'; '.join(parts)}: {remedy}")
+        parts, bad = [], self.unexplained
+        for keys, what in (
+            ([f"{key} ({shapes})" for key, shapes in self.mismatched.items()], "of another shape"),
+            (bad["new"], "of the detector without weights"),
+            (bad["left_behind"], "of the file without a place in the detector"),
+        ):
+            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            if keys:
+                parts.append(f"{len(keys)} key{'s' * (len(keys) > 1)} {what}: {', '.join(keys[:3])}{more}")
+        require(not parts, f"{self.source} does not fit: {'; '.join(parts)}: {remedy}")
 
     def to_dict(self) -> dict:
         """JSON: summary and counts, and under "keys" every name: what `read` reads."""
@@ -137,10 +132,9 @@ class KeyReport:
         counts = {label: Counter() for label in [*GROUPS, "pretraining only", "other"]}
         for name in CLASSES:
             for key in getattr(self, name):
-                foreign = (
-                    name == "left_behind" and self.left_behind[key] and not self.left_behind[key].endswith(ELSEWHERE)
-                )
-                counts["pretraining only" if foreign else _first_match(key, GROUPS, "other")][name] += 1
+                why = self.left_behind.get(key, "") if name == "left_behind" else ""
+                only = bool(why) and not why.endswith(ELSEWHERE)
+                counts["pretraining only" if only else _first_match(key, GROUPS, "other")][name] += 1
         rows = {label: [count[name] for name in CLASSES] for label, count in counts.items() if count}
         return pd.DataFrame.from_dict(rows, orient="index", columns=list(CLASSES)).rename_axis("part")
 

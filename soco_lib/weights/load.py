@@ -1,40 +1,26 @@
-"""Pretrained weights into a detector, ours and other methods', with every key accounted for; and out again as files for
-others.
+"""Pretrained weights into a detector, ours and other methods', with every key accounted for.
 
-`python -m soco_lib.weights export CHECKPOINT OUT.pth [--network target] [--layout detectron2|torchvision|soco]`
-
-The encoder's parameters already bear the detector's names (design.md 1), so loading is taking a subset of a state dict.
-A key is loaded, new in the detector, left behind in the file, or an error: there is no fifth case and nothing is
-dropped unseen.
+The encoder's parameters already bear the detector's names, so that loading is taking a subset of a state dict. A key is
+loaded, new in the detector, left behind in the file, or an error; none is dropped unseen.
 """
 
 from __future__ import annotations
 
-import argparse
 import re
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
-from soco_lib import locate, one_line_errors
+from soco_lib import locate
+from soco_lib.config import ALIGNMENTS
 from soco_lib.fields import one_of, require
 from soco_lib.runs import checkpoint
-from soco_lib.weights import export as exports
 from soco_lib.weights import formats
 from soco_lib.weights.foreign import translate
 from soco_lib.weights.key_report import KeyReport, why_left, why_new
 
 NETWORKS = ("online", "target")
-#: What a pretraining trained of the detector, by its `alignment` (Table 4).
-REACH = {
-    "whole": ("backbone",),
-    "c5": ("backbone",),
-    "neck": ("backbone", "neck"),
-    "head": ("backbone", "neck", "head"),
-}
 
 
 @dataclass(frozen=True)
@@ -50,9 +36,6 @@ class Weights:
     remedy: str = ""  # what to do if they do not fit; "": by `detector`
 
 
-# --- in ---------------------------------------------------------------------------------------------------------------
-
-
 def checkpoint_file(path: str | Path) -> Path:
     """The file itself, or the newest checkpoint of a run folder. Raises BookError when there is none."""
     path = locate(path)
@@ -66,25 +49,24 @@ def checkpoint_file(path: str | Path) -> Path:
 
 def read_weights(path: str | Path, network: str = "online", layout: str = "") -> Weights:
     """Weights of one network of a checkpoint in the detector's names: a pretraining's (or its run folder's newest), or
-    another method's, in any format of formats.read and any layout of foreign.LAYOUTS, found by its keys unless `layout`
-    names it.
+    another method's, in any layout of foreign.LAYOUTS, found by its keys unless `layout` names it.
 
-    Raises BookError for an unreadable file and for one of no known layout. A single key that is unknown is the key
-    report's.
+    Raises BookError for an unreadable file or one of no known layout; a single unknown key is the key report's to tell.
     """
     one_of("network", network, NETWORKS)
     file = checkpoint_file(path)
     content = formats.read(file)
     if content.get("format") == checkpoint.FORMAT:
-        return _own(content, file, network)
+        return own_weights(content, file, network)
     found = translate(content, file, network, layout)
     row = found.layout
     source = f"{file} ({row.what}{f', {network} network' if len(row.networks) > 1 else ''})"
-    hint = f"it was read as layout {row.name!r} (soco_lib/weights/foreign.py): its keys were changed, or the detector's networks are others"
-    return Weights(found.tensors, found.left, found.reach, source, remedy=hint)
+    read_as = f"it was read as layout {row.name!r} (soco_lib/weights/foreign.py)"
+    remedy = f"{read_as}: its keys were changed, or the detector's networks are others"
+    return Weights(found.tensors, found.left, found.reach, source, remedy=remedy)
 
 
-def _own(state: dict, file: Path, network: str) -> Weights:
+def own_weights(state: dict, file: Path, network: str) -> Weights:
     """Weights of a pretraining's checkpoint; a key that no part of SoCo owns is left behind unexplained."""
     tensors, left = {}, {}
     for key, value in state["model"].items():
@@ -100,19 +82,12 @@ def _own(state: dict, file: Path, network: str) -> Weights:
             left[key] = ""
     cfg = state["config"]
     source = f"{file} ({network} network, step {state['step']})"
-    return Weights(tensors, left, REACH[cfg["alignment"]], source, cfg["detector"], state["step"])
-
-
-def encoder_weights(path: str | Path, network: str = "online") -> dict[str, Tensor]:
-    """`read_weights(...).tensors`: detector's name -> tensor."""
-    return read_weights(path, network).tensors
+    return Weights(tensors, left, ALIGNMENTS[cfg["alignment"]].parts, source, cfg["detector"], state["step"])
 
 
 def placed(detector: nn.Module, weights: Weights) -> dict[str, Tensor]:
-    """The tensors under this detector's names.
-
-    A ResNet that is a whole backbone lies below the FPN in an FPN detector; a C4 detector keeps its res5 in the RoI
-    head. So a pretraining for one serves the other as far as they are alike: the whole ResNet.
+    """The tensors under this detector's names: a whole ResNet lies below the FPN in an FPN detector, and a C4 detector
+    keeps its res5 in the RoI head, so that a pretraining for one serves the other.
     """
     own = detector.state_dict()
     has = lambda prefix: any(key.startswith(prefix) for key in own)
@@ -133,8 +108,8 @@ def compare(detector: nn.Module, weights: Weights) -> KeyReport:
     own, given = detector.state_dict(), placed(detector, weights)
     both = own.keys() & given.keys()
     shape = lambda tensor: "x".join(map(str, tensor.shape)) or "scalar"
-    differs = {k: f"{shape(given[k])} in the file, {shape(own[k])} in the detector"
-               for k in sorted(both) if own[k].shape != given[k].shape}  # fmt: skip
+    others = [k for k in sorted(both) if own[k].shape != given[k].shape]
+    differs = {k: f"{shape(given[k])} in the file, {shape(own[k])} in the detector" for k in others}
     homeless = {k: why_left(k, own.keys()) for k in sorted(given.keys() - both)}
     reach = weights.reach
     if any(k.startswith("roi_heads.res5.") for k in weights.tensors.keys() - given.keys()):
@@ -150,9 +125,7 @@ def compare(detector: nn.Module, weights: Weights) -> KeyReport:
 
 
 def load_into(detector: nn.Module, weights: Weights, name: str = "") -> KeyReport:
-    """Copy `weights` into `detector` (called `name` in messages). Raises BookError before touching it if a key is
-    unexplained.
-    """
+    """Copy `weights` into `detector`, called `name`. Raises BookError for an unexplained key before touching it."""
     report = compare(detector, weights)
     report.check(remedy(weights, name))
     given = placed(detector, weights)
@@ -164,55 +137,8 @@ def remedy(weights: Weights, name: str) -> str:
     """What to do about weights that do not fit the detector called `name`."""
     if weights.remedy:
         return weights.remedy
+    pretrained = f"it was pretrained with detector={weights.detector!r}"
     if weights.detector and name and weights.detector != name:
-        return f"it was pretrained with detector={weights.detector!r}, not {name!r}: use that detector or pretrain this one"
-    return "the file's keys were changed, or its settings (overrides, alignment) differ: use the detector as it was pretrained"
-
-
-# --- out --------------------------------------------------------------------------------------------------------------
-
-#: What `export` writes, by the layout.
-WRITTEN = {
-    "detectron2": "set MODEL.WEIGHTS to it",
-    "torchvision": "a state dict for torchvision's ResNet, without fc: load_state_dict(..., strict=False)",
-    "soco": "both networks, projector and predictor under the authors' names",
-}
-
-
-def export(path: str | Path, out: str | Path, network: str = "online", layout: str = "detectron2") -> Path:
-    """Write a pretraining's weights as a file for others (see `exports`); returns its path.
-
-    layout: detectron2 (the encoder of `network`), torchvision (its ResNet alone) or soco (all, whatever `network`).
-    """
-    one_of("network", network, NETWORKS)
-    one_of("layout", layout, WRITTEN)
-    out = Path(out).expanduser()
-    require(out.suffix == ".pth", f"out={out} must end in .pth: Detectron2 tells formats by the ending")
-    file = checkpoint_file(path)
-    state = checkpoint.read(file)
-    if layout == "soco":
-        content = exports.soco(state["model"])
-    else:
-        content = getattr(exports, layout)(_own(state, file, network).tensors)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(content, out)
-    return out
-
-
-@one_line_errors
-def main(arguments: list[str] | None = None) -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    command = parser.add_subparsers(required=True, metavar="export").add_parser(
-        "export", help="write a file for other programs"
-    )
-    command.add_argument("checkpoint", help="a checkpoint or the run folder of a pretraining")
-    command.add_argument("out", help="the .pth file to write")
-    command.add_argument("--network", default="online", help="online (default) or target")
-    command.add_argument("--layout", default="detectron2", help=f"{', '.join(WRITTEN)} (default: detectron2)")
-    given = parser.parse_args(arguments)
-    print(f"wrote {export(given.checkpoint, given.out, given.network, given.layout)}: {WRITTEN[given.layout]}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        return f"{pretrained}, not {name!r}: use that detector or pretrain this one"
+    differ = "the file's keys were changed, or its settings (overrides, alignment) differ"
+    return f"{differ}: use the detector as it was pretrained"

@@ -19,7 +19,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import roi_align
 
@@ -27,7 +26,7 @@ from soco_lib.config import Pretrain, plan
 from soco_lib.dataset import Batch, normalize
 from soco_lib.encoder import Encoder, assign_levels
 from soco_lib.fields import from_dict
-from soco_lib.loss import box_weights
+from soco_lib.loss import soco_loss
 from soco_lib.model import SoCo
 from soco_lib.runs import processes
 from soco_lib.runs.machine import peak_memory
@@ -66,11 +65,7 @@ class PlainStep:
 
     def loss(self, images: list[Tensor], boxes: list[Tensor], told: Told = no_stage) -> Tensor:
         """Eqs. 5 and 6, symmetrised; images (B, 3, S_j, S_j) and boxes (B, K, 4), one a view."""
-        model, cfg, weight = (
-            self.model,
-            self.cfg,
-            box_weights(torch.ones(boxes[0].shape[:2], dtype=torch.bool)).flatten(),
-        )
+        model, cfg, everywhere = self.model, self.cfg, torch.ones(boxes[0].shape[:2], dtype=torch.bool)
         with torch.no_grad():
             z = [model.target.projector(features(model.target.encoder, x, b, cfg)) for x, b in zip(images, boxes)]
         told("target forward")
@@ -78,8 +73,8 @@ class PlainStep:
             model.predictor(model.online.projector(features(model.online.encoder, x, b, cfg)))
             for x, b in zip(images, boxes)
         ]
-        cosine = lambda a, b: -2 * (weight * F.cosine_similarity(a, b)).sum()
-        loss = sum(cosine(v[0], z[j]) + cosine(v[j], z[0]) for j in range(1, len(v)))
+        v, z = ([x.unflatten(0, everywhere.shape) for x in part] for part in (v, z))
+        loss = soco_loss(v, z, [everywhere] * len(v))
         told("online forward")
         return loss
 
