@@ -17,8 +17,8 @@ import yaml
 from soco_lib import BookError, locate
 
 
-class Loader(yaml.SafeLoader):
-    """YAML with `1e-3` a number, for which YAML itself asks `1.0e-3`, and with dates as text, as papermill reads it."""
+class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    """YAML, read by libyaml where PyYAML has it, with `1e-3` a number, for which YAML itself asks `1.0e-3`, and with dates as text, as papermill reads it."""
 
 
 Loader.yaml_implicit_resolvers = {
@@ -44,8 +44,6 @@ def one_of(name: str, value: str, known: typing.Iterable[str]) -> None:
         raise BookError(f"{name}={value!r} is unknown{hint} (known: {', '.join(known)})")
 
 
-#: The fast one where PyYAML has it.
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 #: Once a class: reading hundreds of records asks for them again and again.
 _hints = functools.cache(typing.get_type_hints)
 
@@ -98,7 +96,7 @@ def load(cls, path: str | Path, **changes):
     path = locate(path)
     known = ", ".join(sorted(p.name for p in path.parent.glob("*.yaml")))
     require(path.is_file(), f"no parameter file {path}: known are {known}")
-    return changed(cls, yaml.load(path.read_text(), _LOADER) or {}, changes, path.name)
+    return changed(cls, yaml.load(path.read_text(), Loader) or {}, changes, path.name)
 
 
 def changed(cls, values: dict, changes: dict, where: str = ""):

@@ -111,7 +111,7 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
 
-def send(device: torch.device) -> Callable[[Tensor], Tensor]:
+def send(device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
     """Moves CPU tensors to `device`; a GPU's copy starts from pinned memory, so that the host need not wait."""
     if device.type == "cuda":
         return lambda x: x.pin_memory().to(device, non_blocking=True)
