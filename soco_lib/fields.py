@@ -18,7 +18,7 @@ from soco_lib import BookError, locate
 
 
 class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-    """YAML, read by libyaml where PyYAML has it, with `1e-3` a number, for which YAML itself asks `1.0e-3`, and with dates as text, as papermill reads it."""
+    """YAML as papermill reads it (dates are text), but for `1e-3`, a number here; by libyaml where PyYAML has it."""
 
 
 Loader.yaml_implicit_resolvers = {
