@@ -149,7 +149,7 @@ lab: | $(READY) ## open JupyterLab on notebooks/
 BOOK := $(PY) -m soco_lib.book
 NB := notebooks
 SCENES := data/scenes
-.PHONY: data proposals views pretrain join transfer predict benchmarks compare report quickstart gallery probe probe-table data-check
+.PHONY: data proposals views pretrain join transfer predict benchmarks compare report quickstart book gallery probe probe-table data-check
 .PHONY: table1 table2 table3 table6 table7 table8 table10
 
 # One to three objects a scene, none small. data/scenes: to learn from, and a val split to develop on; data/scenes-test: to report.
@@ -265,7 +265,13 @@ quickstart: $(QS)-views/02_views.html $(QS)-soco/03_pretrain.html $(SCENES)-test
 	@OMP_NUM_THREADS=$$((($$(nproc 2>/dev/null || echo 2) + 1) / 2)) $(MAKE) --silent --jobs=2 TOGETHER=1 $(QS)-report/05_report.html
 	@echo; cat $(QS)-report/table.md
 	@echo; echo "Notebooks as executed and as HTML (open $(QS)-report/05_report.html first):"; ls -1 $(QS)-*/*.html | sed 's/^/  /'
+	@echo; echo "All of it as one site, with contents and search: make book"
 	@echo; echo "Next: make lab; make proposals IMAGES=folder:/your/photos; make pretrain IMAGES=folder:/your/photos GPUS=2; make transfer INIT=$(RESULTS)/pretrain-toy"
+
+# Sphinx and its theme come with the first site: nothing else needs them.
+book: | $(READY) ## a site of all executed notebooks, tables and pictures, RESULTS/book/index.html; installs Sphinx the first time
+	@$(PY) -c 'import furo, myst_nb' 2>/dev/null || { echo "adding Sphinx to $(ENV)"; $(PIP) install -q --no-warn-conflicts -e '.[book]'; }
+	@$(PY) -m soco_lib.book.site --results '$(RESULTS)'
 
 gallery: quickstart claims | $(READY) ## put the quickstart's and the claims' figures and tables into the README
 	@$(PY) -m soco_lib.book.gallery
