@@ -1,5 +1,6 @@
 """Where images and proposals come from.
 
+annotations  COCO's and VOC's annotation files
 archives     Images inside zip and tar files
 decoding     Encoded images to pixels, whole or no larger than is needed
 interchange  Proposals in and out of the JSON format of the authors' release

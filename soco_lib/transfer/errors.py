@@ -65,27 +65,6 @@ class ErrorKinds:
 # --- COCO dictionaries ------------------------------------------------------------------------------------------------
 
 
-def from_records(records: list[dict], classes: tuple[str, ...]) -> dict:
-    """Detectron2's dataset dicts as a COCO dictionary, e.g. of VOC data; category ids are positions in `classes`.
-
-    Boxes are taken as absolute x1 y1 x2 y2 (bbox_mode 0) or x y w h (1); a "difficult" object counts as a crowd region.
-    """
-    images, annotations = [], []
-    for record in records:
-        images.append({k: record[k] for k in ("file_name", "height", "width")} | {"id": record["image_id"]})
-        for item in record["annotations"]:
-            x, y, a, b = map(float, item["bbox"])
-            w, h = (a, b) if int(item["bbox_mode"]) == 1 else (a - x, b - y)
-            crowd = int(item.get("iscrowd", 0) or item.get("difficult", 0))
-            annotations.append({"id": len(annotations) + 1, "image_id": record["image_id"], "category_id": item["category_id"],
-                                "bbox": [x, y, w, h], "area": w * h, "iscrowd": crowd})  # fmt: skip
-    return {
-        "images": images,
-        "annotations": annotations,
-        "categories": [{"id": i, "name": n} for i, n in enumerate(classes)],
-    }
-
-
 def _index(truth: dict, boxes: list[dict]) -> COCO:
     """pycocotools' index of boxes on the images of `truth`; ids are positions + 1 (COCOeval takes 0 for "no match")."""
     made = COCO()
