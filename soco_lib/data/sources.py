@@ -20,9 +20,16 @@ import numpy as np
 from soco_lib import BookError, locate
 from soco_lib.boxes import as_boxes
 from soco_lib.data.annotations import coco_root, parsing, read_coco, read_voc, voc_classes, voc_split
-from soco_lib.data.archives import Archive, mapped_zip_images, tar_images, zip_images
+from soco_lib.data.archives import (
+    Archive,
+    fingerprint,
+    folder_keys,
+    in_order,
+    mapped_zip_images,
+    tar_images,
+    zip_images,
+)
 from soco_lib.data.decoding import decode, decode_near
-from soco_lib.data.listings import fingerprint, folder_keys, in_order
 from soco_lib.fields import require
 
 KINDS = (
@@ -62,9 +69,7 @@ class ImageSource:
             raise UnreadableImage(f"{self.keys[index]}: cannot be read from {self.root} ({error.strerror})") from None
 
     def load(self, index: int) -> np.ndarray:
-        """Image `index` as (H, W, 3) uint8 RGB. Raises UnreadableImage when it cannot be read, decoded, or is cut
-        short.
-        """
+        """Image `index` as (H, W, 3) uint8 RGB. Raises UnreadableImage, also for a file that is cut short."""
         return self._decoded(index, decode)
 
     def load_near(self, index: int, side: int) -> tuple[np.ndarray, tuple[int, int]]:
@@ -74,11 +79,10 @@ class ImageSource:
     def _decoded(self, index: int, by: Callable):
         try:
             return by(self.read(index))
+        except UnreadableImage:
+            raise
         except BookError as error:
-            reason = str(error)
-            raise UnreadableImage(
-                reason if reason.startswith(self.keys[index]) else f"{self.keys[index]}: {reason}"
-            ) from None
+            raise UnreadableImage(f"{self.keys[index]}: {error}") from None
 
     def annotations(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Labelled objects of image `index`: boxes (N, 4) float32 in its pixels and labels (N,) int64 into `classes`.
@@ -89,11 +93,10 @@ class ImageSource:
 
 
 def open_source(spec: str) -> ImageSource:
-    """The images that `spec` names: `folder:PATH`, `list:FILE` (one path a line, relative to the file), `zip:FILE.zip`,
-    `tar:FILE.tar` (or a folder of tars, or a pattern as `shards/{000..099}.tar`), `imagenet-zip:FOLDER[@SPLIT]` (the
-    authors' SPLIT.zip and SPLIT_map.txt, default train), `coco:ANNOTATIONS.json[@IMAGE_FOLDER]`, `voc:ROOT[@SPLIT]`
-    (default trainval), or a bare path whose kind is seen from what lies there. Paths resolve by `soco_lib.locate`.
-    Raises BookError for what is missing, empty or of an unknown kind.
+    """The images that `spec` names (see KINDS). Of `list:` each line is a path relative to the file; SPLIT is train by
+    default for the authors' `imagenet-zip:`, with SPLIT.zip and SPLIT_map.txt, and trainval for `voc:`; the kind of a
+    bare path is seen from what lies there. Paths resolve by `soco_lib.locate`. Raises BookError for what is missing,
+    empty or of an unknown kind.
     """
     spec = str(spec).strip()
     kind, colon, rest = spec.partition(":")
@@ -101,19 +104,16 @@ def open_source(spec: str) -> ImageSource:
         require(rest != "", f"images={spec!r} lacks a path (known: {KINDS})")
         return _OPENERS[kind](spec, rest)
     path = split_spec(spec)[0]
-    require(
-        spec != "" and path.exists(), f"no images at {spec!r} (looked for {path}): give an existing path, as {KINDS}"
-    )
-    if path.is_dir():
-        voc = (path / "JPEGImages").is_dir() and (path / "ImageSets").is_dir()
-        return _OPENERS["voc" if voc else "folder"](spec, spec)
+    there = spec != "" and path.exists()
+    require(there, f"no images at {spec!r} (looked for {path}): give an existing path, as {KINDS}")
     kind = {".json": "coco", ".zip": "zip", ".tar": "tar", ".txt": "list"}.get(path.suffix.lower())
+    if path.is_dir():
+        kind = "voc" if (path / "JPEGImages").is_dir() and (path / "ImageSets").is_dir() else "folder"
     require(kind is not None, f"images={spec!r}: cannot tell what {path.name} is; say it, as {KINDS}")
     return _OPENERS[kind](spec, spec)
 
 
-# --- without labels
-# ----------------------------------------------------------------------------------------------------
+# --- without labels ---------------------------------------------------------------------------------------------------
 
 
 def _open_folder(spec: str, path: str) -> ImageSource:
@@ -127,9 +127,8 @@ def _open_list(spec: str, path: str) -> ImageSource:
     require(file.is_file(), f"no list file {file}: give a text file with one image path a line")
     lines = (line.strip() for line in file.read_text().splitlines())
     keys = in_order([posixpath.normpath(line) for line in lines if line and line[0] != "#"], f"list {file}")
-    require(
-        (file.parent / keys[0]).is_file(), f"{file}: no image {keys[0]!r} there; paths are relative to {file.parent}"
-    )
+    there = (file.parent / keys[0]).is_file()
+    require(there, f"{file}: no image {keys[0]!r} there; paths are relative to {file.parent}")
     return ImageSource(spec, file.parent, keys)
 
 
@@ -161,8 +160,7 @@ def _open_imagenet_zip(spec: str, path: str) -> ImageSource:
     return ArchiveSource(spec, folder, *mapped_zip_images(folder, split or "train"))
 
 
-# --- with labels
-# -------------------------------------------------------------------------------------------------------
+# --- with labels ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)

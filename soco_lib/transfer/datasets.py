@@ -103,6 +103,11 @@ class DataLayout:
         return found
 
     @classmethod
+    def categories(cls, rest: str, names: list[str]) -> list[dict]:
+        """COCO's entries of the classes `names`, with the ids that predictions have; the set itself may be gone."""
+        return [{"id": i, "name": name} for i, name in enumerate(names)]
+
+    @classmethod
     def count(cls, rest: str) -> dict[str, int]:
         """Images that are listed and there, and annotations where they are counted. Raises BookError."""
         raise NotImplementedError
@@ -180,6 +185,14 @@ class Coco(DataLayout):
 
     def truth(self) -> dict:
         return self.content(self.source)
+
+    @classmethod
+    def categories(cls, rest: str, names: list[str]) -> list[dict]:
+        file = split_spec(rest)[0]
+        listed = sorted(cls.content(file)["categories"], key=lambda entry: entry["id"]) if file.is_file() else []
+        same = [entry["name"] for entry in listed] == names  # else another file lies there now
+        ids = [entry["id"] for entry in listed] if same else range(1, len(names) + 1)
+        return [{"id": i, "name": name} for i, name in zip(ids, names)]
 
     @classmethod
     def count(cls, rest: str) -> dict[str, int]:
