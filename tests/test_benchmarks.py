@@ -1,6 +1,7 @@
 """The paper's benchmarks as data: their settings in Detectron2's config, their toy forms, what a machine must have."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -43,9 +44,10 @@ PAPER = {
 }
 
 
-def data(classes=3, mask_format="polygon", kind="coco"):
+def data(classes=3, mask_format="polygon"):
     """A data set that nothing reads."""
-    return DetectionData(f"{kind}-{classes}", kind, tuple(map(str, range(classes))), (1, 2), mask_format, 0, ())
+    layout = SimpleNamespace(classes=tuple(map(str, range(classes))), mask_format=mask_format)
+    return DetectionData(f"coco-{classes}", (1, 2), (layout,))
 
 
 def config(cfg, folder, classes=3, mask_format="polygon", world=1):

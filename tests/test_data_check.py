@@ -98,7 +98,7 @@ def test_more_is_said_and_passes(tree, capsys):
 def test_a_foreign_file_is_named(tree, capsys):
     write(tree, "coco/annotations/a.json", text="[]")
     status = check_data.main(["coco"])
-    assert status == 1 and "a.json is not a file of COCO instances" in capsys.readouterr().err
+    assert status == 1 and "a.json is no COCO annotation file" in capsys.readouterr().err
 
 
 def test_names(monkeypatch, capsys):

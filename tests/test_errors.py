@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from soco_lib import BookError
-from soco_lib.transfer.errors import KINDS, error_kinds, from_records, image_scores
+from soco_lib.transfer.datasets import coco_dictionary
+from soco_lib.transfer.errors import KINDS, error_kinds, image_scores
 
 CAT, DOG = 1, 2
 OBJECT = [10, 10, 40, 40]
@@ -107,7 +108,7 @@ def test_voc_records_become_a_coco_dictionary():
     item = {"category_id": 0, "bbox": np.array([10.0, 10, 50, 50]), "bbox_mode": 0}
     hard = item | {"bbox": [60, 60, 30, 30], "bbox_mode": 1, "difficult": 1}
     record = {"file_name": "a.jpg", "height": 100, "width": 100, "image_id": "000001", "annotations": [item, hard]}
-    content = from_records([record], ("cat", "dog"))
+    content = coco_dictionary([record], ("cat", "dog"))
     assert [a["bbox"] for a in content["annotations"]] == [[10, 10, 40, 40], [60, 60, 30, 30]]
     made = error_kinds(content, [{"image_id": "000001", "category_id": 0, "bbox": OBJECT, "score": 1.0}])
     assert made.objects == 1 and not any(made.counts.values())

@@ -13,6 +13,7 @@ import pytest
 
 from soco_lib import ROOT, BookError
 from soco_lib.boxes import best_overlaps, iou
+from soco_lib.data import interchange
 from soco_lib.data.interchange import export_json, import_json
 from soco_lib.data.proposals import (
     ProposalConfig,
@@ -71,7 +72,7 @@ def drawn(width: int, height: int, rectangle) -> np.ndarray:
     return image
 
 
-@pytest.mark.parametrize("max_side", [96, 128, None])
+@pytest.mark.parametrize("max_side", [96, 128, 0])
 def test_selective_search_finds_a_drawn_rectangle(max_side):
     target = (90, 60, 210, 180)
     image = drawn(320, 240, target)
@@ -371,6 +372,16 @@ def test_authors_json_goes_out_and_comes_back(pictures, tmp_path):
     (tmp_path / "list.json").write_text("[1]")
     with pytest.raises(BookError, match="not the authors' format"):
         import_json(tmp_path / "list.json", source, tmp_path / "list")
+
+
+def test_authors_json_by_command(pictures, tmp_path, capsys):
+    store = build_store(open_source(str(pictures)), SINGLE, tmp_path / "s", workers=1)
+    assert interchange.main(["export", str(store.path), str(tmp_path / "b.json")]) == 0
+    back = [str(tmp_path / "b.json"), str(tmp_path / "back"), "--images", str(pictures)]
+    assert interchange.main(["import", *back]) == 0 and "12 images" in capsys.readouterr().out
+    np.testing.assert_allclose(ProposalStore.open(tmp_path / "back").boxes(3), store.boxes(3), atol=0.02)
+    assert interchange.main(["export", str(tmp_path / "no"), "b.json"]) == 1
+    assert "error: no proposals at" in capsys.readouterr().err
 
 
 def test_command_line(pictures, tmp_path, capsys):

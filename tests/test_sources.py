@@ -175,7 +175,7 @@ def test_gray_alpha_and_orientation(tmp_path):
         ("flder:{0}", "no images at .*folder:PATH"),
         ("folder:{0}/empty", r"no images in folder .*empty \(known suffixes: .jpg"),
         ("coco:{0}/none.json", "no annotation file .*none.json"),
-        ("coco:{0}/bad.json", "not a COCO annotation file.*instances"),
+        ("coco:{0}/bad.json", "bad.json is no COCO annotation file.*instances"),
         ("coco:{0}/lost.json", r"no image 'gone.jpg' in .*images.*@IMAGE_FOLDER"),
         ("coco:{0}/lost.json@{0}/empty", r"no image 'gone.jpg' in .*empty"),
         ("zip:{0}/none.zip", "no zip file"),

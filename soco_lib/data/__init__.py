@@ -1,11 +1,11 @@
 """Where images and proposals come from.
 
-archives     Images inside zip and tar files
+annotations  COCO's and VOC's annotation files
+archives     Images inside zip and tar files; long listings of images, kept
 decoding     Encoded images to pixels, whole or no larger than is needed
-interchange  Proposals in and out of the JSON format of the authors' release
-listings     Names of the images in a folder or archive, found once
+interchange  Proposals in and out of the JSON format of the authors' release (a command)
 proposals    Object proposals
 shards       Proposals of many images, in shards that any number of processes make and a rerun completes
-sources      Where images come from
-store        The proposals of a data set
+sources      Images by what names them: folders, lists, archives, labelled sets
+store        The proposals of a data set (a command)
 """

@@ -1,39 +1,194 @@
-"""Images inside zip and tar files: each is one positioned read, in any order, by any number of processes.
+"""Images inside zip and tar files, and long listings of images, found once and kept.
 
-The archive's own directory (zip) or its headers (tar) are read once, for where each image lies; a long listing is kept
-(see listings.py). Checksums are not verified: as with files in a folder, it is the decoder that notices damage.
+An image in an archive is one positioned read, in any order, by any number of processes. The archive's own directory
+(zip) or its headers (tar) are read once, for where each image lies. Checksums are not verified: as with files in a
+folder, it is the decoder that notices damage.
+
+Walking the folders of 1.28 million images takes seconds on a disk of one's own and minutes on a shared one, an
+archive's headers take longer. A long listing is therefore kept as an Arrow file below `$SOCO_CACHE` (default:
+`$XDG_CACHE_HOME/soco`, else `~/.cache/soco`); processes map it, so it costs them next to no memory of their own. It is
+made anew as soon as what it lists has changed: a folder by its and its subfolders' modification times, an archive by
+size and modification time.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import hashlib
+import json
 import os
 import posixpath
 import re
 import struct
 import tarfile
+import tempfile
+import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from soco_lib import BookError, locate
-from soco_lib.data.listings import Made, in_order, is_image, kept
 from soco_lib.fields import require
 
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")  # in any case
+#: Images from which on a listing is kept: a shorter one is made as fast as it would be checked and read.
+KEEP_FROM = 10_000
+#: Seconds that what is listed must have been left alone: within its clock's tick, a later change would not show.
+SETTLED = 2.0
+FORMAT = 1
 #: How a member lies in its file: its bytes alone, or behind a zip's local header, as they are or deflated.
 BARE, STORED, DEFLATED = 0, 1, 2
 #: Bytes read along for a zip's local header; a longer one costs a second read.
 HEADER = 512
 #: Of an image: its key, number of its file, where it begins there, its bytes there, how it lies.
 Row = tuple[str, int, int, int, int]
-#: Keys, sorted, and where they lie.
-Listed = tuple[Sequence[str], "Archive"]
+COLUMNS = {"file": np.int32, "offset": np.int64, "size": np.int64, "form": np.int8}
 #: A file with its size and modification time in ns.
 Stamp = tuple[str, int, int]
+
+
+# --- listings ---------------------------------------------------------------------------------------------------------
+
+
+def is_image(name: str) -> bool:
+    """Whether a file name (no path) is an image's: by suffix; hidden files are not."""
+    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
+
+
+def in_order(names: Iterable[str], where: str) -> tuple[str, ...]:
+    """`names` as keys: sorted and unique. Raises BookError when there is none, or one that is not text."""
+    keys = tuple(sorted(set(names)))
+    require(len(keys) > 0, f"no images in {where} (known suffixes: {' '.join(SUFFIXES)})")
+    odd = next((key for key in keys if not key.isascii() and key.encode(errors="ignore").decode() != key), None)
+    require(odd is None, f"the name {odd!r} in {where} is not UTF-8: rename that file")
+    return keys
+
+
+def fingerprint(keys: Sequence[str]) -> str:
+    """16 hex digits over the keys, in order."""
+    return keys.fingerprint if isinstance(keys, Keys) else hashlib.sha256("\n".join(keys).encode()).hexdigest()[:16]
+
+
+class Keys(Sequence):
+    """The keys of a kept listing: read from the file's pages on access, pickled as the file's name."""
+
+    def __init__(self, file: Path, expected: str):
+        try:
+            table, facts = _mapped(file)
+        except (OSError, ValueError, KeyError):
+            table, facts = None, {}
+        require(
+            facts.get("fingerprint") == expected,
+            f"the listing {file} was replaced while processes were starting: the images have changed, run again",
+        )
+        self.file, self.fingerprint, self._column = file, expected, table["key"].chunk(0)
+
+    def __len__(self) -> int:
+        return len(self._column)
+
+    def __getitem__(self, index):
+        return tuple(self._column[index].to_pylist()) if isinstance(index, slice) else self._column[int(index)].as_py()
+
+    def __iter__(self) -> Iterator[str]:
+        for first in range(0, len(self), 65536):  # all of them at once would be a hundred megabytes of strings
+            yield from self[first : first + 65536]
+
+    def __reduce__(self):
+        return Keys, (self.file, self.fingerprint)
+
+
+def kept(name: str, holds: Callable[[dict], bool], make: Callable) -> tuple[Sequence[str], Mapping[str, np.ndarray]]:
+    """Keys and further columns of the listing called `name`: the kept one while its facts still hold, else a new one.
+
+    make() returns keys, columns, facts of what is listed (JSON), and when that last changed (seconds since 1970).
+    """
+    file = cache_folder() / "listings" / f"{hashlib.sha256(name.encode()).hexdigest()[:24]}.arrow"
+    with contextlib.suppress(OSError, ValueError, KeyError):  # none, of another version, or torn
+        table, facts = _mapped(file)
+        if facts["format"] == FORMAT and facts["name"] == name and holds(facts["of"]):
+            return _listing(file, table, facts)
+    start = time.time()
+    keys, columns, of, changed = make()
+    if len(keys) >= KEEP_FROM and changed < start - SETTLED:
+        with contextlib.suppress(OSError):  # no room, or not allowed: only time is lost
+            _write(file, keys, columns, {"format": FORMAT, "name": name, "fingerprint": fingerprint(keys), "of": of})
+            return _listing(file, *_mapped(file))
+    return keys, columns
+
+
+def cache_folder() -> Path:
+    """Where listings are kept (see above)."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("SOCO_CACHE") or Path(base) / "soco").expanduser().resolve()
+
+
+def _listing(file: Path, table, facts: dict) -> tuple[Keys, dict[str, np.ndarray]]:
+    views = {name: table[name].chunk(0).to_numpy() for name in table.column_names if name != "key"}  # of the file
+    return Keys(file, facts["fingerprint"]), views
+
+
+def _mapped(file: Path):
+    """(Arrow table over the file's pages, facts about it)."""
+    import pyarrow.ipc  # only where a listing is long
+
+    table = pyarrow.ipc.open_file(pyarrow.memory_map(str(file))).read_all()
+    return table, json.loads((table.schema.metadata or {})[b"soco"])
+
+
+def _write(file: Path, keys: Sequence[str], columns: Mapping[str, np.ndarray], facts: dict) -> None:
+    import pyarrow.ipc
+
+    arrays = {"key": pyarrow.array(keys, pyarrow.large_string()), **{k: pyarrow.array(v) for k, v in columns.items()}}
+    table = pyarrow.table(arrays).replace_schema_metadata({"soco": json.dumps(facts)})
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
+        part = os.path.join(scratch, file.name)
+        with pyarrow.OSFile(part, "wb") as sink, pyarrow.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+        os.replace(part, file)
+
+
+def folder_keys(root: Path) -> Sequence[str]:
+    """Keys of the images below `root`: posix paths relative to it, sorted. Hidden folders are left out, links followed.
+
+    Raises BookError when there is none, or a folder that cannot be read.
+    """
+
+    def holds(of: dict) -> bool:
+        return all(os.stat(os.path.join(root, inner)).st_mtime_ns == then for inner, then in of["folders"])
+
+    def make():
+        names, folders = _walk(root)
+        return in_order(names, f"folder {root}"), {}, {"folders": folders}, max(then for _, then in folders) / 1e9
+
+    return kept(f"folder {root}", holds, make)[0]
+
+
+def _walk(root: Path) -> tuple[list[str], list[tuple[str, int]]]:
+    """Image paths below `root`, and every folder with its modification time in ns as it was before it was read."""
+    names, folders, todo = [], [], [""]
+    while todo:
+        inner = todo.pop()
+        folder = os.path.join(root, inner)
+        try:
+            folders.append((inner, os.stat(folder).st_mtime_ns))
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if is_image(entry.name) and not entry.is_dir():
+                        names.append(inner + entry.name)
+                    elif not entry.name.startswith(".") and entry.is_dir():  # class folders are often links
+                        todo.append(f"{inner}{entry.name}/")
+        except OSError as error:
+            raise BookError(f"folder {folder} cannot be read ({error.strerror}): allow it or leave it out") from None
+    return names, folders
+
+
+# --- archives ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,32 +239,25 @@ def _stamp(file: int | Path, name: str | Path) -> Stamp:
     return str(name), status.st_size, status.st_mtime_ns
 
 
-def _listed(name: str, files: list[Path], rows: Callable[[], Iterable[Row]], beside: Sequence[Path] = ()) -> Listed:
+def _listed(
+    name: str, files: list[Path], rows: Callable[[], Iterable[Row]], beside: Sequence[Path] = ()
+) -> tuple[Sequence[str], Archive]:
     """The images in `files`: kept, or from `rows`. `beside`: other files that `rows` reads."""
     stamps = [_stamp(file, file) for file in (*files, *beside)]
 
-    def make() -> Made:
-        found = {
-            row[0]: row for row in rows()
-        }  # of two members with one name the later one counts, as when they are unpacked
+    def make():
+        # Of two members with one name the later one counts, as when they are unpacked.
+        found = {key: where for key, *where in rows()}
         keys = in_order(found, name)
-        columns = {
-            column: np.array([found[key][i] for key in keys], kind)
-            for i, (column, kind) in enumerate(
-                (("file", np.int32), ("offset", np.int64), ("size", np.int64), ("form", np.int8)), 1
-            )
-        }
+        columns = {column: np.array([found[key][i] for key in keys], kind)
+                   for i, (column, kind) in enumerate(COLUMNS.items())}  # fmt: skip
         return keys, columns, {"files": stamps}, max(changed for *_, changed in stamps) / 1e9
 
     keys, columns = kept(name, lambda of: [tuple(stamp) for stamp in of["files"]] == stamps, make)
     return keys, Archive(tuple(stamps[: len(files)]), **columns)
 
 
-# --- zip
-# ---------------------------------------------------------------------------------------------------------------
-
-
-def zip_images(file: Path) -> Listed:
+def zip_images(file: Path) -> tuple[Sequence[str], Archive]:
     """The images of a zip file, by their paths in it. Raises BookError."""
     require(file.is_file(), f"no zip file {file}: give the archive that holds the images")
     return _listed(f"archive {file}", [file], lambda: _zip_rows(file))
@@ -126,15 +274,13 @@ def _zip_rows(file: Path) -> Iterator[Row]:
         if member.is_dir() or not is_image(posixpath.basename(name)) or name.startswith("__MACOSX"):
             continue
         require(not member.flag_bits & 1, f"{file}: {name} is encrypted: pack the images again without a password")
-        how = {zipfile.ZIP_STORED: STORED, zipfile.ZIP_DEFLATED: DEFLATED}.get(member.compress_type)
-        require(
-            how is not None,
-            f"{file}: {name} is packed by method {member.compress_type}: pack the images again with `zip -0`",
-        )
-        yield name, 0, member.header_offset, member.compress_size, how
+        form = {zipfile.ZIP_STORED: STORED, zipfile.ZIP_DEFLATED: DEFLATED}.get(member.compress_type)
+        method = f"packed by method {member.compress_type}"
+        require(form is not None, f"{file}: {name} is {method}: pack the images again with `zip -0`")
+        yield name, 0, member.header_offset, member.compress_size, form
 
 
-def mapped_zip_images(folder: Path, split: str) -> Listed:
+def mapped_zip_images(folder: Path, split: str) -> tuple[Sequence[str], Archive]:
     """The images of the authors' ImageNet-Zip: <split>.zip as <split>_map.txt names them, a line "path<TAB>class
     number" each.
 
@@ -143,20 +289,15 @@ def mapped_zip_images(folder: Path, split: str) -> Listed:
     file, table = folder / f"{split}.zip", folder / f"{split}_map.txt"
     known = ", ".join(sorted(f.name.removesuffix("_map.txt") for f in folder.glob("*_map.txt"))) or "none"
     for path in (file, table):
-        require(
-            path.is_file(),
-            f"no {path.name} in {folder}: it should hold SPLIT.zip and SPLIT_map.txt (splits there: {known})",
-        )
+        needs = f"it should hold SPLIT.zip and SPLIT_map.txt (splits there: {known})"
+        require(path.is_file(), f"no {path.name} in {folder}: {needs}")
 
     def rows() -> Iterator[Row]:
         there = {row[0]: row for row in _zip_rows(file)}
         named = _map_names(table, file.name)
         lost = [name for name in named if name not in there]
-        count = f"{len(lost)} of {len(named)}"
-        require(
-            not lost,
-            f"{file} lacks {count} images that {table.name} names, first {lost and lost[0]!r}: copy both again",
-        )
+        count, first = f"{len(lost)} of {len(named)}", lost and lost[0]
+        require(not lost, f"{file} lacks {count} images that {table.name} names, first {first!r}: copy both again")
         return (there[name] for name in named)
 
     return _listed(f"archive {file} by {table.name}", [file], rows, [table])
@@ -166,16 +307,12 @@ def _map_names(table: Path, archive: str) -> list[str]:
     names = []
     for number, line in enumerate(table.read_text(errors="replace").splitlines(), 1):
         words = line.rsplit(None, 1)
-        if not line.strip():
+        if not words:
             continue
         good = len(words) == 2 and words[1].isdigit()
         require(good, f"{table}, line {number}: {line[:60]!r} is not an image's path, a tab and its class number")
         names.append(posixpath.normpath(words[0].strip().removeprefix(f"{archive}@").lstrip("/")))
     return names
-
-
-# --- tar
-# ---------------------------------------------------------------------------------------------------------------
 
 
 def tar_images(text: str) -> tuple[Path, Sequence[str], Archive]:
@@ -201,14 +338,11 @@ def _tar_files(text: str) -> list[Path]:
     where = locate(text)
     if where.is_dir():
         files = sorted(where.glob("*.tar"))
-        require(
-            len(files) > 0,
-            f"no .tar in {where}: give a tar file, a folder of them, or a pattern such as {{000..099}}.tar",
-        )
+        require(bool(files), f"no .tar in {where}: give a tar file, a folder of them, or a pattern as {{000..099}}.tar")
         return files
     files = [where] if where.exists() else [locate(name) for name in _expanded(text)]
+    require(bool(files), f"tar:{text} names no file: a range goes upwards, as {{000..099}}")
     lost = [file for file in files if not file.is_file()]
-    require(len(files) > 0, f"tar:{text} names no file: a range goes upwards, as {{000..099}}")
     count = f"{len(lost)} of {len(files)} shards missing, first " if len(files) > 1 else "no tar file "
     require(not lost, f"{count}{lost and lost[0]}: copy it there or correct tar:{text}")
     return files
@@ -249,7 +383,5 @@ def _tar_walk(file: Path, stream, begin: int, inner: str) -> Iterator[tuple[str,
         whole = os.pread(stream.fileno(), tarfile.BLOCKSIZE, archive.offset) == bytes(tarfile.BLOCKSIZE)
     except tarfile.ReadError:
         whole = False
-    require(
-        whole,
-        f"{file} is no tar archive, or is damaged or cut short{f' after {last.name}' if last else ''}: copy it again",
-    )
+    after = f" after {last.name}" if last else ""
+    require(whole, f"{file} is no tar archive, or is damaged or cut short{after}: copy it again")

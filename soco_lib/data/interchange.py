@@ -1,25 +1,32 @@
-"""Proposals in and out of the JSON format of the authors' release."""
+"""Proposals in and out of the JSON format of the authors' release: one dictionary, file name without suffix ->
+[[x, y, w, h], ...], in pixels, x and y the left top corner.
+
+    python -m soco_lib.data.interchange export data/photos-proposals boxes.json
+    python -m soco_lib.data.interchange import boxes.json data/photos-proposals --images folder:photos
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
 
-from soco_lib import BookError, locate
+from soco_lib import BookError, locate, one_line_errors
 from soco_lib.boxes import as_boxes
 from soco_lib.data.shards import Row, given_row, shard_range, write_shard
-from soco_lib.data.sources import ImageSource
+from soco_lib.data.sources import ImageSource, open_source
 from soco_lib.data.store import ProposalStore, assemble
 from soco_lib.fields import require
 
 
 def export_json(store: ProposalStore, path: str | os.PathLike) -> None:
-    """Write the boxes in the authors' format: one JSON dictionary, file name without suffix -> [[x, y, w, h], ...] in
-    pixels (x, y the left top corner), rounded to 0.01. Unreadable images are left out. Raises BookError where two names
-    collide.
+    """Write the boxes in the authors' format, rounded to 0.01; unreadable images are left out.
+
+    Raises BookError where two images have one name.
     """
     names = _json_names(store.table()["key"])
     path = locate(path)
@@ -37,8 +44,7 @@ def export_json(store: ProposalStore, path: str | os.PathLike) -> None:
 def import_json(
     path: str | os.PathLike, source: ImageSource, out_dir: str | os.PathLike, progress=None
 ) -> ProposalStore:
-    """A store from boxes in the authors' format (see export_json), as they are: no filter is applied, only clipped to
-    the image.
+    """A store from boxes in the authors' format, as they are: no filter is applied, only clipped to the image.
 
     x2 = x + w: the release's writer means a column more by w (x2 = x + w + 1), its reader one less (x + w - 1), so this
     is within a pixel of both. An empty list becomes the whole image. Reads the whole file. Raises BookError for a file
@@ -54,10 +60,8 @@ def import_json(
         form = "a dictionary, file name without suffix -> [[x, y, w, h], ...]"
         raise BookError(f"{file} is not the authors' format: {form}") from None
     missing = [name for name in names if name not in found]
-    require(
-        not missing,
-        f"{file} names no boxes for {len(missing)} of {len(names)} images of {source.spec}, first {missing[:1]}",
-    )
+    count = f"{len(missing)} of {len(names)}"
+    require(not missing, f"{file} names no boxes for {count} images of {source.spec}, first {missing[:1]}")
 
     def row(index: int) -> Row:
         boxes = found[names[index]]
@@ -77,3 +81,26 @@ def _json_names(keys) -> list[str]:
     twice = next((name for name in names if name in seen or seen.add(name)), None)
     require(twice is None, f"two images are named {twice!r}: the authors' format tells images apart by file name alone")
     return names
+
+
+@one_line_errors
+def main(argv: list[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    export = commands.add_parser("export", help="a store's boxes to a JSON file")
+    export.add_argument("store", help="folder of the store")
+    export.add_argument("json", help="file to write")
+    into = commands.add_parser("import", help="a JSON file's boxes to a new store")
+    into.add_argument("json", help="the authors' file")
+    into.add_argument("store", help="folder to write")
+    into.add_argument("--images", required=True, help="the images that the boxes are of, as for soco_lib.data.store")
+    given = parser.parse_args(argv)
+    if given.command == "export":
+        export_json(ProposalStore.open(given.store), given.json)
+    else:
+        import_json(given.json, open_source(given.images), given.store, print)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,5 +1,4 @@
-"""Object proposals: selective search and its stand-ins, the paper's filter (Sec. 3.2), and the work over many images in
-shards.
+"""Object proposals of one image: selective search and its stand-ins, and the paper's filter (Sec. 3.2).
 
 Selective search groups pixels by colour, texture, size and fill, bottom-up and without labels (Uijlings et al., 2013;
 OpenCV contrib). Boxes are `x1 y1 x2 y2`, half-open, float32 (N, 4), in pixels of the image.
@@ -42,10 +41,8 @@ class ProposalConfig:
     def __post_init__(self):
         one_of("generator", self.generator, GENERATORS)
         one_of("mode", self.mode, MODES)
-        require(
-            self.search_side == 0 or self.search_side >= 32,
-            f"search_side={self.search_side} is too small to search: give 32 pixels or more, or 0 for full size",
-        )
+        side = self.search_side
+        require(side == 0 or side >= 32, f"search_side={side} is too small: give 32 pixels or more, or 0 for full size")
         require(self.base_k > 0, f"base_k={self.base_k} must be positive (OpenCV's own is 150)")
         require(self.count >= 1, f"count={self.count} must be at least 1 box an image")
         require(self.seed >= 0, f"seed={self.seed} may not be negative")
@@ -55,13 +52,10 @@ class ProposalConfig:
         return {name: getattr(self, name) for name in ("generator", *_USED[self.generator])}
 
 
-def selective_search(
-    image: np.ndarray, mode: str = "fast", max_side: int | None = 128, base_k: int = 100
-) -> np.ndarray:
-    """All boxes that selective search proposes for `image` (H, W, 3) uint8 RGB, unfiltered: (N, 4) in its pixels, N >=
-    1.
+def selective_search(image: np.ndarray, mode: str = "fast", max_side: int = 128, base_k: int = 100) -> np.ndarray:
+    """All boxes that selective search proposes for `image` (H, W, 3) uint8 RGB, unfiltered: (N, 4), N >= 1.
 
-    The search runs on a copy whose longer side is at most `max_side` pixels (None or 0: full size); boxes are scaled
+    The search runs on a copy whose longer side is at most `max_side` pixels (0: full size); boxes are scaled
     back. The longer side, because it bounds the pixels searched, and so the time, whatever the image's shape. Exact
     duplicates (many groupings end in the same box) are removed, since training draws boxes uniformly; the rest is
     sorted, so that the result does not depend on OpenCV's random ranking. Deterministic. Raises BookError for an
@@ -75,12 +69,9 @@ def selective_search(
         image = cv2.resize(image, (small_width, small_height), interpolation=cv2.INTER_AREA)
     search = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()
     search.setBaseImage(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    if mode == "fast":
-        search.switchToSelectiveSearchFast(base_k)
-    elif mode == "quality":
-        search.switchToSelectiveSearchQuality(base_k)
-    else:
-        search.switchToSingleStrategy(base_k)
+    switch = {"fast": search.switchToSelectiveSearchFast, "quality": search.switchToSelectiveSearchQuality,
+              "single": search.switchToSingleStrategy}  # fmt: skip
+    switch[mode](base_k)
     found = np.unique(np.reshape(search.process(), (-1, 4)), axis=0).astype(np.float32)  # x y w h
     found[:, 2:] += found[:, :2]
     return found * np.array([width / small_width, height / small_height] * 2, np.float32)

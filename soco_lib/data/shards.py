@@ -33,8 +33,7 @@ from soco_lib.runs import locks
 Say = Callable[[str], None]  # receives a line of progress
 #: An image's entry in a shard: (width, height), boxes (n, 4), status, error text.
 Row = tuple[tuple[int, int], np.ndarray, str, str]
-#: Seconds between two looks at what the others do, and those that a participant is given to begin in before it counts
-#: as absent.
+#: Seconds between two looks at what the others do, and until one that has not begun counts as absent.
 POLL, GRACE = 1.0, 60.0
 
 
@@ -49,8 +48,7 @@ def shard_range(shard: Path) -> range:
 
 
 def share(environment: Mapping[str, str]) -> tuple[int, int]:
-    """(rank, count): which of how many participants this process is, by the variables of torchrun, srun and SLURM
-    arrays.
+    """(rank, count) of this process among the participants, by the variables of torchrun, srun and SLURM arrays.
 
     (0, 1) without any. An array whose tasks start several processes each counts them all. srun is known by its
     SLURM_STEP_NUM_TASKS: a batch script has SLURM_PROCID and SLURM_NTASKS too, though it runs once. Raises BookError
@@ -98,29 +96,27 @@ def make_shards(shards: list[Path], source: ImageSource, config: ProposalConfig,
     """
     missing = [shard for shard in shards if not zipfile.is_zipfile(shard)]
     todo, done, start = sum(len(shard_range(s)) for s in missing), 0, time.monotonic()
-    workers, told = min(workers, len(missing)), start
+    workers, last = min(workers, len(missing)), start
     if len(missing) < len(shards):
         say(f"{len(shards) - len(missing)} of {len(shards)} shards were made before; going on")
     for count in _finished(missing, source, config, workers):
         done, now = done + count, time.monotonic()
-        if done < todo and now - told >= min(
-            30.0, max(2.0, (now - start) / done * todo / 10)
-        ):  # ten lines, or two a minute
-            rate, told = done / (now - start), now
+        pause = min(30.0, max(2.0, (now - start) / done * todo / 10))  # ten lines, or two a minute
+        if done < todo and now - last >= pause:
+            rate, last = done / (now - start), now
             left = _clock((todo - done) / rate)
             say(f"proposals: {done}/{todo} images, {rate:.1f} images/s with {workers} workers, {left} to go")
 
 
 @contextlib.contextmanager
 def to_merge(shards: list[Path], done: Path, part: tuple[int, int], make: Callable, say: Say) -> Iterator[bool]:
-    """`make` each count-th shard, those of the participant `part` = (rank, count), then wait until all participants'
-    are there.
+    """`make` every count-th shard, those of `part` = (rank, count), then wait until all participants' are there.
 
     Yields True to one participant, who merges while it holds the lock, and False to the others, when the file `done` is
     there. The lock lies among the shards, shared by those who make some, exclusive to who merges; the system frees a
     dead one's. Raises BookError when shards are missing that nobody makes, and for a file system without locks.
     """
-    (rank, count), folder, told, idle = part, shards[0].parent, time.monotonic(), None
+    (rank, count), folder, last, idle = part, shards[0].parent, time.monotonic(), None
     with locks.lockable(folder / "lock") as lock:
         if locks.take(lock, shared=True, wait=True):  # waits where somebody merges
             if not done.exists():
@@ -133,20 +129,20 @@ def to_merge(shards: list[Path], done: Path, part: tuple[int, int], make: Callab
                 whose = ", ".join(map(str, sorted({n % count for n in missing})))
                 raise BookError(
                     f"{len(missing)} of {len(shards)} shards in {folder} are missing and nobody makes them: those of "
-                    f"participant {whose} of 0 to {count - 1}. Start it again, or one process for all; finished shards are kept"
+                    f"participant {whose} of 0 to {count - 1}. Start it again, or one process for all; finished shards "
+                    "are kept"
                 )
-            if now - told >= 30:
-                told = now
+            if now - last >= 30:
+                last = now
                 say(f"waiting for others: {sum(shard.exists() for shard in shards)} of {len(shards)} shards are there")
             time.sleep(POLL)
         yield not done.exists()
 
 
 def _missing(shards: list[Path], lock: IO) -> list[int] | None:
-    """None while others make shards or merge them, else the numbers of missing ones; [] is returned with the lock held."""
-    there = set(
-        path.name for path in shards[0].parent.glob("*.npz")
-    )  # before the lock, or those who wait disturb each other
+    """Numbers of missing shards, None while others make or merge them. With [] the caller holds the lock."""
+    # Before the lock, or those who wait disturb each other.
+    there = {path.name for path in shards[0].parent.glob("*.npz")}
     if not locks.take(lock):  # also where one on another machine has merged and removed it
         return None if there else list(range(len(shards)))
     missing = [n for n, shard in enumerate(shards) if shard.name not in there]
@@ -173,7 +169,8 @@ def _finished(shards: list[Path], source: ImageSource, config: ProposalConfig, w
                 yield future.result()
         except BrokenProcessPool:
             raise BookError(
-                f"a worker process died (out of memory?); finished shards are kept: run again with workers below {workers}"
+                "a worker process died (out of memory?); finished shards are kept: run again with workers below "
+                f"{workers}"
             ) from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
@@ -230,6 +227,5 @@ def given_row(source: ImageSource, index: int, boxes: np.ndarray) -> Row:
 
 def _clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60:02d} min"
-    return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
+    long = f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min {seconds:02d} s"
+    return long if minutes else f"{seconds} s"

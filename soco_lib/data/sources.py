@@ -8,10 +8,8 @@ worker processes.
 from __future__ import annotations
 
 import functools
-import json
 import os
 import posixpath
-import xml.etree.ElementTree as ElementTree
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,9 +19,17 @@ import numpy as np
 
 from soco_lib import BookError, locate
 from soco_lib.boxes import as_boxes
-from soco_lib.data.archives import Archive, mapped_zip_images, tar_images, zip_images
+from soco_lib.data.annotations import coco_root, parsing, read_coco, read_voc, voc_classes, voc_split
+from soco_lib.data.archives import (
+    Archive,
+    fingerprint,
+    folder_keys,
+    in_order,
+    mapped_zip_images,
+    tar_images,
+    zip_images,
+)
 from soco_lib.data.decoding import decode, decode_near
-from soco_lib.data.listings import fingerprint, folder_keys, in_order
 from soco_lib.fields import require
 
 KINDS = (
@@ -63,9 +69,7 @@ class ImageSource:
             raise UnreadableImage(f"{self.keys[index]}: cannot be read from {self.root} ({error.strerror})") from None
 
     def load(self, index: int) -> np.ndarray:
-        """Image `index` as (H, W, 3) uint8 RGB. Raises UnreadableImage when it cannot be read, decoded, or is cut
-        short.
-        """
+        """Image `index` as (H, W, 3) uint8 RGB. Raises UnreadableImage, also for a file that is cut short."""
         return self._decoded(index, decode)
 
     def load_near(self, index: int, side: int) -> tuple[np.ndarray, tuple[int, int]]:
@@ -75,11 +79,10 @@ class ImageSource:
     def _decoded(self, index: int, by: Callable):
         try:
             return by(self.read(index))
+        except UnreadableImage:
+            raise
         except BookError as error:
-            reason = str(error)
-            raise UnreadableImage(
-                reason if reason.startswith(self.keys[index]) else f"{self.keys[index]}: {reason}"
-            ) from None
+            raise UnreadableImage(f"{self.keys[index]}: {error}") from None
 
     def annotations(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Labelled objects of image `index`: boxes (N, 4) float32 in its pixels and labels (N,) int64 into `classes`.
@@ -90,11 +93,10 @@ class ImageSource:
 
 
 def open_source(spec: str) -> ImageSource:
-    """The images that `spec` names: `folder:PATH`, `list:FILE` (one path a line, relative to the file), `zip:FILE.zip`,
-    `tar:FILE.tar` (or a folder of tars, or a pattern as `shards/{000..099}.tar`), `imagenet-zip:FOLDER[@SPLIT]` (the
-    authors' SPLIT.zip and SPLIT_map.txt, default train), `coco:ANNOTATIONS.json[@IMAGE_FOLDER]`, `voc:ROOT[@SPLIT]`
-    (default trainval), or a bare path whose kind is seen from what lies there. Paths resolve by `soco_lib.locate`.
-    Raises BookError for what is missing, empty or of an unknown kind.
+    """The images that `spec` names (see KINDS). Of `list:` each line is a path relative to the file; SPLIT is train by
+    default for the authors' `imagenet-zip:`, with SPLIT.zip and SPLIT_map.txt, and trainval for `voc:`; the kind of a
+    bare path is seen from what lies there. Paths resolve by `soco_lib.locate`. Raises BookError for what is missing,
+    empty or of an unknown kind.
     """
     spec = str(spec).strip()
     kind, colon, rest = spec.partition(":")
@@ -102,19 +104,16 @@ def open_source(spec: str) -> ImageSource:
         require(rest != "", f"images={spec!r} lacks a path (known: {KINDS})")
         return _OPENERS[kind](spec, rest)
     path = split_spec(spec)[0]
-    require(
-        spec != "" and path.exists(), f"no images at {spec!r} (looked for {path}): give an existing path, as {KINDS}"
-    )
-    if path.is_dir():
-        voc = (path / "JPEGImages").is_dir() and (path / "ImageSets").is_dir()
-        return _OPENERS["voc" if voc else "folder"](spec, spec)
+    there = spec != "" and path.exists()
+    require(there, f"no images at {spec!r} (looked for {path}): give an existing path, as {KINDS}")
     kind = {".json": "coco", ".zip": "zip", ".tar": "tar", ".txt": "list"}.get(path.suffix.lower())
+    if path.is_dir():
+        kind = "voc" if (path / "JPEGImages").is_dir() and (path / "ImageSets").is_dir() else "folder"
     require(kind is not None, f"images={spec!r}: cannot tell what {path.name} is; say it, as {KINDS}")
     return _OPENERS[kind](spec, spec)
 
 
-# --- without labels
-# ----------------------------------------------------------------------------------------------------
+# --- without labels ---------------------------------------------------------------------------------------------------
 
 
 def _open_folder(spec: str, path: str) -> ImageSource:
@@ -128,9 +127,8 @@ def _open_list(spec: str, path: str) -> ImageSource:
     require(file.is_file(), f"no list file {file}: give a text file with one image path a line")
     lines = (line.strip() for line in file.read_text().splitlines())
     keys = in_order([posixpath.normpath(line) for line in lines if line and line[0] != "#"], f"list {file}")
-    require(
-        (file.parent / keys[0]).is_file(), f"{file}: no image {keys[0]!r} there; paths are relative to {file.parent}"
-    )
+    there = (file.parent / keys[0]).is_file()
+    require(there, f"{file}: no image {keys[0]!r} there; paths are relative to {file.parent}")
     return ImageSource(spec, file.parent, keys)
 
 
@@ -162,8 +160,7 @@ def _open_imagenet_zip(spec: str, path: str) -> ImageSource:
     return ArchiveSource(spec, folder, *mapped_zip_images(folder, split or "train"))
 
 
-# --- with labels
-# -------------------------------------------------------------------------------------------------------
+# --- with labels ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,9 +181,8 @@ class CocoSource(ImageSource):
 
 def _open_coco(spec: str, path: str) -> ImageSource:
     file, root = split_spec(path)
-    require(file.is_file(), f"no annotation file {file}: give coco:ANNOTATIONS.json[@IMAGE_FOLDER]")
-    try:
-        data = json.loads(file.read_bytes())
+    data = read_coco(file, needed=("images",))
+    with parsing(file, "COCO annotation file", "give an instances_*.json"):
         names = {image["id"]: posixpath.normpath(image["file_name"]) for image in data["images"]}
         categories = {c["id"]: c["name"] for c in sorted(data.get("categories", ()), key=lambda c: c["id"])}
         found: dict[str, list] = {name: [] for name in names.values()}
@@ -195,9 +191,6 @@ def _open_coco(spec: str, path: str) -> ImageSource:
             x, y, w, h = a["bbox"]
             if not a.get("iscrowd", 0) and w > 0 and h > 0:
                 found[names[a["image_id"]]].append((x, y, x + w, y + h, label[a["category_id"]]))
-    except (ValueError, KeyError, TypeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise BookError(f"{file} is not a COCO annotation file ({reason}): give an instances_*.json") from None
     keys = in_order(list(names.values()), f"annotation file {file}")
     rows = [row for key in keys for row in found[key]]
     return CocoSource(
@@ -206,48 +199,26 @@ def _open_coco(spec: str, path: str) -> ImageSource:
     )  # fmt: skip
 
 
-def coco_root(file: Path, given: str | None, key: str) -> Path:
-    """The folder in which image `key` of a COCO file lies: `given`, else the usual places beside it. Raises BookError."""
-    beside = (file.parent, file.parent / "images", file.parent.parent / "images", file.parent.parent)
-    tried = (locate(given), file.parent / given) if given else beside
-    for root in tried:
-        if (root / key).is_file():
-            return root.resolve()
-    places = ", ".join(map(str, tried))
-    raise BookError(f"{file}: no image {key!r} in {places}; name the folder, as coco:{file.name}@IMAGE_FOLDER")
-
-
 class VocSource(ImageSource):
     """Images of one split of a VOC layout; labels are read from `Annotations/` when they are first asked for."""
 
     @functools.cached_property
     def classes(self) -> tuple[str, ...]:
-        """Every object name in `Annotations/`, sorted: of all splits, so that labels agree between them."""
-        trees = (ElementTree.parse(file) for file in (self.root / "Annotations").glob("*.xml"))
-        return tuple(sorted({name.text.strip() for tree in trees for name in tree.iterfind("object/name")}))
+        """See annotations.voc_classes."""
+        return voc_classes(self.root)
 
     def annotations(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """As ImageSource.annotations. VOC's 1-based inclusive corners become half-open ones from 0."""
-        file = self.root / "Annotations" / f"{Path(self.keys[index]).stem}.xml"
-        require(file.is_file(), f"{self.keys[index]}: no annotation {file}; the test split of VOC has none to give")
         label = {name: i for i, name in enumerate(self.classes)}
-        objects = [
-            o for o in ElementTree.parse(file).iterfind("object") if (o.findtext("difficult") or "0").strip() != "1"
-        ]
-        corners = [[float(o.findtext(f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax")] for o in objects]
-        labels = np.array([label[o.findtext("name").strip()] for o in objects], np.int64)
-        return as_boxes(corners) - np.array([1, 1, 0, 0], np.float32), labels
+        objects = [item for item in read_voc(self.root, Path(self.keys[index]).stem)[1] if item.difficult != 1]
+        labels = np.array([label[item.name] for item in objects], np.int64)
+        return as_boxes([item.corners for item in objects]) - np.array([1, 1, 0, 0], np.float32), labels
 
 
 def _open_voc(spec: str, path: str) -> ImageSource:
     root, split = split_spec(path)
-    split = split or "trainval"
-    sets = root / "ImageSets" / "Main"
-    require(sets.is_dir(), f"no VOC layout at {root}: it needs JPEGImages, Annotations and ImageSets/Main")
-    known = sorted(f.stem for f in sets.glob("*.txt") if "_" not in f.stem)
-    require((sets / f"{split}.txt").is_file(), f"no split {split!r} in {sets} (known: {', '.join(known) or 'none'})")
-    names = [line.split()[0] for line in (sets / f"{split}.txt").read_text().splitlines() if line.strip()]
-    return VocSource(spec, root, in_order([f"JPEGImages/{name}.jpg" for name in names], f"split {split} of {root}"))
+    file, names = voc_split(root, split)
+    return VocSource(spec, root, in_order([f"JPEGImages/{name}.jpg" for name in names], f"split {file.stem} of {root}"))
 
 
 _OPENERS = {

@@ -1,4 +1,4 @@
-"""The proposals of a data set: one immutable folder that any number of processes map instead of loading (design.md 3).
+"""The proposals of a data set: one immutable folder that any number of processes map instead of loading.
 
     boxes.npy       (M, 4) float32: x1 y1 x2 y2, half-open, pixels of the image; all images, one after the other
     offsets.npy     (N + 1,) int64: the boxes of image i are rows offsets[i]:offsets[i+1]; none where it cannot be read
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import json
 import os
 import shutil
@@ -35,39 +36,33 @@ from soco_lib.fields import require
 from soco_lib.runs import machine
 
 FORMAT = 1
+FILES = ("boxes.npy", "offsets.npy", "sizes.npy", "images.parquet")
 
 
 @dataclass(frozen=True, eq=False)
 class ProposalStore:
-    """A complete store. Opening reads a few hundred bytes; arrays are mapped on first use, again in each worker
-    process.
-    """
+    """A complete store. Opening reads a few hundred bytes; each process maps the arrays on first use."""
 
     path: Path
     meta: dict  # store.json
 
     @classmethod
     def open(cls, path: str | os.PathLike) -> ProposalStore:
-        """Open the store in the folder `path` (see soco_lib.locate). Raises BookError when it is missing or unfinished."""
+        """Open the store in the folder `path` (see soco_lib.locate). Raises BookError unless it is there, finished."""
         path = locate(path)
         remedy = f"build it: python -m soco_lib.data.store --images … --out {path}"
         require(path.is_dir(), f"no proposals at {path}; {remedy}")
-        done = (path / "store.json").is_file()
-        require(
-            done, f"proposals in {path} are {'unfinished' if (path / 'shards').is_dir() else 'not there'}; {remedy}"
-        )
+        state = "unfinished" if (path / "shards").is_dir() else "not there"
+        require((path / "store.json").is_file(), f"proposals in {path} are {state}; {remedy}")
+        again = "delete the folder and build the proposals again"
         try:
             meta = json.loads((path / "store.json").read_text())
         except ValueError:
-            raise BookError(f"{path}/store.json is damaged: delete the folder and build the proposals again") from None
-        require(
-            meta.get("format") == FORMAT,
-            f"{path} has store format {meta.get('format')}, this is {FORMAT}; build it again",
-        )
-        gone = [
-            name for name in ("boxes.npy", "offsets.npy", "sizes.npy", "images.parquet") if not (path / name).is_file()
-        ]
-        require(not gone, f"{path} lacks {', '.join(gone)}: delete the folder and build the proposals again")
+            raise BookError(f"{path}/store.json is damaged: {again}") from None
+        found = meta.get("format")
+        require(found == FORMAT, f"{path} has store format {found}, this is {FORMAT}: {again}")
+        gone = [name for name in FILES if not (path / name).is_file()]
+        require(not gone, f"{path} lacks {', '.join(gone)}: {again}")
         return cls(path, meta)
 
     def __len__(self) -> int:
@@ -113,34 +108,24 @@ class ProposalStore:
         """Raise BookError unless the store was built from the images of `source`, by name and in order."""
         if self.meta["fingerprint"] == source.fingerprint:
             return
-        keys = self.table()["key"]
-        pairs = ((a, b) for a, b in zip(keys, source.keys) if a != b)
-        a, b = next(
-            pairs, ("its end", source.keys[len(keys)]) if len(source) > len(keys) else (keys[len(source)], "its end")
-        )
+        pairs = itertools.zip_longest(self.table()["key"], source.keys, fillvalue="its end")
+        a, b = next((a, b) for a, b in pairs if a != b)
         raise BookError(
             f"proposals in {self.path} (of {self.meta['source']}, {len(self)} images) do not belong to {source.spec} "
             f"({len(source)} images): first difference {a!r} there, {b!r} here; build them for these images"
         )
 
     def summary(self) -> dict:
-        """Images, boxes, images a status (how their boxes were chosen), and quantiles of boxes an image, over readable
-        ones.
-        """
+        """Images, boxes, images of each status, and quantiles of the number of boxes in a readable image."""
         counts = np.diff(self._offsets)[self.readable]
         quantiles = {f"boxes_q{q:02d}": float(np.quantile(counts, q / 100)) for q in (5, 25, 50, 75, 95)}
         return {"images": len(self), "boxes": self.meta["boxes"], **self.meta["status"], **quantiles}
 
 
 def build_store(
-    source: ImageSource,
-    config: ProposalConfig,
-    out_dir: str | os.PathLike,
-    workers: int | None = None,
-    shard_size: int | None = None,
-    progress=None,
-    part: tuple[int, int] = (0, 1),
-) -> ProposalStore:
+    source: ImageSource, config: ProposalConfig, out_dir: str | os.PathLike, workers: int | None = None,
+    shard_size: int | None = None, progress=None, part: tuple[int, int] = (0, 1),
+) -> ProposalStore:  # fmt: skip
     """Make the proposals of all images of `source` in the folder `out_dir`, or go on making them, or find them made.
 
     `workers` processes (None: one a usable core) make shards of `shard_size` images (None: 16 to 1024, by the number of
@@ -176,10 +161,8 @@ def assemble(out: Path, source: ImageSource, essence: dict, shard_size: int, mak
 
 def _same_settings(where: Path, there: dict, asked: dict) -> None:
     names = [name for name in sorted({*there, *asked}) if there.get(name) != asked.get(name)]
-    different = ", ".join(f"{name}={there.get(name)!r} there, {asked.get(name)!r} asked" for name in names)
-    require(
-        not names, f"proposals in {where} have other settings ({different}): choose another folder or delete this one"
-    )
+    said = ", ".join(f"{name}={there.get(name)!r} there, {asked.get(name)!r} asked" for name in names)
+    require(not names, f"proposals in {where} have other settings ({said}): choose another folder or delete this one")
 
 
 def _plan(out: Path, source: ImageSource, essence: dict, shard_size: int) -> list[Path]:
@@ -208,21 +191,13 @@ def _merge(out: Path, shards: list[Path], source: ImageSource, essence: dict, sa
     if not counts.any():
         error = np.load(shards[0])["error"][0]
         shutil.rmtree(out / "shards")  # or a rerun would find these failures made
-        raise BookError(
-            f"none of the {len(source)} images of {source.spec} can be read (first: {error}); check the files"
-        )
+        raise BookError(f"none of the {len(source)} images of {source.spec} can be read (first: {error}): check them")
     offsets = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
     boxes = open(out / "boxes.npy", "wb")  # written on and on: pages of a map would count as this process's memory
-    np.lib.format.write_array_header_1_0(
-        boxes, {"descr": "<f4", "fortran_order": False, "shape": (int(offsets[-1]), 4)}
-    )
-    sizes, status, seconds, first, writer = (
-        np.empty((len(counts), 2), np.int32),
-        np.zeros(len(STATUSES), int),
-        0.0,
-        0,
-        None,
-    )
+    header = {"descr": "<f4", "fortran_order": False, "shape": (int(offsets[-1]), 4)}
+    np.lib.format.write_array_header_1_0(boxes, header)
+    sizes, status = np.empty((len(counts), 2), np.int32), np.zeros(len(STATUSES), int)
+    seconds, first, writer = 0.0, 0, None
     for path in shards:
         with np.load(path) as file:
             shard = dict(file)
@@ -248,9 +223,9 @@ def _merge(out: Path, shards: list[Path], source: ImageSource, essence: dict, sa
     np.save(out / "sizes.npy", sizes)
     versions = {"numpy": np.__version__, "opencv": cv2.__version__, "pyarrow": pyarrow.__version__}
     meta = {
-        "format": FORMAT, "config": essence, "source": source.spec, "fingerprint": source.fingerprint, "images": len(counts),
-        "boxes": int(offsets[-1]), "status": dict(zip(STATUSES, map(int, status))), "core_seconds": round(seconds, 3),
-        "versions": {"python": sys.version.split()[0], **versions},
+        "format": FORMAT, "config": essence, "source": source.spec, "fingerprint": source.fingerprint,
+        "images": len(counts), "boxes": int(offsets[-1]), "status": dict(zip(STATUSES, map(int, status))),
+        "core_seconds": round(seconds, 3), "versions": {"python": sys.version.split()[0], **versions},
     }  # fmt: skip
     _write_json(out / "store.json", meta)
     shutil.rmtree(out / "shards", ignore_errors=True)
@@ -266,14 +241,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--images", required=True, help="folder:, list:, coco:, voc:, zip: or a bare path")
     parser.add_argument("--out", required=True, help="folder of the store")
     parser.add_argument("--workers", type=int, help="processes (default: one a usable core)")
-    parser.add_argument(
-        "--share", action="store_true", help="one of the participants of torchrun, srun or a SLURM array"
-    )
+    parser.add_argument("--share", action="store_true", help="one participant of torchrun, srun or a SLURM array")
     for field in fields(ProposalConfig):
-        default = field.default
-        parser.add_argument(
-            f"--{field.name.replace('_', '-')}", type=type(default), default=default, help=f"default {default}"
-        )
+        name, default = field.name.replace("_", "-"), field.default
+        parser.add_argument(f"--{name}", type=type(default), default=default, help=f"default {default}")
     given = vars(parser.parse_args(argv))
     images, out, workers, shared = (given.pop(name) for name in ("images", "out", "workers", "share"))
     part, say = share(os.environ) if shared else (0, 1), functools.partial(print, flush=True)

@@ -1,8 +1,7 @@
-"""What a transfer is, the paper's benchmarks as data (benchmarks.yaml), and where their data lie (method.md 5)."""
+"""What a transfer is, the paper's benchmarks as data (benchmarks.yaml), and where their data lie."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from dataclasses import dataclass, field
@@ -10,14 +9,13 @@ from pathlib import Path
 
 import yaml
 
-from soco_lib import BookError, locate
+from soco_lib import locate
 from soco_lib.config import PRECISIONS
-from soco_lib.data.sources import coco_root, split_spec
 from soco_lib.fields import changed, from_dict, one_of, require
+from soco_lib.transfer.datasets import LAYOUTS, usage
 
 SOLVERS = ("sgd", "adamw")
 REACHES = ("accumulate", "scale")
-DATA_KINDS = "coco:ANNOTATIONS.json[@IMAGE_FOLDER], lvis:ANNOTATIONS.json[@IMAGE_FOLDER] or voc:ROOT[@SPLIT]"
 PROFILES = ("paper", "toy")
 
 
@@ -25,7 +23,7 @@ PROFILES = ("paper", "toy")
 class Transfer:
     """One fine-tuning and its evaluation; the defaults are Table 1's COCO 1x schedule with Mask R-CNN R50-FPN."""
 
-    train: str  # see DATA_KINDS; several sets are joined by +
+    train: str  # see datasets.LAYOUTS; several sets are joined by +
     test: str
     init: str = "scratch"  # or a run folder or checkpoint of a pretraining
     benchmark: str = ""  # the paper's benchmark that these settings are of (see find); "": none
@@ -105,10 +103,7 @@ def split_sets(spec: str) -> list[tuple[str, str]]:
     """The sets of "KIND:REST + KIND:REST ...", as (kind, rest). Raises BookError for anything else."""
     sets = [part.partition(":") for part in re.split(r"\s*\+\s*(?=\w+:)", spec.strip())]
     for kind, _, rest in sets:
-        require(
-            kind in ("coco", "lvis", "voc") and bool(rest),
-            f"data {spec!r} must read {DATA_KINDS}; several are joined by +",
-        )
+        require(kind in LAYOUTS and bool(rest), f"data {spec!r} must read {usage()}; several are joined by +")
     return [(kind, rest) for kind, _, rest in sets]
 
 
@@ -136,42 +131,6 @@ def require_data(cfg: Transfer) -> None:
         f"missing data ({', '.join(names)}): no {lacking} in {places}. Expected there:\n{data_tree(names)}\n"
         "Other data: TRAIN=... TEST=...; `make data-check` counts what is there",
     )
-
-
-def read_instances(kind: str, path: Path) -> dict:
-    """Contents of an annotation file in COCO or LVIS layout. Raises BookError for a missing or foreign file.
-
-    LVIS names no files: its images get their `file_name`, split folder included, from `coco_url`, as Detectron2 reads
-    it.
-    """
-    require(path.is_file(), f"no annotation file {path}: give {kind}:ANNOTATIONS.json[@IMAGE_FOLDER]")
-    try:
-        content = json.loads(path.read_bytes())
-        images, _, categories = content["images"], content["annotations"], content["categories"]
-        if kind == "lvis":
-            for image in images:
-                image["file_name"] = "/".join(image["coco_url"].split("/")[-2:])
-    except (ValueError, KeyError, TypeError):
-        keys = "images, annotations, categories" + ", coco_url of every image" * (kind == "lvis")
-        raise BookError(f"{path} is not a file of {kind.upper()} instances (JSON with {keys})") from None
-    require(bool(images and categories), f"{path} lists no images or no categories")
-    return content
-
-
-def read_coco(spec: str) -> tuple[Path, Path, dict]:
-    """Annotation file, image folder and contents (see read_instances) of "coco:ANNOTATIONS.json[@IMAGE_FOLDER]", or
-    lvis:.
-
-    Raises BookError for a bad spec, a missing or foreign file, or a folder that lacks its images.
-    """
-    kind, _, rest = spec.partition(":")
-    require(
-        kind in ("coco", "lvis") and bool(rest),
-        f"data {spec!r} must read coco: or lvis:ANNOTATIONS.json[@IMAGE_FOLDER]",
-    )
-    path, folder = split_spec(rest)
-    content = read_instances(kind, path)
-    return path, coco_root(path, folder, content["images"][0]["file_name"]), content
 
 
 # --- benchmarks -------------------------------------------------------------------------------------------------------

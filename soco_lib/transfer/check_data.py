@@ -20,11 +20,11 @@ from pathlib import Path
 import pandas as pd
 
 from soco_lib import BookError, locate, one_line_errors
-from soco_lib.data.listings import SUFFIXES
-from soco_lib.data.sources import split_spec
+from soco_lib.data.archives import is_image
 from soco_lib.fields import one_of
 from soco_lib.transfer import benchmarks
-from soco_lib.transfer.benchmarks import DataSet, data_tree, read_instances, split_sets
+from soco_lib.transfer.benchmarks import DataSet, data_tree, split_sets
+from soco_lib.transfer.datasets import LAYOUTS
 
 
 @dataclass(frozen=True)
@@ -44,67 +44,28 @@ class Count:
         return "ok" if self.found == self.expected else "short" if self.found < self.expected else "more"
 
 
-def _files(folder: Path, ending: tuple[str, ...] = SUFFIXES) -> set[str]:
-    """Names of the files with one of these endings directly in a folder; none if it is not there."""
-    if not folder.is_dir():
-        return set()
-    return {
-        entry.name
-        for entry in os.scandir(folder)
-        if entry.name.lower().endswith(ending) and not entry.name.startswith(".")
-    }
+def _files(folder: str | Path) -> int:
+    """How many images lie directly in a folder."""
+    return sum(map(is_image, os.listdir(folder))) if os.path.isdir(folder) else 0
 
 
-def _count_json(kind: str, rest: str) -> dict[str, int]:
-    """Images that the file lists and that are there, and its annotations."""
-    path, folder = split_spec(rest)
-    root = locate(folder or path.parent)
-    try:
-        content = read_instances(kind, path)
-    except BookError as error:
-        print(f"note: {error}", file=sys.stderr)
-        return {}
-    listed: dict[Path, set[str]] = {}
-    for image in content["images"]:
-        path = root / image["file_name"]
-        listed.setdefault(path.parent, set()).add(path.name)
-    found = sum(len(names & _files(folder)) for folder, names in listed.items())
-    return {"images": found, "annotations": len(content["annotations"])}
-
-
-def _count_voc(rest: str) -> dict[str, int]:
-    """Images of the split that are there with their annotation."""
-    root, split = split_spec(rest)
-    file = root / "ImageSets" / "Main" / f"{split or 'trainval'}.txt"
-    if not file.is_file():
-        return {}
-    names = {line.split()[0] for line in file.read_text().splitlines() if line.strip()}
-    ends = (("JPEGImages", ".jpg"), ("Annotations", ".xml"))
-    return {
-        "images": len(
-            names.intersection(*({Path(n).stem for n in _files(root / folder, (end,))} for folder, end in ends))
-        )
-    }
-
-
-def _count_folder(rest: str, classes: bool) -> dict[str, int]:
+def _count_folder(root: Path, classes: bool) -> dict[str, int]:
     """Images directly in a folder, or in its class folders, with the number of those that hold any."""
-    root = locate(rest)
     if not classes:
-        return {"images": len(_files(root))}
-    counts = [len(_files(Path(entry.path))) for entry in os.scandir(root) if entry.is_dir()] if root.is_dir() else []
+        return {"images": _files(root)}
+    counts = [_files(entry.path) for entry in os.scandir(root) if entry.is_dir()]
     return {"images": sum(counts), "folders": sum(count > 0 for count in counts)}
 
 
 def count(name: str, data: DataSet) -> list[Count]:
     """What is there of one data set, beside each total that is known."""
     kind, _, rest = data.spec.partition(":")
-    if data.missing:
-        found = {}
-    elif kind == "folder":
-        found = _count_folder(rest, data.folders > 0)
-    else:
-        found = _count_voc(rest) if kind == "voc" else _count_json(kind, rest)
+    found = {}
+    if not data.missing:
+        try:
+            found = LAYOUTS[kind].count(rest) if kind in LAYOUTS else _count_folder(locate(rest), data.folders > 0)
+        except BookError as error:
+            print(f"note: {error}", file=sys.stderr)
     expected = {what: getattr(data, what) for what in ("images", "annotations", "folders")}
     return [Count(name, what, found.get(what, 0), total) for what, total in expected.items() if total]
 

@@ -39,9 +39,7 @@ class Comparison:
 
 
 def open_run(letter: str, given: str, results: str = "results") -> Run:
-    """A run by its folder, its name under `results`, or the name of its tracked record. Raises BookError naming what
-    was given.
-    """
+    """A run by its folder, its name under `results`, or the name of its tracked record. Raises BookError."""
     require(given != "", f"{letter} names no run: give two, as make compare A=results/scratch B=results/soco")
     folders = (locate(given), ROOT / results / given)
     if folder := next((folder for folder in folders if (folder / "run.json").is_file()), None):
@@ -60,24 +58,18 @@ def open_pair(run_a: str, run_b: str, results: str = "results") -> tuple[Run, Ru
     runs = []
     for letter, given in (("A", run_a), ("B", run_b)):
         run = open_run(letter, given, results)
-        require(
-            run.record["kind"] == "transfer", f"{letter}={given} is a {run.record['kind']} run: give two transfer runs"
-        )
-        state = records.state_of(run)
+        kind, state = run.record["kind"], records.state_of(run)
+        require(kind == "transfer", f"{letter}={given} is a {kind} run: give two transfer runs")
         require(state.word == "done", f"{letter}={given} is not finished ({state.text}): finish it first")
         runs.append(run)
     a, b = (run.record["config"] for run in runs)
-    different = [f"{k}: {a.get(k)!r} in A, {b.get(k)!r} in B" for k in SHARED if a.get(k) != b.get(k)]
-    require(
-        not different, f"A and B cannot be compared ({'; '.join(different)}): give runs of one benchmark and test set"
-    )
+    said = "; ".join(f"{k}: {a.get(k)!r} in A, {b.get(k)!r} in B" for k in SHARED if a.get(k) != b.get(k))
+    require(not said, f"A and B cannot be compared ({said}): give runs of one benchmark and test set")
     return runs[0], runs[1]
 
 
 def settings(a: Run, b: Run) -> pd.DataFrame:
-    """Fields of the two configurations that differ: index field, columns A and B. Of two kinds, the fields that both
-    have.
-    """
+    """Fields of the two configurations that differ: index setting, columns A, B. Of two kinds, fields of both."""
     ours, theirs = a.record["config"], b.record["config"]
     found = differences(ours, theirs)
     if a.record["kind"] != b.record["kind"]:
@@ -87,16 +79,11 @@ def settings(a: Run, b: Run) -> pd.DataFrame:
 
 def scores(a: Run, b: Run) -> pd.DataFrame:
     """Average precisions of both in percent: index (task, metric), columns A, B, B - A."""
-    ours, theirs = a.metrics, b.metrics
-    rows = {
-        (task, metric): (ours[task][metric], theirs[task].get(metric))
-        for task in ("bbox", "segm")
-        for metric in ours.get(task, {})
-        if metric != "per_class" and task in theirs
-    }
-    frame = pd.DataFrame.from_dict(rows, orient="index", columns=["A", "B"], dtype=float)
-    frame.index = pd.MultiIndex.from_tuples(frame.index, names=["task", "metric"])
-    return frame.assign(**{"B - A": frame["B"] - frame["A"]})
+    frame = metrics(a, b)
+    frame.index = pd.MultiIndex.from_tuples(
+        [name.partition(".")[::2] for name in frame.index], names=["task", "metric"]
+    )
+    return frame.loc[[task for task in ("bbox", "segm") if task in a.metrics and task in b.metrics]]
 
 
 def class_differences(a: Run, b: Run) -> dict[str, dict[str, float]]:
@@ -118,22 +105,12 @@ def most_different(a: Predictions, b: Predictions, n: int) -> dict[int, tuple]:
 
 def metrics(a: Run, b: Run) -> pd.DataFrame:
     """Every number that either run left: index metric (such as bbox.AP50), columns A, B, B - A; classes are left out."""
-    columns = {letter: _flat(records.numbers(run)) for letter, run in (("A", a), ("B", b))}
-    names = list(dict.fromkeys(name for column in columns.values() for name in column))
-    frame = pd.DataFrame(
-        {letter: [column.get(name) for name in names] for letter, column in columns.items()}, names, dtype=float
+    frame = pd.json_normalize([records.numbers(a), records.numbers(b)]).T.set_axis(["A", "B"], axis="columns")
+    number = frame.map(lambda value: isinstance(value, (int, float)) and not isinstance(value, bool))
+    frame = frame.where(number)[number.any(axis=1) & ~frame.index.str.contains(".per_class.", regex=False)].astype(
+        float
     )
     return frame.assign(**{"B - A": frame["B"] - frame["A"]}).rename_axis("metric")
-
-
-def _flat(values: dict, prefix: str = "") -> dict[str, float]:
-    found = {}
-    for name, value in values.items():
-        if isinstance(value, dict) and name != "per_class":
-            found |= _flat(value, f"{prefix}{name}.")
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            found[prefix + name] = value
-    return found
 
 
 def _text(value, other) -> str:
@@ -149,11 +126,8 @@ def describe(a: Run, b: Run) -> str:
     """What two runs of any kind and state are and cost, in which settings they differ, and their metrics, as text."""
     show = lambda head, rows: tabulate(rows, head, "simple", disable_numparse=True, maxcolwidths=60)
     about = [{"kind": run.record["kind"], **records.cost(run)} for run in (a, b)]
-    lines = [
-        show(
-            ["", "A", "B"], [(name, *("" if each[name] is None else each[name] for each in about)) for name in about[0]]
-        )
-    ]
+    values = [(name, *("" if each[name] is None else each[name] for each in about)) for name in about[0]]
+    lines = [show(["", "A", "B"], values)]
     changed, numbers = settings(a, b), metrics(a, b)
     shared = " (of those that both kinds have)" * (a.record["kind"] != b.record["kind"])
     lines.append(f"settings that differ{shared}: {len(changed) or 'none'}")

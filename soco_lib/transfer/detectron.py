@@ -15,7 +15,7 @@ import torch
 from soco_lib.detector import CfgNode, detector_config, for_finetuning
 from soco_lib.fields import require
 from soco_lib.transfer.benchmarks import Transfer, require_data, split_sets
-from soco_lib.transfer.datasets import Layout, check_scored, read_layout
+from soco_lib.transfer.datasets import LAYOUTS, DataLayout
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -31,12 +31,23 @@ class DetectionData:
     """A data set, or several of one layout and the same classes, as Detectron2 knows it."""
 
     name: str  # in Detectron2's catalogues
-    kind: str  # coco, lvis or voc: its layout, and so its evaluator
-    classes: tuple[str, ...]  # COCO, LVIS: sorted by category id; VOC: its own order, or sorted by name
     image_ids: tuple = field(repr=False)  # sorted; those drawn, where only a part is labelled; VOC's are names
-    mask_format: str  # polygon, bitmask (RLE), or "" without masks
-    empty_boxes: int  # objects whose box has no area: nobody trains on them
-    layouts: tuple[Layout, ...] = field(repr=False)  # the sets that it is joined from
+    layouts: tuple[DataLayout, ...] = field(repr=False)  # the sets that it is joined from
+
+    @property
+    def kind(self) -> str:
+        """The layout's."""
+        return self.layouts[0].kind
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """COCO, LVIS: sorted by category id; VOC: its own order, or sorted by name."""
+        return self.layouts[0].classes
+
+    @property
+    def mask_format(self) -> str:
+        """polygon, bitmask (RLE), or "" without masks."""
+        return self.layouts[0].mask_format
 
     @property
     def records(self) -> list[dict]:
@@ -45,7 +56,8 @@ class DetectionData:
 
     def describe(self) -> str:
         """What it holds, for a log: images, classes, masks, boxes without area."""
-        empty = f", {self.empty_boxes} boxes without area" if self.empty_boxes else ""
+        count = sum(layout.empty_boxes for layout in self.layouts)
+        empty = f", {count} boxes without area" if count else ""
         return f"{len(self.image_ids)} images, {len(self.classes)} classes, masks: {self.mask_format or 'none'}{empty}"
 
 
@@ -62,13 +74,12 @@ def draw_images(image_ids: tuple[int, ...], labelled: float, seed: int) -> tuple
 
 
 def open_data(spec: str, labelled: float = 1.0, seed: int = 0) -> DetectionData:
-    """Check a data set (see benchmarks.DATA_KINDS) and register it with Detectron2 under a name that its files and
-    drawn part give.
+    """Check a data set (see datasets) and register it with Detectron2 under a name that its files and drawn part give.
 
     Raises BookError for a bad spec, a missing or foreign file, missing images (a sample is looked at), sets that cannot
     be joined.
     """
-    layouts = tuple(read_layout(kind, rest) for kind, rest in split_sets(spec))
+    layouts = tuple(LAYOUTS[kind](rest) for kind, rest in split_sets(spec))
     first = layouts[0]
     for other in layouts[1:]:
         for what in ("kind", "classes", "category_ids", "mask_format"):
@@ -91,12 +102,11 @@ def open_data(spec: str, labelled: float = 1.0, seed: int = 0) -> DetectionData:
         @functools.cache  # the training loader, precise BN's and our own readers ask; reading train2017 takes half a minute
         def load() -> list[dict]:
             chosen = set(ids)
-            return [record for layout in layouts for record in layout.load(name) if record["image_id"] in chosen]
+            return [record for layout in layouts for record in layout.records(name) if record["image_id"] in chosen]
 
         DatasetCatalog.register(name, load)
         MetadataCatalog.get(name).set(thing_classes=list(first.classes), evaluator_type=first.kind, **first.metadata)
-    empty = sum(layout.empty_boxes for layout in layouts)
-    return DetectionData(name, first.kind, first.classes, ids, first.mask_format, empty, layouts)
+    return DetectionData(name, ids, layouts)
 
 
 def open_both(cfg: Transfer) -> tuple[DetectionData, DetectionData]:
@@ -116,7 +126,7 @@ def open_both(cfg: Transfer) -> tuple[DetectionData, DetectionData]:
         f"the {len(train.image_ids)} training images of {cfg.train} hold no objects",
     )
     require(len(test.layouts) == 1, f"test={cfg.test!r} joins several sets: evaluators take one")
-    check_scored(test.layouts[0])
+    test.layouts[0].check_scored()
     return train, test
 
 

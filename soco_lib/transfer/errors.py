@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -57,41 +57,22 @@ class ErrorKinds:
             return f"AP50 {self.ap50:.1f}: no detection is wrong and no object is missed."
         gain, count = max(self.gains, key=self.gains.get), max(self.counts, key=self.counts.get)
         return (
-            f"AP50 {self.ap50:.1f}: repairing every {gain} error alone would add {self.gains[gain]:.1f} points, the most; "
-            f"the commonest kind is {count} ({self.counts[count]})."
+            f"AP50 {self.ap50:.1f}: repairing every {gain} error alone would add {self.gains[gain]:.1f} points, the "
+            f"most; the commonest kind is {count} ({self.counts[count]})."
         )
 
 
 # --- COCO dictionaries ------------------------------------------------------------------------------------------------
 
 
-def from_records(records: list[dict], classes: tuple[str, ...]) -> dict:
-    """Detectron2's dataset dicts as a COCO dictionary, e.g. of VOC data; category ids are positions in `classes`.
-
-    Boxes are taken as absolute x1 y1 x2 y2 (bbox_mode 0) or x y w h (1); a "difficult" object counts as a crowd region.
-    """
-    images, annotations = [], []
-    for record in records:
-        images.append({k: record[k] for k in ("file_name", "height", "width")} | {"id": record["image_id"]})
-        for item in record["annotations"]:
-            x, y, a, b = map(float, item["bbox"])
-            w, h = (a, b) if int(item["bbox_mode"]) == 1 else (a - x, b - y)
-            crowd = int(item.get("iscrowd", 0) or item.get("difficult", 0))
-            annotations.append({"id": len(annotations) + 1, "image_id": record["image_id"], "category_id": item["category_id"],
-                                "bbox": [x, y, w, h], "area": w * h, "iscrowd": crowd})  # fmt: skip
-    return {
-        "images": images,
-        "annotations": annotations,
-        "categories": [{"id": i, "name": n} for i, n in enumerate(classes)],
-    }
-
-
 def _index(truth: dict, boxes: list[dict]) -> COCO:
     """pycocotools' index of boxes on the images of `truth`; ids are positions + 1 (COCOeval takes 0 for "no match")."""
-    made = COCO()
-    annotations = [{"image_id": b["image_id"], "category_id": b["category_id"], "bbox": b["bbox"], "score": b.get("score"),
-                    "area": b["bbox"][2] * b["bbox"][3], "iscrowd": int(b.get("iscrowd", 0)), "id": i}
-                   for i, b in enumerate(boxes, start=1)]  # fmt: skip
+    made, names = COCO(), ("image_id", "category_id", "bbox")
+    annotations = [
+        {name: b[name] for name in names}
+        | {"id": i, "score": b.get("score"), "area": b["bbox"][2] * b["bbox"][3], "iscrowd": int(b.get("iscrowd", 0))}
+        for i, b in enumerate(boxes, start=1)
+    ]
     made.dataset = {"images": truth["images"], "categories": truth["categories"], "annotations": annotations}
     made.createIndex()
     return made
@@ -111,8 +92,7 @@ def _judge(truth: dict, detections: list[dict]) -> tuple[float, list[dict]]:
 
 
 def _restrict(truth: dict, detections: list[dict], pairs: int) -> tuple[dict, list[dict]]:
-    """The images to look at, at most `pairs` / classes of them, with their objects and the detections that can be
-    judged.
+    """At most `pairs` / classes of the images, with their objects and the detections that can be judged.
 
     In LVIS an image is labelled for some classes only, and for some of them not every object: what is not labelled
     completely is neither right nor wrong and is left out.
@@ -123,8 +103,10 @@ def _restrict(truth: dict, detections: list[dict], pairs: int) -> tuple[dict, li
     kept = {image["id"] for image in images}
     objects = [a for a in truth["annotations"] if a["image_id"] in kept]
     unknown = {d["image_id"] for d in detections} - {image["id"] for image in truth["images"]}
-    require(not unknown, f"{len(unknown)} images of the detections are not in the test data, e.g. {sorted(unknown)[:3]}: "
-                         "they belong to another test set")  # fmt: skip
+    count, some = len(unknown), sorted(unknown)[:3]
+    require(
+        not count, f"{count} images of the detections are not in the test data, e.g. {some}: give their own test set"
+    )
     detections = [d for d in detections if d["image_id"] in kept]
     if any("neg_category_ids" in image for image in images):
         labelled = {(image["id"], c) for image in images for c in image.get("neg_category_ids", ())}
@@ -139,7 +121,10 @@ def _restrict(truth: dict, detections: list[dict], pairs: int) -> tuple[dict, li
 
 
 def _kind(iou: np.ndarray, same: np.ndarray) -> tuple[str, int]:
-    """Kind of an unmatched detection and the object it claims (-1: none); iou, same: (N,) with the image's N objects."""
+    """Kind of an unmatched detection and the object it claims (-1: none).
+
+    iou (N,) with the image's N objects; same (N,): they are of its class.
+    """
     own, other = np.where(same, iou, 0.0), np.where(same, 0.0, iou)
     if not len(iou):
         return "background", -1
@@ -153,9 +138,7 @@ def _kind(iou: np.ndarray, same: np.ndarray) -> tuple[str, int]:
 
 
 def _wrong(truth: dict, detections: list[dict], records: list[dict]) -> tuple[dict[int, tuple[str, int]], set[int]]:
-    """Wrong detections, position -> (kind, position of the object claimed or -1), and the positions of the objects
-    found.
-    """
+    """Wrong detections, position -> (kind, position of the object claimed or -1); positions of the objects found."""
     found, unmatched = set(), defaultdict(list)
     for record in records:
         found |= {int(i) - 1 for i, m in zip(record["gtIds"], record["gtMatches"][0]) if m}
@@ -182,9 +165,8 @@ def _wrong(truth: dict, detections: list[dict], records: list[dict]) -> tuple[di
 def _repair(kind: str, truth: dict, detections: list[dict], wrong: dict, winners: dict) -> tuple[dict, list[dict]]:
     """Objects and detections after the oracle of one kind; winners: kind -> {object: the detection it goes to}."""
     if kind == "missed":
-        return truth | {
-            "annotations": [a for i, a in enumerate(truth["annotations"]) if i not in winners["missed"]]
-        }, detections
+        found = [a for i, a in enumerate(truth["annotations"]) if i not in winners["missed"]]
+        return truth | {"annotations": found}, detections
     repaired = []
     for i, item in enumerate(detections):
         its_kind, target = wrong.get(i, ("", -1))
@@ -210,16 +192,12 @@ def error_kinds(truth: dict, detections: list[dict], pairs: int = PAIRS) -> Erro
         if target >= 0 and target not in found:
             winners[kind].setdefault(target, i)
     objects = {i for i, a in enumerate(truth["annotations"]) if not a.get("iscrowd")}
-    winners["missed"] = dict.fromkeys(
-        objects - found - winners["localisation"].keys() - winners["classification"].keys(), -1
-    )
-    counts = {kind: sum(its == kind for its, _ in wrong.values()) for kind in KINDS} | {
-        "missed": len(winners["missed"])
-    }
-    gains = {
-        kind: _judge(*_repair(kind, truth, detections, wrong, winners))[0] - ap50 if counts[kind] else 0.0
-        for kind in KINDS
-    }
+    claimed = winners["localisation"].keys() | winners["classification"].keys()
+    winners["missed"] = dict.fromkeys(objects - found - claimed, -1)
+    counts = dict.fromkeys(KINDS, 0) | Counter(kind for kind, _ in wrong.values())
+    counts["missed"] = len(winners["missed"])
+    repaired = lambda kind: _judge(*_repair(kind, truth, detections, wrong, winners))[0]
+    gains = {kind: repaired(kind) - ap50 if counts[kind] else 0.0 for kind in KINDS}
     judged = sum(len(record["dtIds"]) for record in records)
     return ErrorKinds(ap50, len(truth["images"]), len(objects), judged, counts, gains)
 

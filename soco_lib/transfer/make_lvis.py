@@ -21,9 +21,10 @@ import cv2
 from pycocotools import mask as rle
 
 from soco_lib import ROOT, one_line_errors
+from soco_lib.data.annotations import coco_root, read_coco
+from soco_lib.data.sources import split_spec
 from soco_lib.fields import require
 from soco_lib.runs.folder import write_json
-from soco_lib.transfer.benchmarks import read_coco
 
 SCENES = tuple(f"coco:data/scenes/annotations/instances_{split}.json@data/scenes/images" for split in ("train", "val"))
 #: Most training images of a rare, of a common and of a frequent class (LVIS v1).
@@ -71,12 +72,20 @@ def convert(content: dict, folder: str, numbers: dict[int, int]) -> tuple[dict, 
     return {"images": images, "annotations": annotations}, lost
 
 
+def _read(spec: str) -> tuple[Path, Path, dict]:
+    """Annotation file, image folder and content."""
+    require(spec.startswith("coco:"), f"data {spec!r} must read coco:ANNOTATIONS.json[@IMAGE_FOLDER]")
+    path, folder = split_spec(spec.removeprefix("coco:"))
+    content = read_coco(path)
+    return path, coco_root(path, folder, content["images"][0]["file_name"]), content
+
+
 def make(train: str, test: str, out: Path) -> dict[str, str]:
     """Write out/lvis_train.json and out/lvis_val.json; returns name -> one line about it.
 
     Raises BookError for data without masks, of different categories, or in folders that LVIS cannot name.
     """
-    read = {name: read_coco(spec) for name, spec in (("lvis_train", train), ("lvis_val", test))}
+    read = {name: _read(spec) for name, spec in (("lvis_train", train), ("lvis_val", test))}
     categories = {name: {c["id"]: c["name"] for c in content["categories"]} for name, (*_, content) in read.items()}
     same = categories["lvis_train"] == categories["lvis_val"]
     require(same, f"{train} and {test} have different categories: give two parts of one set")

@@ -2,7 +2,7 @@
 
     python -m soco_lib.transfer.make_subset voc:voc_style@train --classes person --out data/people/train.json
 
-DATA reads coco:, lvis: or voc: (see benchmarks.DATA_KINDS). Prints how to name the file as data; the images stay where
+DATA reads coco:, lvis: or voc: (see datasets). Prints how to name the file as data; the images stay where
 they are, those without an object of the classes among them. Crowd regions and what VOC calls difficult are kept as
 crowds: nobody trains on them and no detection on them is wrong.
 """
@@ -17,12 +17,12 @@ from pathlib import Path
 from soco_lib import ROOT, one_line_errors
 from soco_lib.fields import one_of, require
 from soco_lib.runs.folder import write_json
+from soco_lib.transfer.datasets import coco_dictionary
 from soco_lib.transfer.detectron import open_data
-from soco_lib.transfer.errors import from_records
 
 
 def subset(content: dict, chosen: tuple[str, ...], root: Path) -> dict:
-    """What a COCO dictionary (see errors.from_records) says of the classes `chosen`; images and categories are numbered
+    """What a COCO dictionary (see datasets.coco_dictionary) says of the classes `chosen`; images and categories are numbered
     from 1.
 
     root: folder that image names are made relative to.
@@ -52,8 +52,8 @@ def make(spec: str, chosen: tuple[str, ...], out: Path) -> str:
     require(len({*chosen}) == len(chosen) and bool(chosen), f"classes {', '.join(chosen) or '(none)'}: name each once")
     for name in chosen:
         one_of(f"class of {spec}", name, data.classes)
-    root = data.layouts[0].root / ("JPEGImages" if data.kind == "voc" else "")
-    made = subset(from_records(data.records, data.classes), chosen, root)
+    root = data.layouts[0].root
+    made = subset(coco_dictionary(data.records, data.classes), chosen, root)
     crowds = sum(item["iscrowd"] for item in made["annotations"])
     objects = len(made["annotations"]) - crowds
     require(objects > 0, f"{spec} holds no object of {', '.join(chosen)}: nothing could be learnt or scored")

@@ -25,12 +25,14 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from soco_lib import locate
+from soco_lib.data.annotations import read_coco
 from soco_lib.data.sources import CocoSource, ImageSource, UnreadableImage, open_source, split_spec
 from soco_lib.detector import CfgNode
 from soco_lib.fields import from_dict, require
 from soco_lib.runs import loader, processes, session
 from soco_lib.runs.folder import Run, read_json, write_text
-from soco_lib.transfer.benchmarks import read_instances, split_sets
+from soco_lib.transfer.benchmarks import split_sets
+from soco_lib.transfer.datasets import LAYOUTS
 from soco_lib.transfer.evaluate import shared_bytes
 from soco_lib.transfer.finetune import FINAL
 from soco_lib.transfer.predictions import Predictions
@@ -99,11 +101,7 @@ def detector(transfer: Run, device: torch.device) -> tuple[torch.nn.Module, CfgN
     model.load_state_dict(formats.read(folder / FINAL)["model"])
     names = list(transfer.metrics["bbox"]["per_class"])
     kind, rest = split_sets(transfer.record["config"]["test"])[0]
-    classes = [{"id": i, "name": name} for i, name in enumerate(names, int(kind != "voc"))]
-    if kind == "coco" and (file := split_spec(rest)[0]).is_file():
-        listed = sorted(read_instances(kind, file)["categories"], key=lambda category: category["id"])
-        if [category["name"] for category in listed] == names:  # else another file lies there now
-            classes = [{"id": category["id"], "name": category["name"]} for category in listed]
+    classes = LAYOUTS[kind].categories(rest, names)
     count = d2.MODEL.ROI_HEADS.NUM_CLASSES
     require(
         len(classes) == count, f"{folder}: {len(names)} names for {count} classes: give each class its own, train again"
@@ -180,7 +178,7 @@ def _image_ids(source: ImageSource) -> Sequence[int]:
     """Id of each image: the file's own of a COCO source, so that the results can be scored, else from 1 on."""
     if not isinstance(source, CocoSource):
         return range(1, len(source) + 1)
-    images = json.loads(split_spec(source.spec.removeprefix("coco:"))[0].read_bytes())["images"]
+    images = read_coco(split_spec(source.spec.removeprefix("coco:"))[0], ("images",))["images"]
     own = {posixpath.normpath(image["file_name"]): image["id"] for image in images}
     return [own[key] for key in source.keys]
 

@@ -12,8 +12,8 @@ import numpy as np
 from soco_lib import BookError
 from soco_lib.fields import require
 from soco_lib.runs.folder import Run, read_json
-from soco_lib.transfer.benchmarks import read_coco, split_sets
-from soco_lib.transfer.errors import from_records
+from soco_lib.transfer.benchmarks import split_sets
+from soco_lib.transfer.datasets import LAYOUTS
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,7 @@ class Predictions:
 
 
 def read(folder: str | Path) -> Predictions:
-    """The saved detections of a finished transfer; VOC's ground truth becomes a COCO dictionary (see
-    errors.from_records).
+    """The saved detections of a finished transfer beside its test data's ground truth.
 
     Raises BookError when the run is not finished or its detections or test data are gone.
     """
@@ -67,15 +66,9 @@ def read(folder: str | Path) -> Predictions:
     require((folder / "metrics.json").is_file(), f"{folder} is no finished run: finish that transfer first")
     run = Run.read(folder)
     kind, rest = split_sets(run.record["config"]["test"])[0]
-    path = folder / "detectron2" / f"{kind}_instances_results.json"  # see evaluation.PREDICTIONS
+    path = folder / "detectron2" / LAYOUTS[kind].predictions
     require(
         path.is_file(), f"{path} is gone: the run's detections are needed; delete {folder} and run that transfer again"
     )
-    if kind == "voc":
-        from soco_lib.transfer.datasets import read_layout  # here, because the others need no Detectron2
-
-        layout = read_layout(kind, rest)
-        root, truth = layout.root, from_records(layout.load(""), layout.classes)
-    else:
-        _, root, truth = read_coco(f"{kind}:{rest}")
-    return Predictions(run, root, truth, sorted(read_json(path), key=lambda d: -d["score"]))
+    layout = LAYOUTS[kind](rest)
+    return Predictions(run, layout.root, layout.truth(), sorted(read_json(path), key=lambda d: -d["score"]))

@@ -64,7 +64,7 @@ def _speed(bench: Bench, pictures: list[np.ndarray], quick: bool) -> None:
     unit, repetitions = "s an image a core", 2 if quick else 5
     ways = {
         "ours": lambda: [propose(picture, "", OURS) for picture in pictures],
-        "plain": lambda: _search(pictures, mode="fast", max_side=None, base_k=150),  # OpenCV's own k
+        "plain": lambda: _search(pictures, mode="fast", max_side=0, base_k=150),  # OpenCV's own k
     }
     each = {way: np.divide(seconds, len(pictures)) for way, seconds in in_turns(ways, repetitions).items()}
     bench.add("search and filter", unit, each, more_is_better=False)
