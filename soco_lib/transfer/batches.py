@@ -1,4 +1,4 @@
-"""A transfer's batch: how many images an update has and a process holds at once, which they are, and the update itself."""
+"""A transfer's batch: how many images an update has, how many a process holds, which they are, and the update."""
 
 from __future__ import annotations
 
@@ -33,9 +33,7 @@ SAMPLE, UPDATE = 1, 2
 
 
 def seed_with(*key: int, devices: bool = True) -> None:
-    """Seed the generators of Python, numpy and torch with a function of `key` (non-negative); devices: those of GPUs
-    too, which costs a millisecond even where there is none (torch notes down who asked).
-    """
+    """Seed Python, numpy and torch with a function of `key` (non-negative); devices: GPUs too, which costs 1 ms."""
     seed = int(np.random.SeedSequence(key).generate_state(1)[0])
     random.seed(seed)
     np.random.seed(seed)
@@ -58,17 +56,13 @@ class Reach:
     def describe(self) -> str:
         """The arithmetic in words, e.g. 'batch 16 = 1 process x 8 accumulation x 2 images'."""
         processes = f"{self.world} process{'es' * (self.world > 1)}"
-        scaled = (
-            f" in place of {self.asked}, rate and schedule by the linear rule" if self.cfg.batch != self.asked else ""
-        )
-        return (
-            f"batch {self.cfg.batch} = {processes} x {self.accumulate} accumulation x {self.micro_batch} images{scaled}"
-        )
+        product = f"{processes} x {self.accumulate} accumulation x {self.micro_batch} images"
+        scaled = f" in place of {self.asked}, rate and schedule by the linear rule" * (self.cfg.batch != self.asked)
+        return f"batch {self.cfg.batch} = {product}{scaled}"
 
 
 def _scaled(cfg: Transfer, batch: int) -> Transfer:
-    """The linear scaling rule (Goyal et al. 2017, Sec. 2.1) by the arithmetic of Detectron2's
-    DefaultTrainer.auto_scale_workers.
+    """The linear scaling rule (Goyal et al. 2017, Sec. 2.1), rounded as DefaultTrainer.auto_scale_workers does.
 
     The rate is in proportion to the batch, all counts of iterations in inverse proportion (and never rounded to none).
     """
@@ -84,10 +78,9 @@ def reach(cfg: Transfer, world: int = 1) -> Reach:
     Raises BookError for a batch that equal shares or micro-batches do not make up.
     """
     require(cfg.micro_batch >= 0, f"micro_batch={cfg.micro_batch} may not be negative: 0 is a process's whole share")
-    require(
-        cfg.micro_batch > 0 or cfg.batch % world == 0,
-        f"batch={cfg.batch} cannot be split evenly over {world} processes: choose a multiple of {world} or other GPUS/NODES",
-    )
+    uneven = f"batch={cfg.batch} cannot be split evenly over {world} processes"
+    even = cfg.micro_batch > 0 or cfg.batch % world == 0
+    require(even, f"{uneven}: choose a multiple of {world} or other GPUS/NODES")
     micro = cfg.micro_batch or cfg.batch // world
     if cfg.reach == "scale":
         return Reach(_scaled(cfg, world * micro), world, micro, 1, cfg.batch)
@@ -103,9 +96,7 @@ def reach(cfg: Transfer, world: int = 1) -> Reach:
 
 
 class Samples(Dataset):
-    """Item (number, index) -> training record `index` as Detectron2's mapper gives it, augmented by (seed, number)
-    alone.
-    """
+    """Item (number, index) -> record `index` as Detectron2's mapper gives it, augmented by (seed, number) alone."""
 
     def __init__(self, d2: CfgNode):
         records = get_detection_dataset_dicts(d2.DATASETS.TRAIN, filter_empty=d2.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
@@ -136,31 +127,21 @@ class Samples(Dataset):
         return images * loader.pages(self.area * self.planes, loader.PAGE, loader.PAGE)  # the others: boxes and classes
 
     def loader(self, reached: Reach, workers: int, start: int = 0, ahead: int = AHEAD) -> DataLoader:
-        """Endless micro-batches of this process from update `start` on, for a loader.Feed; the same however many
-        workers load them.
-
-        ahead: micro-batches that each worker keeps ready.
+        """Endless micro-batches of this process from update `start` on, whatever the number of workers; each keeps
+        `ahead` of them ready.
         """
         batches = Batches(self, reached.accumulate, reached.micro_batch, start)
-        return DataLoader(
-            self,
-            batch_sampler=batches,
-            num_workers=workers,
-            collate_fn=trivial_batch_collator,
-            worker_init_fn=loader.start_worker,
-            prefetch_factor=ahead if workers else None,
-            timeout=loader.POLL if workers else 0,
-        )
+        parallel = {"prefetch_factor": ahead, "timeout": loader.POLL} if workers else {}
+        return DataLoader(self, batch_sampler=batches, num_workers=workers, collate_fn=trivial_batch_collator,
+                          worker_init_fn=loader.start_worker, **parallel)  # fmt: skip
 
 
 class Batches(Sampler):
-    """Items of this process's micro-batches from update `start` on, endlessly; `accumulate` of them make its share of
-    one update.
+    """Items of this process's micro-batches from update `start` on; `accumulate` of them are its share of one update.
 
-    Wide and tall images do not meet in one update's share (Detectron2's aspect-ratio grouping). Its
-    AspectRatioGroupedDataset groups what was loaded, in an order that the number of workers changes, and forgets what
-    it holds back when a run is interrupted. Grouping the records before they are loaded gives the batches that it gives
-    without workers.
+    Wide and tall images do not meet in one share. Detectron2's AspectRatioGroupedDataset groups what was loaded, in an
+    order that depends on the workers, and forgets what it holds back at an interruption. Grouping the records before
+    they are loaded gives the batches that it gives without workers.
     """
 
     def __init__(self, samples: Samples, accumulate: int, micro_batch: int, start: int = 0):
@@ -185,14 +166,12 @@ class Batches(Sampler):
 
 
 class Accumulator(SimpleTrainer):
-    """Detectron2's training step over `accumulate` micro-batches and in any precision: for its SimpleTrainer and its
-    AMPTrainer.
+    """Detectron2's SimpleTrainer and AMPTrainer in one: a step over `accumulate` micro-batches, in any precision.
 
-    An update's gradient is the mean of its micro-batches' gradients. That is the whole batch's gradient for every loss
-    that is a mean over as many terms an image: RPN's, and the box head's as long as each image gives as many regions as
-    the others. Not equal are the mask head's (a mean over the micro-batch's foreground regions), RetinaNet's and FCOS's
-    (over a running count of foreground anchors, which moves with each micro-batch) and all that batch norm does, which
-    sees a micro-batch.
+    An update's gradient is the mean of its micro-batches' gradients. That equals the whole batch's for a loss with as
+    many terms from each image: RPN's, and the box head's while all images give equally many regions. It differs for the
+    mask head (mean over the micro-batch's foreground), RetinaNet and FCOS (running count of foreground anchors) and
+    batch norm, which sees a micro-batch.
     """
 
     def __init__(self, model, data_loader, optimizer, accumulate: int = 1, precision: str = "fp32", seed: int = 0):
@@ -201,9 +180,7 @@ class Accumulator(SimpleTrainer):
         self.scaler = torch.amp.GradScaler("cuda", enabled=precision == "fp16")
 
     def run_step(self):
-        """One update. What it draws at random depends on seed, iteration and process only: an interruption leaves no
-        trace.
-        """
+        """One update; its random draws depend on seed, iteration and process only, not on interruptions."""
         parts, waited = [], 0.0
         self.optimizer.zero_grad()
         for i in range(self.accumulate):
@@ -216,9 +193,8 @@ class Accumulator(SimpleTrainer):
                 losses = self.forward(images)
                 self.scaler.scale(sum(losses.values()) / self.accumulate).backward()
             parts.append(losses)
-        self._write_metrics(
-            {name: torch.stack([part[name].detach().float() for part in parts]).mean() for name in losses}, waited
-        )
+        mean = lambda name: torch.stack([part[name].detach().float() for part in parts]).mean()
+        self._write_metrics({name: mean(name) for name in losses}, waited)
         self.scaler.step(self.optimizer)
         self.scaler.update()
 

@@ -20,10 +20,7 @@ from soco_lib.transfer.datasets import LAYOUTS, DataLayout
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 logging.getLogger("detectron2").setLevel(logging.ERROR)  # quiet until a run gives it a log file
-
-
-#: Of a ResNet's last stage: an image no larger is one value there.
-STRIDE = 32
+STRIDE = 32  # of a ResNet's last stage: an image no larger is one value there
 
 
 @dataclass(frozen=True)
@@ -62,19 +59,17 @@ class DetectionData:
 
 
 def draw_images(image_ids: tuple[int, ...], labelled: float, seed: int) -> tuple[int, ...]:
-    """The labelled part of a data set, sorted: a share (up to 1) or a number of its images, drawn by `seed` (Table 8)."""
+    """The labelled images, sorted: a share (up to 1) or a number of them, drawn by `seed` (Table 8)."""
     count = round(labelled * len(image_ids)) if labelled <= 1 else int(labelled)
-    require(
-        1 <= count <= len(image_ids),
-        f"labelled={labelled:g} leaves {count} of {len(image_ids)} images: choose 1 to all",
-    )
+    left = f"labelled={labelled:g} leaves {count} of {len(image_ids)} images"
+    require(1 <= count <= len(image_ids), f"{left}: choose 1 to all")
     if count == len(image_ids):
         return image_ids
     return tuple(sorted(np.random.default_rng(seed).choice(image_ids, count, replace=False).tolist()))
 
 
 def open_data(spec: str, labelled: float = 1.0, seed: int = 0) -> DetectionData:
-    """Check a data set (see datasets) and register it with Detectron2 under a name that its files and drawn part give.
+    """Check a data set (see datasets.LAYOUTS) and register it with Detectron2, named by its files and drawn part.
 
     Raises BookError for a bad spec, a missing or foreign file, missing images (a sample is looked at), sets that cannot
     be joined.
@@ -83,23 +78,19 @@ def open_data(spec: str, labelled: float = 1.0, seed: int = 0) -> DetectionData:
     first = layouts[0]
     for other in layouts[1:]:
         for what in ("kind", "classes", "category_ids", "mask_format"):
-            a, b = getattr(first, what), getattr(other, what)
-            require(
-                a == b, f"{spec!r} joins sets that differ in {what.replace('_', ' ')}: join only parts of one data set"
-            )
-    everything = sorted(itertools.chain.from_iterable(layout.image_ids for layout in layouts))
+            differ = f"{spec!r} joins sets that differ in {what.replace('_', ' ')}"
+            require(getattr(first, what) == getattr(other, what), f"{differ}: join only parts of one data set")
+    everything = sorted(itertools.chain.from_iterable(part.image_ids for part in layouts))
     ids = draw_images(tuple(everything), labelled, seed)
     whole = len(ids) == len(everything)
-    unique_ids = len(set(everything)) == len(everything)
-    require(
-        whole or unique_ids, f"labelled={labelled:g}: sets of {spec!r} use the same image ids: renumber those of one"
-    )
-    files = ((layout.source, layout.root, layout.source.stat().st_mtime_ns) for layout in layouts)
+    clear = whole or len(set(everything)) == len(everything)
+    require(clear, f"labelled={labelled:g}: sets of {spec!r} use the same image ids: renumber those of one")
+    files = ((part.source, part.root, part.source.stat().st_mtime_ns) for part in layouts)
     unique = f"{list(map(str, itertools.chain.from_iterable(files)))}{'' if whole else ids}"
     name = f"{first.source.stem}-{hashlib.sha256(unique.encode()).hexdigest()[:8]}"
     if name not in DatasetCatalog.list():
 
-        @functools.cache  # the training loader, precise BN's and our own readers ask; reading train2017 takes half a minute
+        @functools.cache  # several loaders ask, and reading train2017 takes half a minute
         def load() -> list[dict]:
             chosen = set(ids)
             return [record for layout in layouts for record in layout.records(name) if record["image_id"] in chosen]
@@ -117,14 +108,10 @@ def open_both(cfg: Transfer) -> tuple[DetectionData, DetectionData]:
     require_data(cfg)
     train, test = open_data(cfg.train, cfg.labelled, cfg.seed), open_data(cfg.test)
     different = sorted({*train.classes} ^ {*test.classes}) or [a for a, b in zip(train.classes, test.classes) if a != b]
-    require(
-        not different,
-        f"training and test data have different classes, e.g. {different[:3]}: give two parts of one data set",
-    )
-    require(
-        any(not a.get("iscrowd", 0) for record in train.records for a in record["annotations"]),
-        f"the {len(train.image_ids)} training images of {cfg.train} hold no objects",
-    )
+    said = f"training and test data have different classes, e.g. {different[:3]}"
+    require(not different, f"{said}: give two parts of one data set")
+    learnable = any(not a.get("iscrowd", 0) for record in train.records for a in record["annotations"])
+    require(learnable, f"the {len(train.image_ids)} training images of {cfg.train} hold no objects")
     require(len(test.layouts) == 1, f"test={cfg.test!r} joins several sets: evaluators take one")
     test.layouts[0].check_scored()
     return train, test
@@ -134,7 +121,7 @@ def open_both(cfg: Transfer) -> tuple[DetectionData, DetectionData]:
 
 
 def milestones(cfg: Transfer) -> tuple[int, ...]:
-    """Iterations at which the rate falls tenfold; kept inside (0, iterations), which a smoke run's rounding may leave."""
+    """Iterations at which the rate falls tenfold, inside (0, iterations) also where a short run rounds them out."""
     return tuple(sorted({min(round(share * cfg.iterations), cfg.iterations - 1) for share in cfg.milestones} - {0}))
 
 
@@ -184,14 +171,13 @@ def detectron_config(cfg: Transfer, train: DetectionData, test: DetectionData, f
     held = cfg.micro_batch or cfg.batch // world
     require(
         held > 1 or min(cfg.min_sizes) > STRIDE or (cuda and world > 1),
-        f"a process that holds one image of min_sizes={min(cfg.min_sizes)} leaves batch norm a single value at stride {STRIDE}: raise "
-        f"micro_batch={cfg.micro_batch}, batch={cfg.batch} or min_sizes",
+        f"a process that holds one image of min_sizes={min(cfg.min_sizes)} leaves batch norm a single value at stride "
+        f"{STRIDE}: raise micro_batch={cfg.micro_batch}, batch={cfg.batch} or min_sizes",
     )
     owned = _settings(cfg, train, test, folder)
     for item in cfg.overrides:
-        require(
-            item.partition("=")[0] not in owned, f"detector override {item!r}: set the transfer's own field instead"
-        )
+        ours = item.partition("=")[0] in owned
+        require(not ours, f"detector override {item!r}: set the transfer's own field instead")
     d2 = detector_config(cfg.detector, cfg.overrides)
     for key, value in owned.items():
         d2.merge_from_list([key, value])

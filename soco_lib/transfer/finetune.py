@@ -34,9 +34,7 @@ BEST, FINAL = "model_best.pth", "model_final.pth"
 
 
 class PreciseBN(hooks.PreciseBN):
-    """Detectron2's, from the same images each time: it reads on from where it stopped, which an interruption would
-    forget.
-    """
+    """Detectron2's, from the same images each time: where it stopped reading would not survive an interruption."""
 
     def update_stats(self):
         self._data_iter = None
@@ -68,18 +66,13 @@ class Progress(hooks.HookBase):
         row |= {"images_per_s": round(rate * cfg.batch, 3), "memory_gb": round(memory / 2**30, 3)}
         row |= {"eta_s": round((cfg.iterations - done) / rate, 1), "seconds": trainer.seconds}
         trainer.run.log(row)
-        print(
-            f"step {done}/{cfg.iterations}  loss {row['loss']:.3f}  lr {row['lr']:.3g}  {row['images_per_s']:.1f} images/s  "
-            f"{row['memory_gb']:.1f} GB  eta {row['eta_s']:.0f} s",
-            flush=True,
-        )
+        speed = f"{row['images_per_s']:.1f} images/s  {row['memory_gb']:.1f} GB  eta {row['eta_s']:.0f} s"
+        print(f"step {done}/{cfg.iterations}  loss {row['loss']:.3f}  lr {row['lr']:.3g}  {speed}", flush=True)
         self.spent, self.steps = 0.0, 0
 
 
 class Saving(hooks.HookBase):
-    """Checkpoints every `save_every` iterations, at the end and when told to stop, which then ends the run with
-    session.Stopped.
-    """
+    """Checkpoints every `save_every` iterations, at the end and when asked to stop, which raises session.Stopped."""
 
     def after_step(self):
         trainer, cfg = self.trainer, self.trainer.cfg
@@ -96,9 +89,8 @@ class Saving(hooks.HookBase):
 class Evaluation(hooks.HookBase):
     """Scores every `eval_every` iterations and at the end; the model with the best box AP so far is kept.
 
-    It follows Saving, so that an evaluation costs no training when it is interrupted: the resumed run begins with it.
-    Detectron2's BestCheckpointer forgets the best score when a run is interrupted; here the rows of the log are the
-    memory.
+    It follows Saving, so that an interrupted evaluation costs no training: the resumed run begins with it. The best
+    score so far is read from the log, since Detectron2's BestCheckpointer forgets it at an interruption.
     """
 
     def _due(self, done: int) -> bool:
@@ -117,7 +109,7 @@ class Evaluation(hooks.HookBase):
             self.evaluate(self.trainer.iter + 1)
 
     def evaluate(self, done: int):
-        """Scores after `done` iterations (see evaluation.evaluate) to the log, the terminal and TensorBoard."""
+        """Scores after `done` iterations (see evaluate.evaluate) to the log, the terminal and TensorBoard."""
         trainer, run = self.trainer, self.trainer.run
         try:
             trainer.results = evaluate(trainer.model, trainer.d2, trainer.test, trainer.told)
@@ -126,27 +118,22 @@ class Evaluation(hooks.HookBase):
         processes.wait()  # the first process scores alone: minutes for COCO, tens of minutes for LVIS
         if not comm.is_main_process():
             return
-        plain = {
-            task: {k: v for k, v in scores.items() if k != "per_class"} for task, scores in trainer.results.items()
-        }
-        found = {f"{task}_AP": round(scores["AP"], 3) for task, scores in plain.items()}
+        found = {f"{task}_AP": round(scores["AP"], 3) for task, scores in trainer.results.items()}
         earlier = [row["bbox_AP"] for row in run.rows() if row["step"] < done and "bbox_AP" in row]
         if trainer.cfg.eval_every and all(found["bbox_AP"] > score for score in earlier):
             trainer.write_model(BEST, done)
         run.log({"step": done, **found, "seconds": trainer.seconds})
-        trainer.storage.put_scalars(
-            **{f"{task}/{k}": v for task, s in plain.items() for k, v in s.items()}, smoothing_hint=False
-        )
+        plain = {f"{t}/{k}": v for t, s in trainer.results.items() for k, v in s.items() if k != "per_class"}
+        trainer.storage.put_scalars(**plain, smoothing_hint=False)
         said = "".join(f"  {name.replace('_', ' ')} {value:.2f}" for name, value in found.items())
         print(f"step {done}/{trainer.cfg.iterations}{said}", flush=True)
 
 
 class FineTuner(Accumulator):
-    """Accumulator with what DefaultTrainer adds to it, which assumes CUDA for several processes and fp16 for mixed
-    precision.
+    """Accumulator with what DefaultTrainer adds, which assumes CUDA for several processes and fp16 for mixed precision.
 
-    start: iterations already made, by the checkpoint that `restore` is then given. told: no longer empty once this
-    process shall stop. results: the scores of the last evaluation.
+    start: iterations already made, by the checkpoint that `restore` is then given. told: filled once this process is to
+    stop. results: the scores of the last evaluation.
     """
 
     def __init__(self, run: Run, reached: Reach, d2: CfgNode, test: DetectionData, model: torch.nn.Module, start: int = 0,
@@ -166,23 +153,18 @@ class FineTuner(Accumulator):
         self.scheduler = build_lr_scheduler(d2, optimizer)
         self.register_hooks(self.build_hooks(samples.loader(reached, workers=0)))
         self.start_iter, self.started = start, time.perf_counter()
-        self.earlier = max(
-            (row["seconds"] for row in run.rows() if row["step"] <= start), default=0.0
-        )  # of other sessions
+        # Of other sessions.
+        self.earlier = max((row["seconds"] for row in run.rows() if row["step"] <= start), default=0.0)
 
     def restore(self, state: dict) -> None:
-        """Take over a checkpoint's contents; the caller should let go of them, which are as large as network and
-        optimiser.
-        """
+        """Take over a checkpoint's contents, which the caller should then let go: network and optimiser in size."""
         self.detector.load_state_dict(state["model"])
         self.load_state_dict(state["trainer"])
         if state["loss_normalizer"] is not None:
             self.detector.loss_normalizer = state["loss_normalizer"]
 
     def build_hooks(self, again: DataLoader) -> list:
-        """In this order after each step: rate, our row, precise BN (on the images of `again`), saving, evaluation,
-        TensorBoard.
-        """
+        """After each step: rate, our row, precise BN (on the images of `again`), saving, evaluation, TensorBoard."""
         cfg, main, made = self.cfg, comm.is_main_process(), [hooks.IterationTimer(), hooks.LRScheduler()]
         if main:
             made.append(Progress())
@@ -190,9 +172,8 @@ class FineTuner(Accumulator):
             made.append(PreciseBN(cfg.eval_every, self.model, again, cfg.precise_bn * self.accumulate))
         made += [Saving(), Evaluation()]
         if main:
-            made.append(
-                hooks.PeriodicWriter([JSONWriter(f"{self.folder}/metrics.json"), TensorboardXWriter(str(self.folder))])
-            )
+            writers = [JSONWriter(f"{self.folder}/metrics.json"), TensorboardXWriter(str(self.folder))]
+            made.append(hooks.PeriodicWriter(writers))
         return made
 
     def build_optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -205,14 +186,11 @@ class FineTuner(Accumulator):
         return maybe_add_gradient_clipping(d2, adamw)
 
     def full_state(self) -> dict:
-        """Everything that a resumed run needs beyond the step: images, their order and all draws follow from seed and
-        step.
-        """
+        """What a resumed run needs beyond the step: images, their order and all draws follow from seed and step."""
         return {
             "model": self.detector.state_dict(),
             "trainer": self.state_dict(),
-            # RetinaNet's and FCOS's running count, a plain attribute; each process has its own, the first one's is
-            # kept.
+            # RetinaNet's and FCOS's running count, a plain attribute of each process; the first one's is kept.
             "loss_normalizer": getattr(self.detector, "loss_normalizer", None),
         }
 
@@ -263,8 +241,9 @@ class FineTuner(Accumulator):
             self.stop_waiting(waiting, self.iter)
         except FloatingPointError:  # ours, and RPN's of boxes that are not finite
             raise BookError(
-                f"the loss is not finite at step {self.iter + 1}: lower lr={self.cfg.lr}, lengthen warmup={self.cfg.warmup} or set "
-                f"clip_gradients=1; the last checkpoint stays in {self.folder / 'checkpoints'}"
+                f"the loss is not finite at step {self.iter + 1}: lower lr={self.cfg.lr}, lengthen "
+                f"warmup={self.cfg.warmup} or set clip_gradients=1; the last checkpoint stays in "
+                f"{self.folder / 'checkpoints'}"
             ) from None
         finally:
             loader.end_workers()

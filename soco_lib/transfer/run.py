@@ -59,9 +59,7 @@ def _sha256(cfg: Transfer) -> str:
 
 
 def _initial_model(cfg: Transfer, d2: CfgNode, run: Run, main: bool, resuming: bool) -> nn.Module:
-    """The detector with its starting weights (a resumed run brings its own); the key report is saved before they are
-    judged.
-    """
+    """The detector with its starting weights (a resumed run brings its own); the key report is saved, then judged."""
     weights = Weights({}) if cfg.init == "scratch" or resuming else read_weights(cfg.init, cfg.network)
     seed_all_rng(cfg.seed)
     model = build_model(d2)
@@ -79,14 +77,12 @@ def _check_images(run: Run, cfg: Transfer, train: DetectionData, main: bool) -> 
     path, drawn = run.folder / "labelled.json", list(train.image_ids)
     if path.exists():
         gone, fresh = (sorted({*a} - {*b}) for a, b in itertools.permutations((read_json(path)["image_ids"], drawn)))
-        changed = "; ".join(
-            f"{len(ids)} only {when}, e.g. {ids[0]}" for ids, when in ((gone, "then"), (fresh, "now")) if ids
+        lists = ((gone, "then"), (fresh, "now"))
+        changed = "; ".join(f"{len(ids)} only {when}, e.g. {ids[0]}" for ids, when in lists if ids)
+        said = (
+            f"the images drawn from it are not those of {path} ({changed}): remove {run.folder} or give the same file"
         )
-        require(
-            not changed,
-            f"{cfg.train} has changed since this run began: the images drawn from it are not those of {path} ({changed}): "
-            f"remove {run.folder} or give the same file",
-        )
+        require(not changed, f"{cfg.train} has changed since this run began: {said}")
     elif main and cfg.labelled != 1:
         write_json(path, {"seed": cfg.seed, "labelled": cfg.labelled, "image_ids": drawn})
 
@@ -96,28 +92,22 @@ def _check_same(run: Run, cfg: Transfer, found: dict, say: Callable) -> None:
     names = ("batch", "lr", "iterations")
     changed = [f"{name}={found['config'][name]} then, {getattr(cfg, name)} now" for name in names
                if found["config"][name] != getattr(cfg, name)]  # fmt: skip
-    require(
-        not changed,
-        f"reach=scale gives other numbers than this run began with ({'; '.join(changed)}): start as many processes as then",
-    )
+    other = f"reach=scale gives other numbers than this run began with ({'; '.join(changed)})"
+    require(not changed, f"{other}: start as many processes as then")
     then = read_json(run.folder / "key_report.json")["sha256"]
     try:
         now = _sha256(cfg)
     except BookError:
         say(f"init={cfg.init} is not there any more; this run's checkpoint has all it needs", flush=True)
         return
-    require(
-        then == now,
-        f"init={cfg.init} has changed since this run began: sha256 {then[:12]} then, {now[:12]} now: remove {run.folder} or give "
-        "the same file",
-    )
+    said = f"sha256 {then[:12]} then, {now[:12]} now: remove {run.folder} or give the same file"
+    require(then == now, f"init={cfg.init} has changed since this run began: {said}")
 
 
 def transfer(run: Run, process: processes.Process, told: Sequence = ()) -> dict:
     """Run (or go on with) a transfer to its end; returns its metrics. Raises BookError before any work for bad input.
 
-    told: no longer empty once this process shall stop; all processes then do so after the same update, with
-    session.Stopped.
+    told: filled once this process is to stop; all processes then raise session.Stopped after the same update.
     """
     if process.world > 1:
         comm.create_local_process_group(process.local_world)
@@ -130,8 +120,8 @@ def transfer(run: Run, process: processes.Process, told: Sequence = ()) -> dict:
     d2 = detectron_config(cfg, train, test, folder, process.world)
     say(
         f"{process.describe()}; {cfg.detector} from {cfg.init}; training: {train.describe()}; test: {test.describe()}; "
-        f"{reached.describe()}, lr {cfg.lr:g}, weight decay {cfg.weight_decay:g}, {cfg.iterations} iterations, {cfg.warmup} of "
-        f"them warm-up, lr drops at {', '.join(map(str, d2.SOLVER.STEPS))}",
+        f"{reached.describe()}, lr {cfg.lr:g}, weight decay {cfg.weight_decay:g}, {cfg.iterations} iterations, "
+        f"{cfg.warmup} of them warm-up, lr drops at {', '.join(map(str, d2.SOLVER.STEPS))}",
         flush=True,
     )
     found = checkpoint.chosen(folder, process.main, say)
@@ -151,14 +141,9 @@ def transfer(run: Run, process: processes.Process, told: Sequence = ()) -> dict:
         return {}
     rows = run.rows()
     metrics = {
-        "profile": cfg.profile,
-        "init": cfg.init,
-        "detector": cfg.detector,
-        "batch": cfg.batch,
-        "micro_batch": reached.micro_batch,
-        "accumulate": reached.accumulate,
-        "lr": cfg.lr,
-        "iterations": cfg.iterations,
+        **{name: getattr(cfg, name) for name in ("profile", "init", "detector", "batch")},
+        **{name: getattr(reached, name) for name in ("micro_batch", "accumulate")},
+        **{name: getattr(cfg, name) for name in ("lr", "iterations")},
         "processes": process.world,
         "train_images": len(train.image_ids),
         "images": len(test.image_ids),
