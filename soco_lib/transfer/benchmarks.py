@@ -35,9 +35,7 @@ class Transfer:
     warmup: int = 1000  # iterations
     batch: int = 16  # images an update, over all processes
     micro_batch: int = 0  # images a process holds at once; 0: its whole share of the batch
-    reach: str = (
-        "accumulate"  # how fewer than `batch` images at once follow the schedule: accumulate, or scale (linear rule)
-    )
+    reach: str = "accumulate"  # how fewer images at once follow the schedule: accumulate, or scale (linear rule)
     lr: float = 0.02
     optimizer: str = "sgd"
     momentum: float = 0.9
@@ -68,13 +66,10 @@ class Transfer:
             require(getattr(self, name) >= 0, f"{name}={getattr(self, name)} may not be negative")
         require(self.seed >= 0, f"seed={self.seed} may not be negative")
         require(self.lr > 0, f"lr={self.lr} must be positive")
-        require(
-            self.labelled > 0, f"labelled={self.labelled} must be positive: a share up to 1, else a number of images"
-        )
-        require(
-            bool(self.min_sizes) and min(self.min_sizes) > 0,
-            f"min_sizes={self.min_sizes} needs at least one side in pixels",
-        )
+        positive = f"labelled={self.labelled} must be positive: a share up to 1, else a number of images"
+        require(self.labelled > 0, positive)
+        sides = bool(self.min_sizes) and min(self.min_sizes) > 0
+        require(sides, f"min_sizes={self.min_sizes} needs at least one side in pixels")
         ordered = all(a < b for a, b in zip((0, *self.milestones), (*self.milestones, 1)))
         require(ordered, f"milestones={self.milestones} must rise inside (0, 1): they are shares of the iterations")
 
@@ -114,14 +109,13 @@ def data_tree(names: list[str]) -> str:
         where.setdefault(DATA[name].get, []).extend(DATA[name].paths)
     lines = []
     for get, paths in where.items():
-        lines += [f"  {path}" if Path(path).suffix else f"  {path}/" for path in dict.fromkeys(paths)] + [
-            f"    from {get}"
-        ]
+        lines += [f"  {path}" if Path(path).suffix else f"  {path}/" for path in dict.fromkeys(paths)]
+        lines.append(f"    from {get}")
     return "\n".join(lines)
 
 
 def require_data(cfg: Transfer) -> None:
-    """Raise one BookError with the expected folder tree and its source for data sets of a benchmark that are not there."""
+    """Raise one BookError with the expected folder tree and its source for a benchmark's missing data sets."""
     wanted = {f"{kind}:{rest}" for spec in (cfg.train, cfg.test) for kind, rest in split_sets(spec)}
     names = [name for name, data in DATA.items() if data.spec in wanted and data.missing]
     lacking = ", ".join(dict.fromkeys(path for name in names for path in DATA[name].missing))
@@ -177,7 +171,7 @@ def find(name: str) -> Benchmark:
 
 
 def settings(name: str, profile: str = "paper", **changes) -> Transfer:
-    """The benchmark's settings at `profile` (paper or toy) with `changes` on top (None: unchanged; see fields.changed)."""
+    """The benchmark's settings at `profile` (paper or toy), `changes` on top (None: unchanged; see fields.changed)."""
     one_of("profile", profile, PROFILES)
     benchmark = find(name)
     return changed(Transfer, benchmark.settings if profile == "paper" else benchmark.toy, changes, f"benchmark {name}")

@@ -109,7 +109,7 @@ class Evaluation(hooks.HookBase):
             self.evaluate(self.trainer.iter + 1)
 
     def evaluate(self, done: int):
-        """Scores after `done` iterations (see evaluate.evaluate) to the log, the terminal and TensorBoard."""
+        """Scores after `done` iterations (see evaluate.evaluate) to log, terminal and TensorBoard."""
         trainer, run = self.trainer, self.trainer.run
         try:
             trainer.results = evaluate(trainer.model, trainer.d2, trainer.test, trainer.told)
@@ -136,8 +136,8 @@ class FineTuner(Accumulator):
     stop. results: the scores of the last evaluation.
     """
 
-    def __init__(self, run: Run, reached: Reach, d2: CfgNode, test: DetectionData, model: torch.nn.Module, start: int = 0,
-                 told: Sequence = ()):  # fmt: skip
+    def __init__(self, run: Run, reached: Reach, d2: CfgNode, test: DetectionData, model: torch.nn.Module,
+                 start: int = 0, told: Sequence = ()):  # fmt: skip
         cfg, cuda = reached.cfg, d2.MODEL.DEVICE == "cuda"
         self.run, self.cfg, self.d2, self.test, self.detector, self.told = run, cfg, d2, test, model, told
         self.folder, self.stop, self.results = Path(d2.OUTPUT_DIR), False, {}

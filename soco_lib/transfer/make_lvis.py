@@ -32,9 +32,7 @@ FREQUENCY = (("r", 10), ("c", 100), ("f", float("inf")))
 
 
 def polygons(segmentation, height: int, width: int) -> list[list[float]]:
-    """COCO polygons or run-length code as polygons of at least three points; the outlines of a code's parts lose their
-    holes.
-    """
+    """COCO polygons or run-length code as polygons of three points or more; outlines of a code's parts lose holes."""
     if isinstance(segmentation, list):
         found = segmentation
     else:
@@ -57,8 +55,8 @@ def convert(content: dict, folder: str, numbers: dict[int, int]) -> tuple[dict, 
         outline = [] if item.get("iscrowd") else polygons(item.get("segmentation") or [], *sizes[image])
         if outline:
             there[image].add(category)
-            annotations.append({"id": len(annotations) + 1, "image_id": image, "category_id": category, "bbox": item["bbox"],
-                                "area": item["area"], "segmentation": outline})  # fmt: skip
+            own = {"id": len(annotations) + 1, "image_id": image, "category_id": category}
+            annotations.append(own | {"bbox": item["bbox"], "area": item["area"], "segmentation": outline})
         else:  # there is such an object, but it is not marked
             crowded[image].add(category)
             lost += not item.get("iscrowd")
@@ -66,9 +64,9 @@ def convert(content: dict, folder: str, numbers: dict[int, int]) -> tuple[dict, 
     for image in content["images"]:
         present, unsure = there[image["id"]], crowded[image["id"]]
         last_two = f"{folder}/{image['file_name']}".split("/")[-2:]
-        images.append({"id": image["id"], "height": image["height"], "width": image["width"], "coco_url": "/".join(last_two),
-                       "neg_category_ids": sorted({*numbers.values()} - present - unsure),
-                       "not_exhaustive_category_ids": sorted(unsure)})  # fmt: skip
+        about = {key: image[key] for key in ("id", "height", "width")} | {"coco_url": "/".join(last_two)}
+        images.append(about | {"neg_category_ids": sorted({*numbers.values()} - present - unsure),
+                               "not_exhaustive_category_ids": sorted(unsure)})  # fmt: skip
     return {"images": images, "annotations": annotations}, lost
 
 
@@ -101,8 +99,9 @@ def make(train: str, test: str, out: Path) -> dict[str, str]:
         if counts is None:  # of the training set, for both
             pairs = {(a["category_id"], a["image_id"]) for a in made["annotations"]}
             counts = {number: sum(category == number for category, _ in pairs) for number in numbers.values()}
+        called = categories[name]
         made["categories"] = [
-            {"id": numbers[i], "name": categories[name][i], "synonyms": [categories[name][i]], "image_count": counts[numbers[i]],
+            {"id": numbers[i], "name": called[i], "synonyms": [called[i]], "image_count": counts[numbers[i]],
              "frequency": next(word for word, most in FREQUENCY if counts[numbers[i]] <= most)} for i in ids
         ]  # fmt: skip
         write_json(out / f"{name}.json", made)
@@ -117,12 +116,9 @@ def make(train: str, test: str, out: Path) -> dict[str, str]:
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "data", nargs="*", metavar="TRAIN TEST", help="two coco: data sets (default: the embedded scenes)"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=ROOT / "data/scenes-lvis", help="folder to write (default: data/scenes-lvis)"
-    )
+    about, out = "two coco: data sets (default: the embedded scenes)", "folder to write (default: data/scenes-lvis)"
+    parser.add_argument("data", nargs="*", metavar="TRAIN TEST", help=about)
+    parser.add_argument("--out", type=Path, default=ROOT / "data/scenes-lvis", help=out)
     given = parser.parse_args(arguments)
     require(len(given.data) in (0, 2), "give two data sets, TRAIN and TEST, or none for the embedded scenes")
     for line in make(*(given.data or SCENES), given.out).values():
