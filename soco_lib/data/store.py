@@ -9,7 +9,7 @@
 Row i is the image `source.keys[i]`. float32 and not half the bytes: a lookup is then a view of the file's pages, which
 all processes of a machine share. While it is built, the folder holds `shards/`; a rerun makes only the missing ones.
 
-    python -m soco_lib.data.store --images folder:photos --out data/photos-proposals     # with --share: README, On GPUs
+    python -m soco_lib.data.store --images folder:photos --out data/photos-proposals   # --share: notebooks/clusters.md
 """
 
 from __future__ import annotations
