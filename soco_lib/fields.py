@@ -110,7 +110,7 @@ def changed(cls, values: dict, changes: dict, where: str = ""):
     changes = {k: v for k, v in changes.items() if v is not None and (k not in before or typed(k, v) != before[k])}
     label = lambda name, value: f"{name}={value}" if isinstance(value, (int, float, str)) else name
     labels = [label(*change) for change in changes.items() if change[0] not in SUBJECT | OPERATIONAL]
-    if labels and "profile" not in changes:
+    if labels and "profile" in hints and "profile" not in changes:
         changes["profile"] = f"{values.get('profile', '')}, {', '.join(labels)}"
     return from_dict(cls, {**values, **changes}, where)
 

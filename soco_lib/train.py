@@ -16,7 +16,6 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from soco_lib import BookError
 from soco_lib.config import Plan, Pretrain, plan
 from soco_lib.dataset import AHEAD, Batch, ProposalViews, build_loader, normalize, shared_bytes
 from soco_lib.encoder import Encoder, send
@@ -28,10 +27,6 @@ from soco_lib.runs import checkpoint, loader, processes, session
 from soco_lib.runs.folder import Run
 from soco_lib.runs.log import Log
 from soco_lib.runs.recompute import recompute
-
-
-class Diverged(BookError):
-    """The loss became NaN or infinite."""
 
 
 def build_model(cfg: Pretrain, process: processes.Process) -> SoCo:
@@ -167,7 +162,7 @@ def train(run: Run, process: processes.Process, stop_requests: Sequence = ()) ->
     started, log, row = time.perf_counter(), Log(run, cfg, numbers, writes=process.main), {}
     pin = process.device.type == "cuda"
     batches = build_loader(dataset, numbers, process.rank, done, pin, trainer.model.count, ahead)
-    with session.deaf_children():
+    with session.children_ignore_sigterm():
         batches = loader.Feed(batches, numbers.accumulate, stop_requests)
     unread = []  # (step, loss): a GPU's answer is read when the next update is queued, so that it never runs dry
 
@@ -176,13 +171,13 @@ def train(run: Run, process: processes.Process, stop_requests: Sequence = ()) ->
             checkpoint.save(run.folder, done, to_dict(cfg), cfg.keep, **trainer.state())
 
     def look(leave: int) -> None:
-        """Read the losses but for the last `leave`. Raises Diverged."""
+        """Read the losses but for the last `leave`. Raises session.Diverged."""
         while len(unread) > leave:
             at, loss = unread.pop(0)
             if not math.isfinite(value := loss.read().item()):
                 remedy = f"lower base_lr={cfg.base_lr} or use precision=fp32"
                 kept = f"the last good checkpoint stays in {run.folder / 'checkpoints'}"
-                raise Diverged(f"the loss is {value} at step {at}: {remedy}; {kept}")
+                raise session.Diverged(f"the loss is {value} at step {at}: {remedy}; {kept}", at)
 
     for step in range(done, numbers.steps):
         try:
@@ -231,7 +226,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status (see session.main)."""
 
     def work(run: Run, process: processes.Process) -> dict:
-        with session.told_to_stop() as stop_requests:
+        with session.stop_requests() as stop_requests:
             return train(run, process, stop_requests)
 
     return session.main(__doc__, work, arguments, fixed_sizes=True)

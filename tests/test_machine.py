@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 import soco_lib
-from soco_lib.runs import launch, machine, pool
+from soco_lib.runs import launch, machine
 
 
 def test_cores_are_those_that_this_process_may_use(monkeypatch):
@@ -26,7 +26,7 @@ def test_a_system_without_affinity_counts_all_cores(monkeypatch, counted, cores)
     assert machine.cores() == cores
     assert launch.environment(2)["OMP_NUM_THREADS"] == str(max(1, cores // 2))
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    assert pool.slots(2, 1, "local").get()["OMP_NUM_THREADS"] == str(max(1, cores // 2))
+    assert launch.shares(2, launch.Launch())[0]["OMP_NUM_THREADS"] == str(max(1, cores // 2))
 
 
 @pytest.mark.parametrize(("platform", "bytes"), [("darwin", 5000), ("linux", 5000 * 1024)])

@@ -22,7 +22,6 @@ import posixpath
 import re
 import struct
 import tarfile
-import tempfile
 import time
 import zipfile
 import zlib
@@ -34,6 +33,7 @@ import numpy as np
 
 from soco_lib import BookError, locate
 from soco_lib.fields import require
+from soco_lib.runs.folder import replacing
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")  # in any case
 #: Images from which on a listing is kept: a shorter one is made as fast as it would be checked and read.
@@ -146,11 +146,8 @@ def _write(file: Path, keys: Sequence[str], columns: Mapping[str, np.ndarray], f
     arrays = {"key": pyarrow.array(keys, pyarrow.large_string()), **{k: pyarrow.array(v) for k, v in columns.items()}}
     table = pyarrow.table(arrays).replace_schema_metadata({"soco": json.dumps(facts)})
     file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
-        part = os.path.join(scratch, file.name)
-        with pyarrow.OSFile(part, "wb") as sink, pyarrow.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table)
-        os.replace(part, file)
+    with replacing(file, "wb") as sink, pyarrow.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
 
 
 def folder_keys(root: Path) -> Sequence[str]:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import multiprocessing
-import os
-import threading
+import signal
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -29,6 +28,8 @@ from soco_lib.data.proposals import STATUSES, ProposalConfig, fulfilled, propose
 from soco_lib.data.sources import ImageSource
 from soco_lib.fields import require
 from soco_lib.runs import locks
+from soco_lib.runs.folder import replacing
+from soco_lib.runs.machine import end_with_parent
 
 Say = Callable[[str], None]  # receives a line of progress
 #: An image's entry in a shard: (width, height), boxes (n, 4), status, error text.
@@ -75,8 +76,7 @@ def write_shard(shard: Path, rows: Iterable[Row]) -> None:
     """Write a shard at once: a process that dies leaves no half a shard under the shard's name."""
     start = time.thread_time()
     sizes, boxes, status, errors = zip(*rows)
-    temporary = shard.with_suffix(f".{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
+    with replacing(shard, "wb") as file:
         np.savez(
             file,
             count=np.array([len(b) for b in boxes], np.int32),
@@ -86,7 +86,6 @@ def write_shard(shard: Path, rows: Iterable[Row]) -> None:
             boxes=np.concatenate(boxes).astype(np.float32),
             seconds=time.thread_time() - start,
         )
-    os.replace(temporary, shard)
 
 
 def make_shards(shards: list[Path], source: ImageSource, config: ProposalConfig, workers: int, say: Say) -> None:
@@ -183,12 +182,7 @@ def _start_worker(source: ImageSource, config: ProposalConfig) -> None:
     global _job
     _job = source, config
     cv2.setNumThreads(1)  # one core a worker: OpenCV's own pool only fights the other workers
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()  # a killed parent cannot tell its workers: they would wait for ever
-    os._exit(1)
+    end_with_parent(signal.SIGKILL)  # a killed parent cannot tell its workers: they would wait for ever
 
 
 def _worker_shard(shard: Path) -> int:

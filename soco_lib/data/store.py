@@ -20,7 +20,6 @@ import itertools
 import json
 import os
 import shutil
-import socket
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -34,6 +33,7 @@ from soco_lib.data.shards import make_shards, shard_paths, share, to_merge
 from soco_lib.data.sources import ImageSource, open_source
 from soco_lib.fields import require
 from soco_lib.runs import machine
+from soco_lib.runs.folder import write_json
 
 FORMAT = 1
 FILES = ("boxes.npy", "offsets.npy", "sizes.npy", "images.parquet")
@@ -170,16 +170,10 @@ def _plan(out: Path, source: ImageSource, essence: dict, shard_size: int) -> lis
     plan, asked = out / "shards" / "plan.json", {"fingerprint": source.fingerprint, **essence}
     if not plan.is_file():
         plan.parent.mkdir(parents=True, exist_ok=True)
-        _write_json(plan, {"shard_size": shard_size, "of": asked})
+        write_json(plan, {"shard_size": shard_size, "of": asked})
     begun = json.loads(plan.read_text())
     _same_settings(out, begun["of"], asked)
     return shard_paths(plan.parent, len(source), begun["shard_size"])
-
-
-def _write_json(path: Path, values: dict) -> None:
-    temporary = path.with_suffix(f".{socket.gethostname()}-{os.getpid()}.tmp")  # several may plan at the same time
-    temporary.write_text(json.dumps(values, indent=1) + "\n")
-    os.replace(temporary, path)
 
 
 def _merge(out: Path, shards: list[Path], source: ImageSource, essence: dict, say) -> ProposalStore:
@@ -227,7 +221,7 @@ def _merge(out: Path, shards: list[Path], source: ImageSource, essence: dict, sa
         "images": len(counts), "boxes": int(offsets[-1]), "status": dict(zip(STATUSES, map(int, status))),
         "core_seconds": round(seconds, 3), "versions": {"python": sys.version.split()[0], **versions},
     }  # fmt: skip
-    _write_json(out / "store.json", meta)
+    write_json(out / "store.json", meta)
     shutil.rmtree(out / "shards", ignore_errors=True)
     each = seconds / len(counts)
     say(f"{out}: {len(counts)} images, {meta['boxes']} boxes, {status[-1]} unreadable, {each:.3f} s an image a core")

@@ -1,8 +1,7 @@
-"""Checkpoints of a run: atomic, the last few kept, the newest sound one found again."""
+"""Checkpoints of a run: written whole, the last few kept, the newest sound one found again."""
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 
@@ -10,8 +9,9 @@ import torch
 
 from soco_lib import BookError
 from soco_lib.runs import processes
+from soco_lib.runs.folder import replacing
 
-#: Seconds in which a file that the first process reads must have reached the others' view of the file system.
+#: Seconds until the other processes must see a file that the first one reads, on a network file system.
 PATIENCE = 60.0
 FORMAT = "soco-book/1"
 
@@ -27,17 +27,11 @@ def of_step(folder: Path, step: int) -> Path:
 
 
 def save(folder: Path, step: int, config: dict, keep: int, **state) -> Path:
-    """Write <folder>/checkpoints/step_<step>.pt (state after `step` updates) by write-then-rename; drop all but the
-    last `keep`.
-    """
+    """Write <folder>/checkpoints/step_<step>.pt, the state after `step` updates; delete all but the last `keep`."""
     path = of_step(folder, step)
     path.parent.mkdir(exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
+    with replacing(path, "wb") as file:
         torch.save({"format": FORMAT, "step": step, "config": config, **state}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
     for old in paths(folder)[:-keep]:
         old.unlink()
     return path
@@ -57,7 +51,7 @@ def read(path: Path) -> dict:
 
 
 def newest(folder: Path, say=print) -> dict | None:
-    """The newest sound checkpoint of a run; a broken one is passed over with a message for the one before it."""
+    """The newest sound checkpoint of a run; a broken one is skipped with a message."""
     for path in reversed(paths(folder)):
         try:
             return read(path)
@@ -67,10 +61,10 @@ def newest(folder: Path, say=print) -> dict | None:
 
 
 def chosen(folder: Path, first: bool, say=print) -> dict | None:
-    """The newest sound checkpoint in the eyes of the first process, in every process; a collective.
+    """The newest sound checkpoint that the first process finds, in every process; a collective.
 
-    A network file system may show processes different folders: if each chose for itself they would differ without a
-    word. Raises BookError where the chosen file does not appear in time, or is another.
+    On a network file system processes may see different files and would choose different ones. Raises BookError where
+    the chosen file does not appear in time, or is another.
     """
     found = newest(folder, say) if first else None
     step = processes.from_first(found and found["step"])

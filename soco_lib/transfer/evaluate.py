@@ -26,8 +26,8 @@ def _images(d2: CfgNode, test: DetectionData, told: Sequence) -> loader.Feed:
     """The test images, each loaded by one of the config's workers."""
     images = build_detection_test_loader(d2, test.name)
     images.worker_init_fn, images.timeout = loader.start_worker, loader.POLL if images.num_workers else 0
-    with session.deaf_children():
-        return loader.Feed(images, told=told)
+    with session.children_ignore_sigterm():
+        return loader.Feed(images, stop_requests=told)
 
 
 def shared_bytes(d2: CfgNode) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,10 +11,9 @@ from typing import NoReturn
 import torch
 from torch.utils.data import DataLoader
 
-from soco_lib import BookError
 from soco_lib.fields import to_dict
 from soco_lib.runs import checkpoint, loader, processes, session
-from soco_lib.runs.folder import Run
+from soco_lib.runs.folder import Run, replacing
 from soco_lib.runs.machine import peak_memory
 from soco_lib.transfer.batches import AHEAD, Accumulator, Reach, Samples
 from soco_lib.transfer.detectron import DetectionData
@@ -60,8 +58,7 @@ class Progress(hooks.HookBase):
         rate = self.steps / self.spent
         mean = lambda name: round(storage.history(name).avg(self.steps), 5)
         losses = {name: mean(name) for name in sorted(storage.histories()) if name.startswith("loss_")}
-        cuda = torch.cuda.is_available()
-        memory = torch.cuda.max_memory_allocated() if cuda else peak_memory()
+        memory = peak_memory(cuda=torch.cuda.is_available())
         row = {"step": done, "loss": mean("total_loss"), **losses, "lr": storage.latest()["lr"][0]}
         row |= {"images_per_s": round(rate * cfg.batch, 3), "memory_gb": round(memory / 2**30, 3)}
         row |= {"eta_s": round((cfg.iterations - done) / rate, 1), "seconds": trainer.seconds}
@@ -206,10 +203,9 @@ class FineTuner(Accumulator):
         raise session.Stopped(waiting.describe(done, self.folder)) from None
 
     def write_model(self, name: str, done: int) -> None:
-        """The weights after `done` iterations as a file that Detectron2 reads, by write-then-rename."""
-        temporary = self.folder / f"{name}.tmp"
-        torch.save({"model": self.detector.state_dict(), "iteration": done}, temporary)
-        os.replace(temporary, self.folder / name)
+        """The weights after `done` iterations as a file that Detectron2 reads."""
+        with replacing(self.folder / name, "wb") as file:
+            torch.save({"model": self.detector.state_dict(), "iteration": done}, file)
 
     @property
     def seconds(self) -> float:
@@ -231,7 +227,7 @@ class FineTuner(Accumulator):
         Raises BookError when the loss is not finite, session.Stopped when told to stop.
         """
         try:
-            with session.deaf_children():
+            with session.children_ignore_sigterm():
                 self._data_loader_iter_obj = loader.Feed(self.data_loader, self.accumulate, self.told)
             # Compiled functions (the focal loss) round otherwise from their second call on: on the CPU, where a resumed
             # run is bit-equal, they stay as in the first.
@@ -240,10 +236,11 @@ class FineTuner(Accumulator):
         except loader.Waiting as waiting:
             self.stop_waiting(waiting, self.iter)
         except FloatingPointError:  # ours, and RPN's of boxes that are not finite
-            raise BookError(
+            raise session.Diverged(
                 f"the loss is not finite at step {self.iter + 1}: lower lr={self.cfg.lr}, lengthen "
                 f"warmup={self.cfg.warmup} or set clip_gradients=1; the last checkpoint stays in "
-                f"{self.folder / 'checkpoints'}"
+                f"{self.folder / 'checkpoints'}",
+                self.iter + 1,
             ) from None
         finally:
             loader.end_workers()

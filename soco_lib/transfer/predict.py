@@ -151,8 +151,8 @@ def _detect(cfg: Predict, source: ImageSource, model, d2: CfgNode, process: proc
         collate_fn=trivial_batch_collator, worker_init_fn=loader.start_worker,
         prefetch_factor=ahead if cfg.workers else None, timeout=loader.POLL if cfg.workers else 0,
     )  # fmt: skip
-    with session.deaf_children():
-        feed = loader.Feed(batches, told=told)
+    with session.children_ignore_sigterm():
+        feed = loader.Feed(batches, stop_requests=told)
     found, began, said = {}, time.perf_counter(), 0.0
     try:
         for [image] in feed:
@@ -240,7 +240,7 @@ def work(run: Run, process: processes.Process) -> dict:
     """`predict` that ends when the process is told to stop, and rounds as a transfer's evaluation (see finetune.py)."""
     warnings.filterwarnings("ignore", "torch.meshgrid")  # Detectron2's, harmless
     exact = torch.jit.optimized_execution(process.device.type != "cpu")
-    with session.told_to_stop() as told, torch.no_grad(), exact:
+    with session.stop_requests() as told, torch.no_grad(), exact:
         return predict(run, process, told)
 
 

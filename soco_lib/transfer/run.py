@@ -158,7 +158,7 @@ def transfer(run: Run, process: processes.Process, told: Sequence = ()) -> dict:
 
 def work(run: Run, process: processes.Process) -> dict:
     """`transfer` that ends with a checkpoint when the process is told to stop."""
-    with session.told_to_stop() as told:
+    with session.stop_requests() as told:
         return transfer(run, process, told)
 
 
