@@ -62,9 +62,8 @@ class Transfer:
         one_of("precision", self.precision, PRECISIONS)
         for name in ("iterations", "batch", "max_size", "test_size", "log_every", "save_every", "keep"):
             require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("warmup", "precise_bn", "eval_every", "workers", "clip_gradients", "weight_decay"):
+        for name in ("warmup", "precise_bn", "eval_every", "workers", "clip_gradients", "weight_decay", "seed"):
             require(getattr(self, name) >= 0, f"{name}={getattr(self, name)} may not be negative")
-        require(self.seed >= 0, f"seed={self.seed} may not be negative")
         require(self.lr > 0, f"lr={self.lr} must be positive")
         positive = f"labelled={self.labelled} must be positive: a share up to 1, else a number of images"
         require(self.labelled > 0, positive)

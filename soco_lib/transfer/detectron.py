@@ -71,8 +71,7 @@ def draw_images(image_ids: tuple[int, ...], labelled: float, seed: int) -> tuple
 def open_data(spec: str, labelled: float = 1.0, seed: int = 0) -> DetectionData:
     """Check a data set (see datasets.LAYOUTS) and register it with Detectron2, named by its files and drawn part.
 
-    Raises BookError for a bad spec, a missing or foreign file, missing images (a sample is looked at), sets that cannot
-    be joined.
+    Raises BookError for a bad spec, for what the layout refuses, and for sets that cannot be joined.
     """
     layouts = tuple(LAYOUTS[kind](rest) for kind, rest in split_sets(spec))
     first = layouts[0]
@@ -159,20 +158,16 @@ def _settings(cfg: Transfer, train: DetectionData, test: DetectionData, folder: 
 def detectron_config(cfg: Transfer, train: DetectionData, test: DetectionData, folder: Path, world: int = 1) -> CfgNode:
     """The full Detectron2 config of a transfer that writes into `folder` with `world` processes.
 
-    Raises BookError for a batch that cannot be split, an override of a setting that a Transfer field owns, data without
-    masks for a precision or detector that the machine lacks.
+    cfg is as batches.reach has it. Raises BookError for a precision that the machine lacks, an image too small for
+    batch norm, and an override of a setting that a Transfer field owns.
     """
-    even = cfg.batch % world == 0
-    require(even, f"batch={cfg.batch} cannot be split evenly over {world} processes: choose a multiple of {world}")
-    cuda = torch.cuda.is_available()
+    cuda, held, side = torch.cuda.is_available(), cfg.micro_batch or cfg.batch // world, min(cfg.min_sizes)
+    exact = cfg.precision == "fp32"
+    require(cuda or exact, f"precision={cfg.precision} needs a GPU: set precision=fp32 on this machine")
     require(
-        cuda or cfg.precision == "fp32", f"precision={cfg.precision} needs a GPU: set precision=fp32 on this machine"
-    )
-    held = cfg.micro_batch or cfg.batch // world
-    require(
-        held > 1 or min(cfg.min_sizes) > STRIDE or (cuda and world > 1),
-        f"a process that holds one image of min_sizes={min(cfg.min_sizes)} leaves batch norm a single value at stride "
-        f"{STRIDE}: raise micro_batch={cfg.micro_batch}, batch={cfg.batch} or min_sizes",
+        held > 1 or side > STRIDE or (cuda and world > 1),
+        f"a process that holds one image of min_sizes={side} leaves batch norm a single value at stride {STRIDE}: "
+        f"raise micro_batch={cfg.micro_batch}, batch={cfg.batch} or min_sizes",
     )
     owned = _settings(cfg, train, test, folder)
     for item in cfg.overrides:

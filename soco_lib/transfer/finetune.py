@@ -109,7 +109,7 @@ class Evaluation(hooks.HookBase):
         """Scores after `done` iterations (see evaluate.evaluate) to log, terminal and TensorBoard."""
         trainer, run = self.trainer, self.trainer.run
         try:
-            trainer.results = evaluate(trainer.model, trainer.d2, trainer.test, trainer.told)
+            trainer.results = evaluate(trainer.model, trainer.d2, trainer.test, trainer.stop_requests)
         except loader.Waiting as waiting:
             trainer.stop_waiting(waiting, done)
         processes.wait()  # the first process scores alone: minutes for COCO, tens of minutes for LVIS
@@ -129,14 +129,15 @@ class Evaluation(hooks.HookBase):
 class FineTuner(Accumulator):
     """Accumulator with what DefaultTrainer adds, which assumes CUDA for several processes and fp16 for mixed precision.
 
-    start: iterations already made, by the checkpoint that `restore` is then given. told: filled once this process is to
-    stop. results: the scores of the last evaluation.
+    start: iterations already made, by the checkpoint that `restore` is then given. stop_requests: filled once this
+    process is to stop. results: the scores of the last evaluation.
     """
 
     def __init__(self, run: Run, reached: Reach, d2: CfgNode, test: DetectionData, model: torch.nn.Module,
-                 start: int = 0, told: Sequence = ()):  # fmt: skip
+                 start: int = 0, stop_requests: Sequence = ()):  # fmt: skip
         cfg, cuda = reached.cfg, d2.MODEL.DEVICE == "cuda"
-        self.run, self.cfg, self.d2, self.test, self.detector, self.told = run, cfg, d2, test, model, told
+        self.run, self.cfg, self.d2, self.test, self.detector = run, cfg, d2, test, model
+        self.stop_requests = stop_requests
         self.folder, self.stop, self.results = Path(d2.OUTPUT_DIR), False, {}
         samples, optimizer = Samples(d2), self.build_optimizer(model)
         # Before any process starts its workers: they meet in the next line.
@@ -214,7 +215,7 @@ class FineTuner(Accumulator):
 
     def _write_metrics(self, losses: dict[str, torch.Tensor], data_time: float) -> None:
         """Mean losses over all processes to the storage; and all processes learn whether one was told to stop."""
-        asked = torch.tensor(float(bool(self.told)), device=self.d2.MODEL.DEVICE)
+        asked = torch.tensor(float(bool(self.stop_requests)), device=self.d2.MODEL.DEVICE)
         *means, stop = processes.mean(torch.stack([*losses.values(), asked])).tolist()
         if not math.isfinite(sum(means)):
             raise FloatingPointError
@@ -228,7 +229,7 @@ class FineTuner(Accumulator):
         """
         try:
             with session.children_ignore_sigterm():
-                self._data_loader_iter_obj = loader.Feed(self.data_loader, self.accumulate, self.told)
+                self._data_loader_iter_obj = loader.Feed(self.data_loader, self.accumulate, self.stop_requests)
             # Compiled functions (the focal loss) round otherwise from their second call on: on the CPU, where a resumed
             # run is bit-equal, they stay as in the first.
             with torch.jit.optimized_execution(self.d2.MODEL.DEVICE != "cpu"):

@@ -140,7 +140,7 @@ class Images(Dataset):
         return {"index": index, "image": image, "height": height, "width": width}
 
 
-def _detect(cfg: Predict, source: ImageSource, model, d2: CfgNode, process: processes.Process, told: Sequence):
+def _detect(cfg: Predict, source: ImageSource, model, d2: CfgNode, process: processes.Process, stop_requests: Sequence):
     """This process's images: index -> (height, width, COCO results with the numbers of image and class for ids), or why
     it could not be read. None when told to stop.
     """
@@ -152,11 +152,11 @@ def _detect(cfg: Predict, source: ImageSource, model, d2: CfgNode, process: proc
         prefetch_factor=ahead if cfg.workers else None, timeout=loader.POLL if cfg.workers else 0,
     )  # fmt: skip
     with session.children_ignore_sigterm():
-        feed = loader.Feed(batches, stop_requests=told)
+        feed = loader.Feed(batches, stop_requests=stop_requests)
     found, began, said = {}, time.perf_counter(), 0.0
     try:
         for [image] in feed:
-            if told:
+            if stop_requests:
                 return None
             index = image["index"]
             if "image" in image:
@@ -211,10 +211,10 @@ def _readme(cfg: Predict, folder: Path, d2: CfgNode) -> str:
     return text.format(cfg=cfg, ours=ours, folder=folder.resolve(), weights=FINAL, device=d2.MODEL.DEVICE)
 
 
-def predict(run: Run, process: processes.Process, told: Sequence = ()) -> dict:
+def predict(run: Run, process: processes.Process, stop_requests: Sequence = ()) -> dict:
     """Detect on all images; returns the run's metrics, {} but in the first process. Raises BookError for bad input.
 
-    told: no longer empty once this process shall stop; it then raises session.Stopped.
+    stop_requests: filled once this process is to stop; it then raises session.Stopped.
     """
     cfg = from_dict(Predict, run.record["config"])
     transfer, source = finished(cfg.model), open_source(cfg.images)
@@ -222,7 +222,7 @@ def predict(run: Run, process: processes.Process, told: Sequence = ()) -> dict:
     if process.main:
         print(f"{process.describe()}; {cfg.model} on {len(source)} images, score {cfg.score:g} or more", flush=True)
     began = time.perf_counter()
-    found = _detect(cfg, source, model, d2, process, told)
+    found = _detect(cfg, source, model, d2, process, stop_requests)
     parts, seconds = comm.gather(found, dst=0), time.perf_counter() - began
     if None in parts or found is None:
         raise session.Stopped("told to stop before the last image: run again to begin anew")
@@ -240,8 +240,8 @@ def work(run: Run, process: processes.Process) -> dict:
     """`predict` that ends when the process is told to stop, and rounds as a transfer's evaluation (see finetune.py)."""
     warnings.filterwarnings("ignore", "torch.meshgrid")  # Detectron2's, harmless
     exact = torch.jit.optimized_execution(process.device.type != "cpu")
-    with session.stop_requests() as told, torch.no_grad(), exact:
-        return predict(run, process, told)
+    with session.stop_requests() as requests, torch.no_grad(), exact:
+        return predict(run, process, requests)
 
 
 @dataclass(frozen=True)
