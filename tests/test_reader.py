@@ -205,7 +205,7 @@ def test_a_store_of_the_earlier_reader(tmp_path):
     (tmp_path / "store" / "store.json").write_text(json.dumps(meta))
     turned = 3 * 7 + 2  # JPEG, PNG, WebP, and two more JPEGs; OpenCV turned TIFFs before
     with pytest.raises(
-        BookError, match=f"{turned + 5} of the {len(FILES)} images .* delete that folder and build the proposals again"
+        BookError, match=f"{turned + 5} of the {len(FILES)} images .*; delete that folder and build the proposals again"
     ):
         ProposalStore.open(tmp_path / "store").check(source)
     coco = open_source(f"coco:{tmp_path}/a.json")  # whose labels are for the stored pixels

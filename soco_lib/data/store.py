@@ -128,11 +128,11 @@ class ProposalStore:
         with ThreadPoolExecutor(16) as pool:  # they wait for the disk
             other = list(pool.map(source.read_differently, indices))
         changed = [source.keys[i] for i in itertools.compress(indices, other)]
+        count = f"{len(changed)} of the {len(indices)} images looked at"
         require(
             not changed,
-            f"{len(changed)} of the {len(indices)} images of {source.spec} that were looked at are turned by EXIF or have "
-            f"16 bits, first {changed[:1]}, and were read otherwise when {self.path} was built: delete that folder and "
-            "build the proposals again",
+            f"{self.path} was built when pictures were read otherwise: {count} of {source.spec} are turned by EXIF or have "
+            f"16 bits, first {changed[:1]}; delete that folder and build the proposals again",
         )
 
     def summary(self) -> dict:
