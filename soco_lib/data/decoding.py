@@ -32,23 +32,23 @@ _REDUCED = ((8, cv2.IMREAD_REDUCED_COLOR_8), (4, cv2.IMREAD_REDUCED_COLOR_4), (2
 _JPEG, _PNG, _TIFF = b"\xff\xd8", b"\x89PNG", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 #: EXIF orientation -> how many quarter turns anticlockwise, and whether the result is mirrored left to right.
 _TURNS = {2: (0, True), 3: (2, False), 4: (2, True), 5: (3, True), 6: (3, False), 7: (1, True), 8: (1, False)}
-#: (width, height) as labels state it.
-Size = tuple[int, int]
+Size = tuple[int, int]  # width, height
+#: Gives the size that labels state for a picture, None where none do; asked only where it might be turned.
+Stated = Callable[[], Size | None]
 
 Image.MAX_IMAGE_PIXELS = None  # only headers are read with Pillow; OpenCV refuses more than 2^30 pixels
 
 
-def decode(data: bytes, stated: Callable[[], Size | None] = lambda: None) -> np.ndarray:
+def decode(data: bytes, stated: Stated = lambda: None) -> np.ndarray:
     """An encoded image as (H, W, 3) uint8 RGB by the rule above. Raises BookError with the reason.
 
-    stated: gives the size that labels state for it; asked only where the picture might be turned. A JPEG that ends
-    early is refused, where some OpenCV versions return it padded with gray.
+    A JPEG that ends early is refused, where some OpenCV versions return it padded with gray.
     """
     image = _decode(data, cv2.IMREAD_COLOR)
     return _turned(image, image.shape[1::-1], data, stated)[0]
 
 
-def decode_near(data: bytes, side: int, stated: Callable[[], Size | None] = lambda: None) -> tuple[np.ndarray, Size]:
+def decode_near(data: bytes, side: int, stated: Stated = lambda: None) -> tuple[np.ndarray, Size]:
     """As `decode`, with the whole picture's (width, height); a large JPEG comes at 1/2, 1/4 or 1/8 of it.
 
     Both sides of the array stay >= MARGIN x `side` pixels, or it is the whole image. libjpeg drops the high frequencies
@@ -67,13 +67,13 @@ def decode_near(data: bytes, side: int, stated: Callable[[], Size | None] = lamb
     return _turned(image, image.shape[1::-1] if flag == cv2.IMREAD_COLOR else size, data, stated)
 
 
-def header_size(data: bytes, stated: Callable[[], Size | None] = lambda: None) -> Size:
+def header_size(data: bytes, stated: Stated = lambda: None) -> Size:
     """(width, height) of the picture that `decode` gives, from the file's header. Raises OSError."""
     size, orientation = _header(data)
     return size[::-1] if orientation > 4 and not _kept(size, orientation, stated) else size
 
 
-def read_differently(data: bytes, stated: Callable[[], Size | None] = lambda: None) -> bool:
+def read_differently(data: bytes, stated: Stated = lambda: None) -> bool:
     """Whether reader 1 may have seen another picture in this file: it is turned now, or has 16-bit samples."""
     try:
         size, orientation = _header(data)
@@ -159,12 +159,12 @@ def _jpeg_has_exif(data: bytes) -> bool:
     return False
 
 
-def _kept(stored: Size, orientation: int, stated: Callable[[], Size | None]) -> bool:
+def _kept(stored: Size, orientation: int, stated: Stated) -> bool:
     """Whether the labels of a picture with this stored size are for its stored pixels."""
     return orientation > 4 and stored[0] != stored[1] and stated() == stored
 
 
-def _turned(image: np.ndarray, size: Size, data: bytes, stated: Callable[[], Size | None]) -> tuple[np.ndarray, Size]:
+def _turned(image: np.ndarray, size: Size, data: bytes, stated: Stated) -> tuple[np.ndarray, Size]:
     """What `_decode` gave, whole or reduced, and the whole one's size, as they are to be seen."""
     orientation, tiff = _orientation(data), data[:4] in _TIFF
     if orientation == 1 or tiff != _kept(size[::-1] if tiff else size, orientation, stated):

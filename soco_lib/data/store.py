@@ -131,8 +131,8 @@ class ProposalStore:
         count = f"{len(changed)} of the {len(indices)} images looked at"
         require(
             not changed,
-            f"{self.path} was built when pictures were read otherwise: {count} of {source.spec} are turned by EXIF or have "
-            f"16 bits, first {changed[:1]}; delete that folder and build the proposals again",
+            f"{self.path} was built when pictures were read otherwise: {count} of {source.spec} are turned by EXIF or "
+            f"have 16 bits, first {changed[:1]}; delete that folder and build the proposals again",
         )
 
     def summary(self) -> dict:
