@@ -127,7 +127,7 @@ def _bits(data: bytes, largest: int) -> int:
     if data[:4] == _PNG and (at := data.find(b"sBIT", 0, data.find(b"IDAT"))) > 0:
         (length,) = struct.unpack(">I", data[at - 4 : at])
         named = max(data[at + 4 : at + 4 + length], default=16)
-        return max(named, 8) if largest < 1 << named else 16
+        return min(max(named, 8), 16) if largest < 1 << named else 16
     return next(bits for bits in (8, 10, 12, 14, 16) if largest < 1 << bits)
 
 
