@@ -7,7 +7,7 @@ error, boxes (all images' one after the other), and the seconds of one core that
 from __future__ import annotations
 
 import contextlib
-import io
+import functools
 import multiprocessing
 import signal
 import time
@@ -20,10 +20,10 @@ from typing import IO
 
 import cv2
 import numpy as np
-import PIL.Image
 
 from soco_lib import BookError
 from soco_lib.boxes import clip, valid
+from soco_lib.data.decoding import header_size
 from soco_lib.data.proposals import STATUSES, ProposalConfig, fulfilled, propose, whole_image
 from soco_lib.data.sources import ImageSource
 from soco_lib.fields import require
@@ -209,7 +209,7 @@ def given_row(source: ImageSource, index: int, boxes: np.ndarray) -> Row:
     Its status is the strictest rule that all of them fulfil, "side" where none is fulfilled by all.
     """
     try:
-        width, height = PIL.Image.open(io.BytesIO(source.read(index))).size
+        width, height = header_size(source.read(index), functools.partial(source.stated, index))
     except (BookError, OSError) as error:
         return (0, 0), boxes[:0], "error", " ".join(str(error).split())
     boxes = clip(boxes[valid(boxes, width, height)], width, height)

@@ -4,7 +4,7 @@
     offsets.npy     (N + 1,) int64: the boxes of image i are rows offsets[i]:offsets[i+1]; none where it cannot be read
     sizes.npy       (N, 2) int32: width, height
     images.parquet  key, width, height, count, status, error of each image: for people, queries and error messages
-    store.json      settings, source, fingerprint, versions, counts, seconds; written last: a folder with it is complete
+    store.json      settings, source, fingerprint, reader, versions, counts, seconds; written last, which completes it
 
 Row i is the image `source.keys[i]`. float32 and not half the bytes: a lookup is then a view of the file's pages, which
 all processes of a machine share. While it is built, the folder holds `shards/`; a rerun makes only the missing ones.
@@ -21,6 +21,7 @@ import json
 import os
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -28,6 +29,7 @@ import cv2
 import numpy as np
 
 from soco_lib import BookError, locate, one_line_errors
+from soco_lib.data.decoding import READER
 from soco_lib.data.proposals import STATUSES, ProposalConfig
 from soco_lib.data.shards import make_shards, shard_paths, share, to_merge
 from soco_lib.data.sources import ImageSource, open_source
@@ -37,6 +39,8 @@ from soco_lib.runs.folder import write_json
 
 FORMAT = 1
 FILES = ("boxes.npy", "offsets.npy", "sizes.npy", "images.parquet")
+#: Images that are looked at of a store that an earlier reader made: all of a small set.
+LOOKED_AT = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,14 +109,30 @@ class ProposalStore:
         return pandas.read_parquet(self.path / "images.parquet")
 
     def check(self, source: ImageSource) -> None:
-        """Raise BookError unless the store was built from the images of `source`, by name and in order."""
+        """Raise BookError unless the store was built from the images of `source`, by name and in order, and from the
+        same pixels: of a store that an earlier reader made (see decoding.py), at most LOOKED_AT images are looked at.
+        """
         if self.meta["fingerprint"] == source.fingerprint:
+            if self.meta.get("reader", 1) != READER:
+                self._check_pixels(source)
             return
         pairs = itertools.zip_longest(self.table()["key"], source.keys, fillvalue="its end")
         a, b = next((a, b) for a, b in pairs if a != b)
         raise BookError(
             f"proposals in {self.path} (of {self.meta['source']}, {len(self)} images) do not belong to {source.spec} "
             f"({len(source)} images): first difference {a!r} there, {b!r} here; build them for these images"
+        )
+
+    def _check_pixels(self, source: ImageSource) -> None:
+        indices = range(0, len(source), -(-len(source) // LOOKED_AT))
+        with ThreadPoolExecutor(16) as pool:  # they wait for the disk
+            other = list(pool.map(source.read_differently, indices))
+        changed = [source.keys[i] for i in itertools.compress(indices, other)]
+        count = f"{len(changed)} of the {len(indices)} images looked at"
+        require(
+            not changed,
+            f"{self.path} was built when pictures were read otherwise: {count} of {source.spec} are turned by EXIF or "
+            f"have 16 bits, first {changed[:1]}; delete that folder and build the proposals again",
         )
 
     def summary(self) -> dict:
@@ -167,7 +187,7 @@ def _same_settings(where: Path, there: dict, asked: dict) -> None:
 
 def _plan(out: Path, source: ImageSource, essence: dict, shard_size: int) -> list[Path]:
     """The shards of this build; one that was begun keeps its shard size and must be of the same images and settings."""
-    plan, asked = out / "shards" / "plan.json", {"fingerprint": source.fingerprint, **essence}
+    plan, asked = out / "shards" / "plan.json", {"fingerprint": source.fingerprint, "reader": READER, **essence}
     if not plan.is_file():
         plan.parent.mkdir(parents=True, exist_ok=True)
         write_json(plan, {"shard_size": shard_size, "of": asked})
@@ -217,7 +237,7 @@ def _merge(out: Path, shards: list[Path], source: ImageSource, essence: dict, sa
     np.save(out / "sizes.npy", sizes)
     versions = {"numpy": np.__version__, "opencv": cv2.__version__, "pyarrow": pyarrow.__version__}
     meta = {
-        "format": FORMAT, "config": essence, "source": source.spec, "fingerprint": source.fingerprint,
+        "format": FORMAT, "reader": READER, "config": essence, "source": source.spec, "fingerprint": source.fingerprint,
         "images": len(counts), "boxes": int(offsets[-1]), "status": dict(zip(STATUSES, map(int, status))),
         "core_seconds": round(seconds, 3), "versions": {"python": sys.version.split()[0], **versions},
     }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import itertools
@@ -12,12 +13,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from soco_lib import BookError
+from soco_lib.data.decoding import decode
 from soco_lib.detector import CfgNode, detector_config, for_finetuning
 from soco_lib.fields import require
 from soco_lib.transfer.benchmarks import Transfer, require_data, split_sets
 from soco_lib.transfer.datasets import LAYOUTS, DataLayout
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
+from detectron2.data.transforms import AugInput
 
 logging.getLogger("detectron2").setLevel(logging.ERROR)  # quiet until a run gives it a log file
 STRIDE = 32  # of a ResNet's last stage: an image no larger is one value there
@@ -117,6 +121,31 @@ def open_both(cfg: Transfer) -> tuple[DetectionData, DetectionData]:
 
 
 # --- Detectron2 -------------------------------------------------------------------------------------------------------
+
+
+class Mapper(DatasetMapper):
+    """Detectron2's mapper of a record to the detector's input, over pictures that the book's own reader read."""
+
+    def __call__(self, record: dict) -> dict:
+        """Raises BookError for a picture that cannot be read or is of another size than its annotations say."""
+        record, file, stated = copy.deepcopy(record), record["file_name"], (record["width"], record["height"])
+        try:
+            image = decode(Path(file).read_bytes(), lambda: stated)
+        except (OSError, BookError) as error:
+            raise BookError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        size = image.shape[1::-1]
+        require(
+            size == stated,
+            f"{file} is {size[0]} x {size[1]} pixels, its annotations say {stated[0]} x {stated[1]}: correct them",
+        )
+        seen = AugInput(image[..., ::-1] if self.image_format == "BGR" else image)
+        transforms = self.augmentations(seen)
+        record["image"] = torch.as_tensor(np.ascontiguousarray(seen.image.transpose(2, 0, 1)))
+        if self.is_train:
+            self._transform_annotations(record, transforms, seen.image.shape[:2])
+        else:
+            del record["annotations"]
+        return record
 
 
 def milestones(cfg: Transfer) -> tuple[int, ...]:

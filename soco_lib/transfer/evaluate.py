@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from soco_lib.runs import loader, session
-from soco_lib.transfer.detectron import DetectionData
+from soco_lib.transfer.detectron import DetectionData, Mapper
 
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
@@ -24,7 +24,7 @@ def _without_predictions(scores: dict, classes: tuple[str, ...]) -> dict:
 
 def _images(d2: CfgNode, test: DetectionData, stop_requests: Sequence) -> loader.Feed:
     """The test images, each loaded by one of the config's workers."""
-    images = build_detection_test_loader(d2, test.name)
+    images = build_detection_test_loader(d2, test.name, mapper=Mapper(d2, False))
     images.worker_init_fn, images.timeout = loader.start_worker, loader.POLL if images.num_workers else 0
     with session.children_ignore_sigterm():
         return loader.Feed(images, stop_requests=stop_requests)

@@ -7,7 +7,6 @@ torchrun. A finished run is left alone, an interrupted one begins anew.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import posixpath
 import sys
@@ -21,12 +20,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from soco_lib import locate
 from soco_lib.data.annotations import read_coco
-from soco_lib.data.sources import CocoSource, ImageSource, UnreadableImage, open_source, split_spec
+from soco_lib.data.sources import CocoSource, ImageSource, open_source, split_spec
 from soco_lib.detector import CfgNode
 from soco_lib.fields import from_dict, require
 from soco_lib.runs import loader, processes, session
@@ -109,16 +107,6 @@ def detector(transfer: Run, device: torch.device) -> tuple[torch.nn.Module, CfgN
     return model, d2, classes
 
 
-def read_image(source: ImageSource, index: int, form: str = "RGB") -> np.ndarray:
-    """Image `index` as (H, W, 3) uint8, read and turned as in a transfer's evaluation. Raises UnreadableImage."""
-    data = source.read(index)
-    try:
-        image = detection_utils._apply_exif_orientation(Image.open(io.BytesIO(data)))
-        return detection_utils.convert_PIL_to_numpy(image, form)
-    except Exception as error:  # its type depends on decoder and damage
-        raise UnreadableImage(f"{source.keys[index]}: {str(error).partition(' <')[0]}") from None
-
-
 class Images(Dataset):
     """Item i -> Detectron2's input of image i, resized as in its test, and `index`; or `index` and why it is
     `unreadable`.
@@ -131,7 +119,8 @@ class Images(Dataset):
     def __getitem__(self, index: int) -> dict:
         key = self.source.keys[index]
         try:
-            pixels = AugInput(read_image(self.source, index, self.form))
+            image = self.source.load(index)
+            pixels = AugInput(image[..., ::-1] if self.form == "BGR" else image)
             height, width = pixels.image.shape[:2]
             self.resize(pixels)
         except ValueError as error:  # UnreadableImage, or of Pillow for an image too thin to be resized
@@ -258,7 +247,7 @@ class Detected(Predictions):
 
     def pixels(self, image: dict) -> np.ndarray:
         """An image as (H, W, 3) uint8 RGB, turned as its boxes are. Raises UnreadableImage."""
-        return read_image(self.source, bisect_left(self.source.keys, image["file_name"]))
+        return self.source.load(bisect_left(self.source.keys, image["file_name"]))
 
 
 def read(folder: str | Path) -> Detected:
