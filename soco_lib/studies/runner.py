@@ -3,8 +3,8 @@
     python -m soco_lib.studies batchsize --profile toy --seeds 0,1 [--plan]
 
 A variant that fails is reported and the others go on. When asked to stop (SIGTERM, Ctrl-C) the runs save, and the same
-command goes on. Exit status: 0; 1 for bad input; 3 after a failed variant; 143 when stopped. The runs' records are kept at the
-end; their table is made by another command, which is then printed.
+command goes on. Exit status: 0; 1 for bad input; 3 after a failed variant; 143 when stopped. The runs' records are kept
+at the end; their table is made by another command, which is then printed.
 """
 
 from __future__ import annotations
