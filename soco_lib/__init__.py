@@ -1,7 +1,4 @@
-"""SoCo, "Aligning Pretraining for Detection via Object-Level Contrastive Learning" (NeurIPS 2021), as a small library.
-
-Importing the package does no work; each module owns one concern (see README.md beside this file).
-"""
+"""SoCo, "Aligning Pretraining for Detection via Object-Level Contrastive Learning" (NeurIPS 2021): see README.md here."""
 
 import functools
 import os

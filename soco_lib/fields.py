@@ -115,11 +115,6 @@ def changed(cls, values: dict, changes: dict, where: str = ""):
     return from_dict(cls, {**values, **changes}, where)
 
 
-def base_profile(label: str) -> str:
-    """The parameter file's profile in the label that `changed` gives a run."""
-    return label.partition(",")[0]
-
-
 def to_dict(cfg) -> dict:
     """Plain, JSON-ready values of a config."""
     return json.loads(json.dumps(dataclasses.asdict(cfg)))

@@ -169,6 +169,11 @@ def find(name: str) -> Benchmark:
     return BENCHMARKS[name]
 
 
+def base_profile(label: str) -> str:
+    """The parameter file's profile in the label that `changed` gives a run."""
+    return label.partition(",")[0]
+
+
 def settings(name: str, profile: str = "paper", **changes) -> Transfer:
     """The benchmark's settings at `profile` (paper or toy), `changes` on top (None: unchanged; see fields.changed)."""
     one_of("profile", profile, PROFILES)
