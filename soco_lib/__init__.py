@@ -1,4 +1,4 @@
-"""SoCo, "Aligning Pretraining for Detection via Object-Level Contrastive Learning" (NeurIPS 2021): see README.md here."""
+"""SoCo, "Aligning Pretraining for Detection via Object-Level Contrastive Learning" (NeurIPS 2021); see README.md."""
 
 import functools
 import os
