@@ -15,15 +15,21 @@ class BookError(ValueError):
 
 
 def one_line_errors(main: Callable[..., int | None]) -> Callable[..., int]:
-    """A command line's `main` that prints a BookError as one line on stderr and returns the exit status."""
+    """A command line's `main` that prints a BookError, or that it was interrupted, as one line on stderr and returns
+    the exit status: that of `main`, 1, 130, or the error's own `status`.
+    """
 
     @functools.wraps(main)
     def checked(arguments: list[str] | None = None) -> int:
         try:
             return main(arguments) or 0
         except BookError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
+            status = getattr(error, "status", None)  # of one that was asked to stop
+            print(error if status else f"error: {error}", file=sys.stderr)
+            return status or 1
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
 
     return checked
 

@@ -12,4 +12,5 @@ recompute   stages of a network that backward computes again: less memory, more 
 records     a run's state, cost and provenance; the small copies that git tracks
 session     how a process of a run starts, stops and ends
 slurm       a job, requeued when preempted
+stop        requests to stop: Ctrl-C, SIGTERM, a closed terminal
 """

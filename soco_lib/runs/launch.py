@@ -10,12 +10,12 @@ the first node, `join` on the others. Which module works on a run follows from i
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,8 +26,9 @@ import yaml
 
 from soco_lib import ROOT, BookError, one_line_errors
 from soco_lib.fields import from_dict, load, one_of, require
-from soco_lib.runs import machine, session, slurm
+from soco_lib.runs import machine, slurm
 from soco_lib.runs.folder import Run
+from soco_lib.runs.stop import Stopped, StopRequests, requests
 
 LAUNCHERS = ("local", "slurm")
 #: Seconds until what a SLURM job wrote last must be seen here: a network file system may be slow.
@@ -205,18 +206,20 @@ def _has_ended(run: Run, before: Run) -> bool:
     return run.done or (run.record["status"] in ("failed", "stopped") and run.record != before.record)
 
 
-def _going(child, before: Run, patience: float, stop: threading.Event | None) -> Callable[[], bool]:
+def _going(child, before: Run, patience: float, stop: StopRequests) -> Callable[[], bool]:
     """For `follow`: true while `child` runs, and for at most `patience` seconds more until the run's record says how it
-    ended, which another machine may have written late. A set `stop` ends the child, once.
+    ended, which another machine may have written late. A request to `stop` ends the child: once, or at once.
     """
     over, stopping = None, False
 
     def going() -> bool:
         nonlocal over, stopping
         if child.poll() is None:
-            if stop and stop.is_set() and not stopping:
+            if stop and not stopping:
                 stopping = True
                 child.terminate()
+            if stop.at_once:
+                _kill(child)
             return True
         over = over or time.monotonic()
         if time.monotonic() - over >= patience:
@@ -229,13 +232,26 @@ def _going(child, before: Run, patience: float, stop: threading.Event | None) ->
     return going
 
 
+def _kill(child) -> None:
+    """End a run's processes at once; a SLURM job is cancelled already. torchrun's processes would outlive it."""
+    import psutil
+
+    if isinstance(child, subprocess.Popen):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            agent = psutil.Process(child.pid)
+            for process in (agent, *agent.children(recursive=True)):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+
+
 def stream(run: Run, how: Launch = Launch(), *, env: dict[str, str] | None = None,
-           stop: threading.Event | None = None) -> Iterator[str]:  # fmt: skip
+           stop: StopRequests | None = None) -> Iterator[str]:  # fmt: skip
     """Start a run's processes and yield their lines of output as they come; the output is kept in <run>/output.txt.
 
-    env: variables for this node's processes. When `stop` is set or the caller leaves the iteration they get SIGTERM, or
-    the SLURM job is cancelled: the run saves, and can go on later. So do they when the caller is killed (on Linux); a
-    SLURM job then goes on, and is found again. Raises BookError with the run's own error, session.Stopped after a stop.
+    env: variables for this node's processes. Upon a request to `stop` or when the caller leaves the iteration they get
+    SIGTERM, or the SLURM job is cancelled: the run saves, and can go on later; a second Ctrl-C kills them. They get
+    SIGTERM, too, when the caller is killed (on Linux); a SLURM job then goes on, and is found again. Raises BookError
+    with the run's own error, Stopped after a stop.
     """
     module, output, folder = module_of(run), run.folder / "output.txt", run.folder.resolve()
     output.touch()
@@ -262,7 +278,7 @@ def stream(run: Run, how: Launch = Launch(), *, env: dict[str, str] | None = Non
                 command(module, folder, how), stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, start_new_session=True,
                 env=environment(how.gpus, env), preexec_fn=lambda: machine.end_with_parent(signal.SIGTERM),
             )  # fmt: skip
-    patience, last = PATIENCE if how.slurm else 0.0, ""
+    patience, last, stop = PATIENCE if how.slurm else 0.0, "", StopRequests() if stop is None else stop
     try:
         for text in follow(output, begin, _going(child, before, patience, stop)):
             last = text or last
@@ -278,19 +294,25 @@ def stream(run: Run, how: Launch = Launch(), *, env: dict[str, str] | None = Non
     ended = _has_ended(run, before)
     said = run.last_session.get("error") if ended else ""  # else it is an earlier session's
     reason = said or last or "it printed nothing"
-    early = not ended and stop is not None and stop.is_set()  # before it could say so itself
-    if early or (ended and run.record["status"] == "stopped"):
-        raise session.Stopped(f"{run.name} was stopped: {reason}; all output is in {output}")
+    if not ended and stop:  # before it could say so itself
+        reason = f"{'at once' if stop.at_once else 'before its first step'}: run again to go on from what is saved"
+        if run.record["status"] == "running" and not how.slurm:
+            run.end("stopped", error=reason)
+    if run.record["status"] == "stopped" and (ended or stop):
+        raise Stopped(f"{run.name} was stopped: {reason}; all output is in {output}")
     waited = f", by what its record says {patience:.0f} seconds later" if patience and not ended else ""
     failed = f"failed (exit {status})" if status else f"ended before it was done{waited}"
     raise BookError(f"{run.name} {failed}: {reason}; all output is in {output}")
 
 
 def launch(run: Run, how: Launch = Launch(), say: Callable[[str], None] = print, **streaming) -> dict:
-    """Run to the end as `stream` does, and `say` each line; returns the metrics, at once for a finished run."""
+    """Run to the end as `stream` does, and `say` each line; returns the metrics, at once for a finished run. Ctrl-C,
+    SIGTERM and SIGHUP are requests to stop.
+    """
     if not run.done:
-        for text in stream(run, how, **streaming):
-            say(text)
+        with requests(into=streaming.pop("stop", None)) as stop:
+            for text in stream(run, how, stop=stop, **streaming):
+                say(text)
     return Run.read(run.folder).metrics
 
 

@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
 from soco_lib import BookError
-from soco_lib.runs import loader, processes
+from soco_lib.runs import loader, processes, stop
 from soco_lib.runs.folder import Run, write_text
+from soco_lib.runs.stop import STOPPED, Stopped
 
-#: Exit status of a run that was asked to stop and saved a checkpoint: the shell's number for SIGTERM.
-STOPPED = 128 + signal.SIGTERM
 #: File in the folder of a run of several processes: why the loader of another process than the first one failed.
 LOADER_ERROR = ".loader-error"
 #: Seconds that the first process, which keeps the record, waits for that file.
 LOADER_ERROR_WAIT = 2.0
-
-
-class Stopped(BookError):
-    """A run was asked to stop (SIGTERM: an interrupted notebook, a preempted job) and has saved a checkpoint."""
 
 
 class Diverged(BookError):
@@ -36,29 +30,6 @@ class Diverged(BookError):
     def __init__(self, message: str, step: int):
         super().__init__(message)
         self.step = step
-
-
-@contextlib.contextmanager
-def stop_requests() -> Iterator[list]:
-    """Within, SIGTERM ends nothing: it is appended to the list that this yields."""
-    requests = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: requests.append(number))
-    try:
-        yield requests
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextlib.contextmanager
-def children_ignore_sigterm() -> Iterator[None]:
-    """Processes started within never receive SIGTERM, which a cluster sends to all of a job: a loader's workers still
-    deliver what the last update or an evaluation needs. This process gets it after the block.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _shared_reason(run: Run, process: processes.Process, error: BaseException, message: str) -> str:
@@ -77,12 +48,12 @@ def _shared_reason(run: Run, process: processes.Process, error: BaseException, m
     return message
 
 
-def main(description: str, work: Callable[[Run, processes.Process], dict], arguments: list[str] | None = None, *,
-         fixed_sizes: bool) -> int:  # fmt: skip
+def main(description: str, work: Callable[[Run, processes.Process, Sequence], dict],
+         arguments: list[str] | None = None, *, fixed_sizes: bool) -> int:  # fmt: skip
     """Command line of a module that works on a run folder; returns the exit status: 0, 1 or STOPPED.
 
-    work(run, process) returns the metrics; fixed_sizes: see processes.arithmetic. A BookError is printed as one line;
-    run.json says done, failed or stopped.
+    work(run, process, stop_requests) returns the metrics, or raises Stopped once stop_requests is not empty;
+    fixed_sizes: see processes.arithmetic. A BookError is printed as one line; run.json says done, failed or stopped.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="run folder with run.json (a notebook or Run.start makes it)")
@@ -103,13 +74,16 @@ def main(description: str, work: Callable[[Run, processes.Process], dict], argum
             (run.folder / LOADER_ERROR).unlink(missing_ok=True)
             run.begin(processes=process.world, device=str(process.device), threads=torch.get_num_threads(), **computes)
             ours = True
-        metrics = work(run, process)
-        if process.main:
-            run.end("done", metrics)
+        with stop.requests(urgent=True) as stop_requests:
+            metrics = work(run, process, stop_requests)
+            if process.main:
+                run.end("done", metrics)
     except BaseException as raised:
         # torchrun sends SIGTERM as soon as another process has ended: how this one ended is recorded first.
-        before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        before = {number: signal.signal(number, signal.SIG_IGN) for number in stop.SIGNALS}
         error = loader.reason(raised)
+        if isinstance(error, KeyboardInterrupt):
+            error = Stopped("stopped at once: run again to go on from the last checkpoint")
         message = str(error) if isinstance(error, BookError) else f"{type(error).__name__}: {error}"
         message = _shared_reason(run, process, error, message)  # while the connection to the others still stands
         loader.end_workers()
@@ -117,12 +91,14 @@ def main(description: str, work: Callable[[Run, processes.Process], dict], argum
         if ours:
             diverged = {"diverged_at": error.step} if isinstance(error, Diverged) else {}
             run.end("stopped" if isinstance(error, Stopped) else "failed", error=message, **diverged)
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         if not isinstance(error, BookError):
             raise
         # Bad input is the same in every process, but each has a loader of its own.
         if process.main or isinstance(error, loader.LoaderError):
-            print(f"error: {message}", file=sys.stderr, flush=True)
+            said = message if isinstance(error, Stopped) else f"error: {message}"
+            print(said, file=sys.stderr, flush=True)
         return STOPPED if isinstance(error, Stopped) else 1
     processes.stop()  # not after an error: others may wait in a collective, and torchrun ends them
     return 0

@@ -9,7 +9,7 @@ import argparse
 import sys
 
 from soco_lib import locate, one_line_errors
-from soco_lib.runs.session import STOPPED
+from soco_lib.runs.stop import STOPPED
 from soco_lib.studies import runner
 
 #: (study, seeds) in the order in which they run; the seeds that verdicts need come first, and what is there is not run

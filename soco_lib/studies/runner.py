@@ -10,10 +10,8 @@ at the end; their table is made by another command, which is then printed.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import queue
-import signal
 import sys
 import threading
 import time
@@ -28,7 +26,7 @@ from soco_lib.runs import locks
 from soco_lib.runs.folder import Run
 from soco_lib.runs.launch import Launch, add_options, launch, shares
 from soco_lib.runs.records import State
-from soco_lib.runs.session import STOPPED, Stopped
+from soco_lib.runs.stop import STOPPED, Stopped, StopRequests, requests
 from soco_lib.studies import estimate, plans, prepare
 from soco_lib.studies import study as studies
 from soco_lib.studies.plans import Planned, RunIndex, VariantRuns
@@ -49,24 +47,13 @@ class Crew:
     how: Launch
     results: Path
     shares: queue.Queue = field(default_factory=queue.Queue)  # environment variables for each run at a time
-    stop: threading.Event = field(default_factory=threading.Event)
+    stop: StopRequests = field(default_factory=StopRequests)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def say(self, line: str) -> None:
         """Print one whole line at a time."""
         with self.lock:
             print(line, flush=True)
-
-    @contextlib.contextmanager
-    def listening(self):
-        """Within, SIGTERM and Ctrl-C set `stop`: the runs save and end, and none is started."""
-        handler = lambda *_: self.stop.set()
-        before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def thinned(say: Callable[[str], None]) -> Callable[[str], None]:
@@ -96,7 +83,7 @@ def ensure(planned: Planned, crew: Crew, share: dict, say, source: Run | None = 
     busy = lambda: not crew.how.slurm and locks.is_taken(run.folder / ".lock")
     if busy():
         say(f"{run.name} is being written by another process: waiting for it")
-        while busy() and not crew.stop.is_set():
+        while busy() and not crew.stop:
             time.sleep(POLL)
 
     def look() -> State:
@@ -107,7 +94,7 @@ def ensure(planned: Planned, crew: Crew, share: dict, say, source: Run | None = 
         return planned.state
     if planned.run.done:  # by its record, but its metrics are torn: training computes them again from its checkpoint
         (run.folder / "metrics.json").unlink()
-    if crew.stop.is_set():
+    if crew.stop:
         raise Stopped(f"{run.name} was stopped before it began")
     say(f"{run.name}: {'goes on' if run.record['sessions'] else 'begins'}")
     try:
@@ -121,7 +108,7 @@ def ensure(planned: Planned, crew: Crew, share: dict, say, source: Run | None = 
 
 def run_cell(cell: VariantRuns, crew: Crew) -> str:
     """Run a variant at a seed; returns what went wrong, "" for nothing. From a diverged pretraining nothing follows."""
-    if crew.stop.is_set():
+    if crew.stop:
         return "stopped before it began"
     share = crew.shares.get()
     say = lambda line: crew.say(f"[{cell.variant.name} s{cell.seed}] {line}")
@@ -152,7 +139,7 @@ def run_cells(study: studies.Study, todo: list[VariantRuns], crew: Crew, jobs: i
             benchmarks.require_data(run.cfg)
     pretrains = [cell.pretrain.cfg for cell in todo if cell.pretrain and not cell.pretrain.state.final]
     prepare.prepare(study, pretrains, crew.say)
-    with crew.listening(), ThreadPoolExecutor(jobs) as pool:
+    with requests(into=crew.stop), ThreadPoolExecutor(jobs) as pool:
         outcomes = list(pool.map(lambda cell: run_cell(cell, crew), todo))
     return {cell.name: said for cell, said in zip(todo, outcomes) if said}
 
@@ -197,7 +184,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{name}: {said}", file=sys.stderr)
     where = f"--profile {given.profile} --results {given.results}"
     print(f"its table: python -m soco_lib.tables --studies {given.study} {where}", flush=True)
-    if crew.stop.is_set():
+    if crew.stop:
         print("stopped; the same command goes on", file=sys.stderr)
         return STOPPED
     return FAILED if wrong else 0

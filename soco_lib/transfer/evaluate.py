@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from soco_lib.runs import loader, session
+from soco_lib.runs import loader, stop
 from soco_lib.transfer.detectron import DetectionData, Mapper
 
 from detectron2.config import CfgNode
@@ -26,7 +26,7 @@ def _images(d2: CfgNode, test: DetectionData, stop_requests: Sequence) -> loader
     """The test images, each loaded by one of the config's workers."""
     images = build_detection_test_loader(d2, test.name, mapper=Mapper(d2, False))
     images.worker_init_fn, images.timeout = loader.start_worker, loader.POLL if images.num_workers else 0
-    with session.children_ignore_sigterm():
+    with stop.children_ignore():
         return loader.Feed(images, stop_requests=stop_requests)
 
 

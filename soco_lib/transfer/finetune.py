@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from soco_lib.fields import to_dict
-from soco_lib.runs import checkpoint, loader, processes, session
+from soco_lib.runs import checkpoint, loader, processes, session, stop
 from soco_lib.runs.folder import Run, replacing
 from soco_lib.runs.machine import peak_memory
 from soco_lib.transfer.batches import AHEAD, Accumulator, Reach, Samples
@@ -69,7 +69,7 @@ class Progress(hooks.HookBase):
 
 
 class Saving(hooks.HookBase):
-    """Checkpoints every `save_every` iterations, at the end and when asked to stop, which raises session.Stopped."""
+    """Checkpoints every `save_every` iterations, at the end and when asked to stop, which raises stop.Stopped."""
 
     def after_step(self):
         trainer, cfg = self.trainer, self.trainer.cfg
@@ -80,7 +80,7 @@ class Saving(hooks.HookBase):
             if done == cfg.iterations or done % cfg.save_every == 0 or trainer.stop:
                 trainer.save(done)
         if trainer.stop:
-            raise session.Stopped(f"told to stop after step {done}, of which a checkpoint is saved: run again to go on")
+            raise stop.Stopped(f"told to stop after step {done}, of which a checkpoint is saved: run again to go on")
 
 
 class Evaluation(hooks.HookBase):
@@ -198,10 +198,10 @@ class FineTuner(Accumulator):
             checkpoint.save(self.folder, done, to_dict(self.cfg), self.cfg.keep, **self.full_state())
 
     def stop_waiting(self, waiting: loader.Waiting, done: int) -> NoReturn:
-        """Told to stop while no images came, with `done` iterations made: keep them and raise session.Stopped."""
+        """Told to stop while no images came, with `done` iterations made: keep them and raise stop.Stopped."""
         if waiting.between and done:
             self.save(done)
-        raise session.Stopped(waiting.describe(done, self.folder)) from None
+        raise stop.Stopped(waiting.describe(done, self.folder)) from None
 
     def write_model(self, name: str, done: int) -> None:
         """The weights after `done` iterations as a file that Detectron2 reads."""
@@ -216,19 +216,19 @@ class FineTuner(Accumulator):
     def _write_metrics(self, losses: dict[str, torch.Tensor], data_time: float) -> None:
         """Mean losses over all processes to the storage; and all processes learn whether one was told to stop."""
         asked = torch.tensor(float(bool(self.stop_requests)), device=self.d2.MODEL.DEVICE)
-        *means, stop = processes.mean(torch.stack([*losses.values(), asked])).tolist()
+        *means, asked = processes.mean(torch.stack([*losses.values(), asked])).tolist()
         if not math.isfinite(sum(means)):
             raise FloatingPointError
-        self.stop = stop > 0
+        self.stop = asked > 0
         self.storage.put_scalars(total_loss=sum(means), data_time=data_time, **dict(zip(losses, means)))
 
     def go(self) -> dict:
         """Train to the end from where the restored checkpoint left off; returns the last evaluation's scores.
 
-        Raises BookError when the loss is not finite, session.Stopped when told to stop.
+        Raises BookError when the loss is not finite, stop.Stopped when told to stop.
         """
         try:
-            with session.children_ignore_sigterm():
+            with stop.children_ignore():
                 self._data_loader_iter_obj = loader.Feed(self.data_loader, self.accumulate, self.stop_requests)
             # Compiled functions (the focal loss) round otherwise from their second call on: on the CPU, where a resumed
             # run is bit-equal, they stay as in the first.

@@ -27,7 +27,7 @@ from soco_lib.data.annotations import read_coco
 from soco_lib.data.sources import CocoSource, ImageSource, open_source, split_spec
 from soco_lib.detector import CfgNode
 from soco_lib.fields import from_dict, require
-from soco_lib.runs import loader, processes, session
+from soco_lib.runs import loader, processes, session, stop
 from soco_lib.runs.folder import Run, read_json, write_text
 from soco_lib.transfer.benchmarks import split_sets
 from soco_lib.transfer.datasets import LAYOUTS
@@ -140,7 +140,7 @@ def _detect(cfg: Predict, source: ImageSource, model, d2: CfgNode, process: proc
         collate_fn=trivial_batch_collator, worker_init_fn=loader.start_worker,
         prefetch_factor=ahead if cfg.workers else None, timeout=loader.POLL if cfg.workers else 0,
     )  # fmt: skip
-    with session.children_ignore_sigterm():
+    with stop.children_ignore():
         feed = loader.Feed(batches, stop_requests=stop_requests)
     found, began, said = {}, time.perf_counter(), 0.0
     try:
@@ -203,7 +203,7 @@ def _readme(cfg: Predict, folder: Path, d2: CfgNode) -> str:
 def predict(run: Run, process: processes.Process, stop_requests: Sequence = ()) -> dict:
     """Detect on all images; returns the run's metrics, {} but in the first process. Raises BookError for bad input.
 
-    stop_requests: filled once this process is to stop; it then raises session.Stopped.
+    stop_requests: filled once this process is to stop; it then raises stop.Stopped.
     """
     cfg = from_dict(Predict, run.record["config"])
     transfer, source = finished(cfg.model), open_source(cfg.images)
@@ -214,7 +214,7 @@ def predict(run: Run, process: processes.Process, stop_requests: Sequence = ()) 
     found = _detect(cfg, source, model, d2, process, stop_requests)
     parts, seconds = comm.gather(found, dst=0), time.perf_counter() - began
     if None in parts or found is None:
-        raise session.Stopped("told to stop before the last image: run again to begin anew")
+        raise stop.Stopped("told to stop before the last image: run again to begin anew")
     if not process.main:
         return {}
     numbers = _write(run.folder, source, {i: value for part in parts for i, value in part.items()}, classes)
@@ -225,12 +225,12 @@ def predict(run: Run, process: processes.Process, stop_requests: Sequence = ()) 
     return {**own, **speed, **numbers}
 
 
-def work(run: Run, process: processes.Process) -> dict:
+def work(run: Run, process: processes.Process, stop_requests: Sequence) -> dict:
     """`predict` that ends when the process is told to stop, and rounds as a transfer's evaluation (see finetune.py)."""
     warnings.filterwarnings("ignore", "torch.meshgrid")  # Detectron2's, harmless
     exact = torch.jit.optimized_execution(process.device.type != "cpu")
-    with session.stop_requests() as requests, torch.no_grad(), exact:
-        return predict(run, process, requests)
+    with torch.no_grad(), exact:
+        return predict(run, process, stop_requests)
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ def _check_same(run: Run, cfg: Transfer, found: dict, say: Callable) -> None:
 def transfer(run: Run, process: processes.Process, stop_requests: Sequence = ()) -> dict:
     """Run (or go on with) a transfer to its end; returns its metrics. Raises BookError before any work for bad input.
 
-    stop_requests: filled once this process is to stop; all processes then raise session.Stopped after the same update.
+    stop_requests: filled once this process is to stop; all processes then raise stop.Stopped after the same update.
     """
     if process.world > 1:
         comm.create_local_process_group(process.local_world)
@@ -156,15 +156,9 @@ def transfer(run: Run, process: processes.Process, stop_requests: Sequence = ())
     return metrics
 
 
-def work(run: Run, process: processes.Process) -> dict:
-    """`transfer` that ends with a checkpoint when the process is told to stop."""
-    with session.stop_requests() as requests:
-        return transfer(run, process, requests)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status (see session.main)."""
-    return session.main(__doc__, work, arguments, fixed_sizes=False)
+    return session.main(__doc__, transfer, arguments, fixed_sizes=False)
 
 
 if __name__ == "__main__":
