@@ -15,7 +15,6 @@ import functools
 import os
 import re
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +26,7 @@ from soco_lib import ROOT, BookError, locate, one_line_errors
 from soco_lib.book.parameters import Parameter, check, declared
 from soco_lib.fields import Loader, require
 from soco_lib.runs.folder import write_text
-from soco_lib.runs.stop import STOPPED, Stopped, StopRequests, requests
+from soco_lib.runs.stop import Stopped, StopRequests, requests
 
 #: Where run folders go unless another folder is named.
 RESULTS = ROOT / "results"
@@ -87,7 +86,7 @@ def execute(notebook: str | Path, run_name: str, params: dict[str, Any], results
         Stopped,
         DeadKernelError,
         RuntimeError,
-    ) as error:  # RuntimeError: a kernel that ends before its first answer
+    ) as error:  # a RuntimeError: it ended at its start
         if stop:
             raise stop.ended(copy) from error
         if not isinstance(error, DeadKernelError):
@@ -160,9 +159,8 @@ class _Interrupting(StopRequests):
 
     def ended(self, copy: Path, said: str = "") -> Stopped:
         """The error to raise; said: the last line of the cell's own."""
-        error = Stopped(said or f"{copy.stem} was interrupted: the same command runs it again ({_short(copy)})")
-        error.status = self.status if self else STOPPED
-        return error
+        said = said or f"{copy.stem} was interrupted: the same command runs it again ({_short(copy)})"
+        return self.stopped(said) if self else Stopped(said)
 
 
 class _Echo:

@@ -19,8 +19,8 @@ EVERY = {True: 10.0, False: 3.0}
 def watch(run: Run, panels: dict, how: Launch = Launch(), reference=()) -> Run:
     """Start a pretraining or transfer and show how it goes; returns the finished run.
 
-    reference: log rows drawn gray behind. A finished run is returned at once. JupyterLab's stop button, as Ctrl-C,
-    asks the run to save and end. Raises BookError with the run's own message when it fails, Stopped when it was stopped.
+    reference: log rows drawn gray behind. A finished run is returned at once. JupyterLab's stop button and Ctrl-C ask
+    the run to save and end. Raises BookError with the run's own message when it fails, Stopped when it was stopped.
     """
     if run.done:
         print(f"{run.name} is already done: showing its record")

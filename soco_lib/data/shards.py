@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import multiprocessing
 import signal
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import IO
@@ -27,7 +28,7 @@ from soco_lib.data.decoding import header_size
 from soco_lib.data.proposals import STATUSES, ProposalConfig, fulfilled, propose, whole_image
 from soco_lib.data.sources import ImageSource
 from soco_lib.fields import require
-from soco_lib.runs import locks
+from soco_lib.runs import locks, stop
 from soco_lib.runs.folder import replacing
 from soco_lib.runs.machine import end_with_parent
 
@@ -91,7 +92,8 @@ def write_shard(shard: Path, rows: Iterable[Row]) -> None:
 def make_shards(shards: list[Path], source: ImageSource, config: ProposalConfig, workers: int, say: Say) -> None:
     """Make those of `shards` that are missing, with up to `workers` processes; `say` gets a progress line now and then.
 
-    Raises BookError when a process dies; finished shards stay, a rerun goes on from them.
+    Raises BookError when a process dies, Stopped after the running shards upon a request to stop; finished shards stay,
+    a rerun goes on from them.
     """
     missing = [shard for shard in shards if not zipfile.is_zipfile(shard)]
     todo, done, start = sum(len(shard_range(s)) for s in missing), 0, time.monotonic()
@@ -152,25 +154,49 @@ def _missing(shards: list[Path], lock: IO) -> list[int] | None:
 
 
 def _finished(shards: list[Path], source: ImageSource, config: ProposalConfig, workers: int) -> Iterator[int]:
-    """Number of images of each shard, as it gets ready."""
-    if workers <= 1:
-        threads = cv2.getNumThreads()
-        try:
-            cv2.setNumThreads(1)
-            yield from (_make_shard(shard, source, config) for shard in shards)
-        finally:
-            cv2.setNumThreads(threads)
-        return
+    """Number of images of each shard, as it gets ready. Raises Stopped after the running ones once it is to stop."""
+    with stop.requests(urgent=True) as stop_requests:
+        # Taken from until a stop is requested.
+        todo = iter(lambda: next(rest, None) if not stop_requests else None, None)
+        rest, made = iter(shards), 0
+        for count in _made_here(todo, source, config) if workers <= 1 else _made_by(workers, todo, source, config):
+            made += 1
+            yield count
+        if made < len(shards):
+            left = f"{len(shards) - made} of {len(shards)} shards are left to make"
+            raise stop_requests.stopped(
+                f"the proposals were stopped, {left}: run again to go on from the finished ones"
+            )
+
+
+def _made_here(shards: Iterator[Path], source: ImageSource, config: ProposalConfig) -> Iterator[int]:
+    threads = cv2.getNumThreads()
+    try:
+        cv2.setNumThreads(1)
+        yield from (_make_shard(shard, source, config) for shard in shards)
+    finally:
+        cv2.setNumThreads(threads)
+
+
+def _made_by(workers: int, shards: Iterator[Path], source: ImageSource, config: ProposalConfig) -> Iterator[int]:
     spawn = multiprocessing.get_context("spawn")  # a forked copy of a process with threads (notebooks, torch) may hang
     with ProcessPoolExecutor(workers, spawn, _start_worker, (source, config)) as pool:
         try:
-            for future in as_completed([pool.submit(_worker_shard, shard) for shard in shards]):
-                yield future.result()
+            with stop.children_ignore():  # the first shards start the processes
+                running = {pool.submit(_worker_shard, shard) for shard in itertools.islice(shards, workers)}
+            while running:
+                ready, running = wait(running, return_when=FIRST_COMPLETED)
+                running |= {pool.submit(_worker_shard, shard) for shard in itertools.islice(shards, len(ready))}
+                yield from (future.result() for future in ready)
         except BrokenProcessPool:
             raise BookError(
                 "a worker process died (out of memory?); finished shards are kept: run again with workers below "
                 f"{workers}"
             ) from None
+        except KeyboardInterrupt:  # the second Ctrl-C: not even the running shards are waited for
+            for process in [*pool._processes.values()]:
+                process.kill()
+            raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 

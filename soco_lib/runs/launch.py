@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import dataclasses
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -33,6 +34,8 @@ from soco_lib.runs.stop import Stopped, StopRequests, requests
 LAUNCHERS = ("local", "slurm")
 #: Seconds until what a SLURM job wrote last must be seen here: a network file system may be slow.
 PATIENCE = 60.0
+#: torchrun's warnings; those upon a request to stop, and the traceback with which it ends, tell its user nothing.
+AGENT = re.compile(r"[WE]\d{4} .*torch/distributed")
 #: A run's kind -> the module that works on such a run, in one process or in each of torchrun's.
 MODULES = {"pretrain": "soco_lib.train", "transfer": "soco_lib.transfer", "predict": "soco_lib.transfer.predict"}
 
@@ -278,11 +281,13 @@ def stream(run: Run, how: Launch = Launch(), *, env: dict[str, str] | None = Non
                 command(module, folder, how), stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, start_new_session=True,
                 env=environment(how.gpus, env), preexec_fn=lambda: machine.end_with_parent(signal.SIGTERM),
             )  # fmt: skip
-    patience, last, stop = PATIENCE if how.slurm else 0.0, "", StopRequests() if stop is None else stop
+    stop = StopRequests() if stop is None else stop
+    patience, last, agent = PATIENCE if how.slurm else 0.0, "", False
     try:
         for text in follow(output, begin, _going(child, before, patience, stop)):
-            last = text or last
-            yield text
+            last, agent = text or last, agent or (stop and text.startswith("Traceback"))
+            if not (agent or (stop and AGENT.match(text))):
+                yield text
     except BaseException:
         child.terminate()
         raise
@@ -295,7 +300,9 @@ def stream(run: Run, how: Launch = Launch(), *, env: dict[str, str] | None = Non
     said = run.last_session.get("error") if ended else ""  # else it is an earlier session's
     reason = said or last or "it printed nothing"
     if not ended and stop:  # before it could say so itself
-        reason = f"{'at once' if stop.at_once else 'before its first step'}: run again to go on from what is saved"
+        reason = (
+            f"{'at once' if stop.at_once else 'before its first step'}, run again to go on from the last checkpoint"
+        )
         if run.record["status"] == "running" and not how.slurm:
             run.end("stopped", error=reason)
     if run.record["status"] == "stopped" and (ended or stop):

@@ -43,6 +43,12 @@ class StopRequests(list):
         """Exit status of a command that was stopped: the shell's number for the first signal."""
         return 128 + self[0]
 
+    def stopped(self, message: str) -> Stopped:
+        """The error to raise, with this exit status."""
+        error = Stopped(message)
+        error.status = self.status
+        return error
+
 
 class _Urgent(StopRequests):
     def __call__(self, number: int, frame=None) -> None:
@@ -55,13 +61,14 @@ class _Urgent(StopRequests):
 def requests(urgent: bool = False, into: StopRequests | None = None) -> Iterator[StopRequests]:
     """Within, the signals that ask to stop end nothing: they are appended to what this yields, `into` if given.
 
-    urgent: a second Ctrl-C raises KeyboardInterrupt. Signals that were ignored before (nohup) stay so; in another
+    urgent: a second Ctrl-C raises KeyboardInterrupt. An ignored SIGHUP (nohup) stays so; in another
     thread than the main one, which gets no signals, nothing changes.
     """
     asked = into if into is not None else _Urgent() if urgent else StopRequests()
     before = {}
     if threading.current_thread() is threading.main_thread():
-        heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        heard = [number for number in SIGNALS if not (nohup and number == signal.SIGHUP)]
         before = {number: signal.signal(number, asked) for number in heard}
     try:
         yield asked
