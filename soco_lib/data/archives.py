@@ -14,6 +14,7 @@ size and modification time.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import json
@@ -179,7 +180,7 @@ def _walk(root: Path) -> tuple[list[str], list[tuple[str, int]]]:
             folders.append((inner, os.stat(folder).st_mtime_ns))
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    if is_image(entry.name) and not entry.is_dir():
+                    if is_image(entry.name) and (entry.is_file() or entry.is_symlink() and not entry.is_dir()):
                         names.append(inner + entry.name)
                     elif not entry.name.startswith(".") and entry.is_dir():  # class folders are often links
                         todo.append(f"{inner}{entry.name}/")
@@ -230,7 +231,7 @@ class _Opened:
 def _opened(*stamp) -> _Opened:
     opened = _Opened(os.open(stamp[0], os.O_RDONLY | os.O_CLOEXEC))
     if _stamp(opened.number, stamp[0]) != stamp:
-        raise OSError("the file has changed since its images were listed: start again")
+        raise OSError(errno.ESTALE, "the file has changed since its images were listed: start again")
     return opened
 
 
@@ -267,7 +268,9 @@ def _zip_rows(file: Path) -> Iterator[Row]:
     try:
         with zipfile.ZipFile(file) as archive:
             members = archive.infolist()
-    except zipfile.BadZipFile:
+    except OSError as error:
+        raise BookError(f"{file} cannot be read ({error.strerror}): allow it, or copy it again") from None
+    except Exception:  # what a torn directory raises depends on its first wrong byte
         raise BookError(f"{file} is not a complete zip archive: copy it again") from None
     for member in members:
         name = posixpath.normpath(member.filename)

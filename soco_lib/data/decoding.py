@@ -53,7 +53,10 @@ def _decode(data: bytes, flag: int) -> np.ndarray:
         raise BookError("the file is empty")
     if data[:2] == b"\xff\xd8" and data.find(b"\xff\xda", data.rfind(b"\xff\xd9") + 1) >= 0:  # a scan without an end
         raise BookError("the JPEG is cut short")
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), flag | cv2.IMREAD_IGNORE_ORIENTATION)
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flag | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error as error:  # such as its limit of pixels, by what the header declares
+        raise BookError(f"OpenCV refuses it ({' '.join(str(error.err).split())})") from None
     if image is None:
         raise BookError("not an image that OpenCV can decode")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)

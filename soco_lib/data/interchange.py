@@ -21,6 +21,7 @@ from soco_lib.data.shards import Row, given_row, shard_range, write_shard
 from soco_lib.data.sources import ImageSource, open_source
 from soco_lib.data.store import ProposalStore, assemble
 from soco_lib.fields import require
+from soco_lib.runs.files import replacing
 
 
 def export_json(store: ProposalStore, path: str | os.PathLike) -> None:
@@ -30,7 +31,7 @@ def export_json(store: ProposalStore, path: str | os.PathLike) -> None:
     """
     names = _json_names(store.table()["key"])
     path = locate(path)
-    with open(path.with_suffix(".tmp"), "w") as file:  # image by image: the whole dictionary may not fit in memory
+    with replacing(path, "w") as file:  # image by image: the whole dictionary may not fit in memory
         separator = "{"
         for index in np.flatnonzero(store.readable):
             boxes = store.boxes(index).astype(np.float64)
@@ -38,7 +39,6 @@ def export_json(store: ProposalStore, path: str | os.PathLike) -> None:
             file.write(f"{separator}{json.dumps(names[index])}: {json.dumps(boxes.round(2).tolist())}")
             separator = ",\n"
         file.write("}\n")
-    os.replace(path.with_suffix(".tmp"), path)
 
 
 def import_json(

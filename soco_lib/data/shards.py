@@ -216,7 +216,7 @@ def given_row(source: ImageSource, index: int, boxes: np.ndarray) -> Row:
     """
     try:
         width, height = PIL.Image.open(io.BytesIO(source.read(index))).size
-    except (BookError, OSError) as error:
+    except (BookError, OSError, PIL.Image.DecompressionBombError) as error:
         return (0, 0), boxes[:0], "error", " ".join(str(error).split())
     boxes = clip(boxes[valid(boxes, width, height)], width, height)
     if len(boxes) == 0:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 
 from soco_lib import BookError
 from soco_lib.runs import processes
+from soco_lib.runs.files import replacing, writable
 
 #: Seconds in which a file that the first process reads must have reached the others' view of the file system.
 PATIENCE = 60.0
@@ -31,13 +31,12 @@ def save(folder: Path, step: int, config: dict, keep: int, **state) -> Path:
     last `keep`.
     """
     path = of_step(folder, step)
-    path.parent.mkdir(exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
+    with writable(path):
+        path.parent.mkdir(exist_ok=True)
+        for left in (*path.parent.glob("*.tmp"), *path.parent.glob(".*.tmp")):  # by a process that was killed
+            left.unlink()
+    with replacing(path, sync=True) as file:
         torch.save({"format": FORMAT, "step": step, "config": config, **state}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
     for old in paths(folder)[:-keep]:
         old.unlink()
     return path

@@ -8,6 +8,7 @@ results/<name>/run.json      what was run, where, by which code, in which state
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import itertools
 import json
@@ -23,6 +24,7 @@ from pathlib import Path
 from soco_lib import ROOT, BookError
 from soco_lib.fields import differences, essence, identity, require, to_dict
 from soco_lib.runs import locks
+from soco_lib.runs.files import replacing, writable
 
 PACKAGES = ("torch", "torchvision", "numpy", "opencv-contrib-python-headless", "sal-detectron2", "detectron2", "pycocotools", "lvis",
             "papermill")  # fmt: skip
@@ -33,9 +35,8 @@ DESIGN = {"cpu family": "family", "model": "model", "CPU implementer": "implemen
 
 def write_text(path: Path, text: str) -> None:
     """Write then rename, so that a reader sees the old file or the new one and a killed writer leaves no torn one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    with replacing(path, "w") as file:
+        file.write(text)
 
 
 def write_json(path: Path, value) -> None:
@@ -143,10 +144,8 @@ class Run:
                 return run
             run.record["config"] = plain
         else:
-            try:
+            with writable(f"the results folder {folder}"):
                 folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise BookError(f"cannot write the results folder {folder}: {error.strerror}") from None
             run = cls(folder, {"name": name, "kind": kind, "config": plain, "identity": identity(config)})
             run.record |= {"status": "created", "sessions": []}
         run.write()
@@ -174,7 +173,8 @@ class Run:
         """Take the folder for this process until `end` or its own end. Raises BookError when another process has it,
         and for a file system without locks.
         """
-        self._lock = locks.lockable(self.folder / ".lock")
+        with writable(self.folder):
+            self._lock = locks.lockable(self.folder / ".lock")
         held = weakref.ref(self._lock)  # a killed process's loader workers must not keep the lock
         os.register_at_fork(after_in_child=lambda: (file := held()) and file.close())
         if not locks.take(self._lock):
@@ -202,9 +202,13 @@ class Run:
             self._lock.close()
 
     def log(self, row: dict) -> None:
-        """Append a row to log.jsonl."""
-        with open(self.folder / "log.jsonl", "a") as file:
-            file.write(json.dumps(row) + "\n")
+        """Append a row to log.jsonl, whole or not at all. Raises BookError where it cannot be written."""
+        path = self.folder / "log.jsonl"
+        with writable(path), open(path, "ab", buffering=0) as file:
+            line, before = (json.dumps(row) + "\n").encode(), os.fstat(file.fileno()).st_size
+            if file.write(line) < len(line):
+                file.truncate(before)  # or the next row would be glued to a part of this one
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def rows(self) -> list[dict]:
         """Rows of log.jsonl, one a step (a resumed run repeats some: the last value counts); a torn last line is left

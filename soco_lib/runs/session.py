@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from soco_lib import BookError
-from soco_lib.runs import loader, processes
+from soco_lib.runs import files, loader, processes
 from soco_lib.runs.folder import Run, write_text
 
 #: Exit status of a run that was told to stop and saved a checkpoint: the shell's number for SIGTERM.
@@ -101,6 +101,7 @@ def main(description: str, work: Callable[[Run, processes.Process], dict], argum
         # torchrun tells this process to stop as soon as another one has ended: how it ended is recorded first.
         before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
         error = loader.reason(raised)
+        error = files.unwritable(error) or error
         message = str(error) if isinstance(error, BookError) else f"{type(error).__name__}: {error}"
         message = _reason_of_all(
             run, process, error, message
@@ -108,7 +109,10 @@ def main(description: str, work: Callable[[Run, processes.Process], dict], argum
         loader.end_workers()
         traceback.clear_frames(raised.__traceback__)  # lets go of the loader
         if ours:
-            run.end("stopped" if isinstance(error, Stopped) else "failed", error=message)
+            try:
+                run.end("stopped" if isinstance(error, Stopped) else "failed", error=message)
+            except BookError as unrecorded:  # on a full disk the record stays as it was: as of a killed process
+                print(f"{unrecorded}; how the run ended is not recorded", file=sys.stderr, flush=True)
         signal.signal(signal.SIGTERM, before)
         if not isinstance(error, BookError):
             raise

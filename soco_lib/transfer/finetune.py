@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch.utils.data import DataLoader
 from soco_lib import BookError
 from soco_lib.fields import to_dict
 from soco_lib.runs import checkpoint, loader, processes, session
+from soco_lib.runs.files import replacing
 from soco_lib.runs.folder import Run
 from soco_lib.runs.machine import peak_memory
 from soco_lib.transfer.batches import AHEAD, Accumulator, Reach, Samples
@@ -207,9 +207,8 @@ class FineTuner(Accumulator):
 
     def write_model(self, name: str, done: int) -> None:
         """The weights after `done` iterations as a file that Detectron2 reads, by write-then-rename."""
-        temporary = self.folder / f"{name}.tmp"
-        torch.save({"model": self.detector.state_dict(), "iteration": done}, temporary)
-        os.replace(temporary, self.folder / name)
+        with replacing(self.folder / name) as file:
+            torch.save({"model": self.detector.state_dict(), "iteration": done}, file)
 
     @property
     def seconds(self) -> float:

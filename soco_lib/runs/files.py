@@ -1,0 +1,62 @@
+"""Files that are there whole or not at all, and one sentence where the disk is full or may not be written."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from soco_lib import BookError
+
+#: What a disk says that takes no more, or takes nothing from us -> what to do.
+_ROOM, _ALLOW = "make room there and run again", "allow writing there, or choose another folder"
+REMEDIES = {errno.ENOSPC: _ROOM, errno.EDQUOT: _ROOM, errno.EFBIG: _ROOM, errno.EROFS: _ALLOW, errno.EACCES: _ALLOW,
+            errno.EPERM: _ALLOW, errno.EIO: "look at that disk, then run again"}  # fmt: skip
+
+
+def unwritable(error: BaseException, path: Path | str = "") -> BookError | None:
+    """What to tell of an error whose cause is that a file could not be written; None for any other one.
+
+    path: what was written; without it only a full or read-only disk is meant, since other errors may be a reader's.
+    torch.save's own errors hide the disk's, which is in their context.
+    """
+    known = REMEDIES if path else (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+    while error is not None and not (isinstance(error, OSError) and error.errno in known):
+        error = None if isinstance(error, BookError) else error.__cause__ or error.__context__
+    if error is None:
+        return None
+    return BookError(f"cannot write {path or error.filename or 'a file'} ({error.strerror}): {REMEDIES[error.errno]}")
+
+
+@contextlib.contextmanager
+def writable(path: Path | str) -> Iterator[None]:
+    """Within, a disk that is full or may not be written raises BookError that names `path` and the remedy."""
+    try:
+        yield
+    except Exception as error:
+        if told := unwritable(error, path):
+            raise told from None
+        raise
+
+
+@contextlib.contextmanager
+def replacing(path: Path, mode: str = "wb", sync: bool = False) -> Iterator[IO]:
+    """A file to write that takes the name `path` at the block's end: a reader sees the old file or the new one.
+
+    A writer that fails leaves nothing behind. sync: on the disk before it has the name, for what a power cut may not
+    take. Raises BookError as `writable`.
+    """
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
+    try:
+        with writable(path), open(temporary, mode) as file:
+            yield file
+            file.flush()
+            if sync:
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
