@@ -1,13 +1,30 @@
-"""Kinds of bad input, each with the sentence that names it and the remedy: settings, stores, checkpoints, files, places."""
+"""Kinds of bad input, each with the sentence that names it and the remedy."""
 
+import errno
+import json
+import os
+import shutil
+import struct
+import subprocess
+import zlib
+from dataclasses import replace
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
 import pytest
+import torch
 
 from soco_lib import BookError
 from soco_lib.config import Pretrain, View
 from soco_lib.data.proposals import ProposalConfig
+from soco_lib.data.shards import given_row, write_shard
+from soco_lib.data.sources import ImageSource, Unavailable, UnreadableImage, open_source
+from soco_lib.data.store import ProposalStore, build_store
 from soco_lib.detector import detector_config
 from soco_lib.fields import from_dict
-from soco_lib.runs import processes
+from soco_lib.runs import checkpoint, processes, records
+from soco_lib.runs.folder import Run, write_text
 from soco_lib.train import build_model
 from soco_lib.transfer.benchmarks import Transfer
 
@@ -74,9 +91,294 @@ def test_anchors_that_no_network_can_have_are_refused(value):
 
 
 def test_compile_without_a_compiler_is_refused(cfg, monkeypatch):
-    from dataclasses import replace
-
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(BookError, match="compile=true needs a compiler and none of g"):
         build_model(replace(cfg, compile=True), processes.start())
+
+
+# --- proposal stores --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def copied(store, tmp_path):
+    return Path(shutil.copytree(store, tmp_path / "store"))
+
+
+def _cut(path, keep=0.5):
+    os.truncate(path, int(path.stat().st_size * keep))
+
+
+def _flip(path, at=0.5):
+    data = bytearray(path.read_bytes())
+    data[int(len(data) * at)] ^= 0xFF
+    path.write_bytes(data)
+
+
+def _edit(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("harm", "sentence"),
+    [
+        (lambda s: _cut(s / "boxes.npy"), "boxes.npy is damaged .it holds .*delete the folder and build"),
+        (lambda s: _cut(s / "boxes.npy", 0), "is damaged .*delete the folder"),
+        (lambda s: _cut(s / "boxes.npy", 0.001), "is damaged .*delete the folder"),
+        (lambda s: _cut(s / "offsets.npy"), "offsets.npy is damaged"),
+        (lambda s: _cut(s / "sizes.npy", 0), "is damaged"),
+        (lambda s: _cut(s / "images.parquet"), "images.parquet was cut short: delete"),
+        (lambda s: _cut(s / "images.parquet", 0), "is damaged .*delete"),
+        (lambda s: _cut(s / "store.json"), "store.json is damaged: delete"),
+        (lambda s: (s / "store.json").write_text("[]"), "has store format None"),
+        (lambda s: _edit(s / "store.json", format=7), "has store format 7, this is 1: delete"),
+        (lambda s: _edit(s / "store.json", images=11), "offsets.npy is damaged .it holds"),
+        (lambda s: np.save(s / "offsets.npy", np.load(s / "offsets.npy").astype(np.int32)), "offsets.npy is damaged"),
+        (lambda s: np.save(s / "boxes.npy", np.load(s / "boxes.npy")[:-1]), "boxes.npy is damaged"),
+        (lambda s: (s / "sizes.npy").unlink(), "lacks sizes.npy: delete"),
+        (lambda s: np.save(s / "offsets.npy", np.load(s / "offsets.npy")[::-1].copy()), "offsets.npy is damaged: del"),
+    ],
+)
+def test_a_damaged_store_is_named_with_the_remedy(copied, harm, sentence):
+    harm(copied)
+    with pytest.raises(BookError, match=sentence):
+        ProposalStore.open(copied).readable.sum()
+
+
+def test_a_store_that_is_cut_while_it_is_read_is_an_error_and_no_bus_error(copied):
+    store = ProposalStore.open(copied)
+    assert len(store.boxes(11)) > 0
+    _cut(copied / "boxes.npy", 0.3)
+    with pytest.raises(BookError, match="boxes.npy was changed while it was read: delete its folder"):
+        store.boxes(11)
+
+
+def test_a_store_that_is_replaced_while_it_is_read_stays_what_it_was(copied, pictures):
+    store = ProposalStore.open(copied)
+    before = store.boxes(11).copy()
+    shutil.rmtree(copied)
+    build_store(open_source(str(pictures)), ProposalConfig(generator="whole"), copied, workers=1)
+    assert np.array_equal(store.boxes(11), before)
+
+
+@pytest.mark.parametrize(
+    "harm", [_flip, lambda path: path.write_bytes(path.read_bytes()[:40] + path.read_bytes()[90:])]
+)
+def test_a_damaged_shard_is_made_anew(pictures, tmp_path, monkeypatch, harm):
+    source, config = open_source(str(pictures)), ProposalConfig(generator="random")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("soco_lib.data.store._merge", mock.Mock(side_effect=KeyboardInterrupt))
+        build_store(source, config, tmp_path / "s", workers=1, shard_size=6)
+    harm(next((tmp_path / "s" / "shards").glob("*.npz")))
+    try:  # unless it is seen at once
+        build_store(source, config, tmp_path / "s", workers=1)
+    except BookError as error:
+        assert "damaged, and is removed: run again" in str(error)
+        build_store(source, config, tmp_path / "s", workers=1)
+    assert ProposalStore.open(tmp_path / "s").readable.all()
+
+
+# --- images that are unavailable for a while --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def many(pictures, tmp_path):
+    """64 pictures in shards of 16."""
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for i in range(64):
+        shutil.copy(pictures / f"{i % 12:02d}.jpg", folder / f"{i:03d}.jpg")
+    return folder
+
+
+def _same(a, b):
+    return all((a / name).read_bytes() == (b / name).read_bytes() for name in ("boxes.npy", "offsets.npy", "sizes.npy"))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_folder_that_vanishes_stops_the_build_which_then_goes_on(many, tmp_path, workers):
+    config, source = ProposalConfig(generator="random"), open_source(str(many))
+    whole = build_store(source, config, tmp_path / "whole", workers=1)
+    away = [many / f"{i:03d}.jpg" for i in range(20, 64)]
+    for path in away:
+        path.rename(path.with_suffix(".away"))
+    with pytest.raises(BookError, match=r"16 images in a row are unavailable.*No such file.*is their disk there"):
+        build_store(source, config, tmp_path / "s", workers=workers)
+    assert not list((tmp_path / "s").rglob("*.tmp"))
+    for path in away:
+        path.with_suffix(".away").rename(path)
+    build_store(source, config, tmp_path / "s", workers=workers)
+    assert _same(whole.path, tmp_path / "s")
+
+
+def test_an_image_that_was_unavailable_is_tried_again(many, tmp_path):
+    config, source, said = ProposalConfig(generator="random"), open_source(str(many)), []
+    whole = build_store(source, config, tmp_path / "whole", workers=1)
+    away = many / "020.jpg"
+    away.rename(many / "gone")
+    store = build_store(source, config, tmp_path / "s", workers=1)
+    assert store.summary()["error"] == 1
+    build_store(source, config, tmp_path / "s", workers=1, progress=said.append)
+    assert "found complete" in said[-1]
+    (many / "gone").rename(away)
+    build_store(source, config, tmp_path / "s", workers=1, progress=said.append)
+    assert any("1 of 1 images that were unavailable are there now" in line for line in said)
+    assert _same(whole.path, tmp_path / "s")
+
+
+def test_an_image_that_is_damaged_is_not_tried_again(many, tmp_path):
+    (many / "020.jpg").write_bytes(b"junk")
+    source, said = open_source(str(many)), []
+    for _ in range(2):
+        build_store(source, ProposalConfig(generator="whole"), tmp_path / "s", workers=1, progress=said.append)
+    assert "found complete" in said[-1]
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EACCES])
+def test_which_errors_may_pass(pictures, number, monkeypatch):
+    monkeypatch.setattr("builtins.open", mock.Mock(side_effect=OSError(number, os.strerror(number))))
+    with pytest.raises(Unavailable, match="00.jpg: cannot be read from"):
+        ImageSource("x", pictures, ("00.jpg",)).read(0)
+
+
+# --- odd files --------------------------------------------------------------------------------------------------------
+
+
+def _bomb(side: int) -> bytes:
+    """A PNG that declares side x side pixels."""
+    chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 99)) + chunk(b"IEND", b"")
+
+
+def _odd_pipe(folder):
+    os.mkfifo(folder / "x.jpg")
+
+
+def _odd_link_to_pipe(folder):
+    os.mkfifo(folder / "pipe")
+    (folder / "x.jpg").symlink_to(folder / "pipe")
+
+
+@pytest.mark.parametrize(
+    ("make", "key", "sentence"),
+    [
+        (_odd_pipe, "x.jpg", "is no regular file"),
+        (_odd_link_to_pipe, "x.jpg", "is no regular file"),
+        (lambda f: (f / "x.jpg").symlink_to(f / "nowhere"), "x.jpg", "cannot be read from .*No such file"),
+        (lambda f: (f / "x.jpg").mkdir(), "x.jpg", "damaged|no regular file"),
+        (lambda f: (f / "x.png").write_bytes(_bomb(60_000)), "x.png", "OpenCV refuses it|not an image"),
+        (lambda f: (f / "x.jpg").write_bytes(b""), "x.jpg", "the file is empty"),
+    ],
+)
+def test_an_odd_file_is_unreadable_with_a_reason(pictures, tmp_path, make, key, sentence):
+    shutil.copy(pictures / "00.jpg", tmp_path / "00.jpg")
+    make(tmp_path)
+    with pytest.raises(UnreadableImage, match=f"{key}: {sentence}"):
+        ImageSource("x", tmp_path, (key,)).load(0)
+    source = open_source(str(tmp_path))  # whether it is listed or not, the rest is proposed for
+    assert build_store(source, ProposalConfig(generator="whole"), tmp_path / "s", workers=1).readable[0]
+    given_row(ImageSource("x", tmp_path, (key,)), 0, np.zeros((0, 4), np.float32))
+
+
+# --- a full disk, and one that may not be written ---------------------------------------------------------------------
+
+
+def _full(*_, **__):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _saved(folder):
+    checkpoint.save(folder, 1, {}, 2, model={"a": torch.zeros(10)})
+
+
+@pytest.mark.parametrize(
+    ("patched", "write"),
+    [
+        ("torch.save", _saved),
+        ("os.fsync", _saved),
+        ("os.replace", _saved),
+        ("os.replace", lambda folder: write_text(folder / "run.json", "{}")),
+        ("numpy.savez", lambda f: write_shard(f / "0-1.npz", [((1, 1), np.zeros((1, 4), np.float32), "whole", "")])),
+    ],
+)
+def test_a_full_disk_is_one_sentence_and_leaves_nothing_behind(tmp_path, monkeypatch, patched, write):
+    with monkeypatch.context() as patch:
+        patch.setattr(patched, _full)
+        with pytest.raises(
+            BookError, match=r"cannot write /.*\(No space left on device\): make room there and run again"
+        ):
+            write(tmp_path)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    write(tmp_path)  # after room was made
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A mount of 4 MB."""
+    if os.geteuid():
+        pytest.skip("only root can mount")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("no mount here")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_full_disk_while_a_checkpoint_a_store_and_a_log_are_written(small_disk, pictures):
+    (small_disk / "ballast").write_bytes(bytes(3_900_000))
+    with pytest.raises(BookError, match="step_00000001.pt .No space left on device.: make room"):
+        checkpoint.save(small_disk, 1, {}, 2, model={"a": torch.randn(1_000_000)})
+    assert not list((small_disk / "checkpoints").iterdir())
+    run = Run(small_disk, {"name": "x"})
+    with pytest.raises(BookError, match="log.jsonl .No space left on device.: make room"):
+        for step in range(9):
+            run.log({"step": step, "text": "x" * 90_000})
+    rows = len(run.rows())
+    (small_disk / "more").unlink(missing_ok=True)
+    source, config = open_source(str(pictures)), ProposalConfig(generator="random", count=20_000)
+    with pytest.raises(BookError, match="No space left on device.: make room"):
+        build_store(source, config, small_disk / "s", workers=1, shard_size=4)
+    (small_disk / "ballast").unlink()
+    run.log({"step": 9})
+    assert len(run.rows()) == rows + 1 and run.rows()[-1] == {"step": 9}
+    store = build_store(source, ProposalConfig(generator="random", count=900), small_disk / "t", workers=1)
+    assert store.readable.all() and not list(small_disk.rglob("*.tmp"))
+
+
+@pytest.fixture
+def read_only(tmp_path):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.geteuid():
+        folder.chmod(0o555)
+        yield folder
+        folder.chmod(0o755)
+        return
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "ro,size=1m", "tmpfs", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("no mount here")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_what_may_not_be_written_is_one_sentence(read_only, pictures, cfg):
+    allow = "(Read-only file system|Permission denied).: allow writing there, or choose another folder"
+    for write in (
+        lambda: Run.start("x", "pretrain", cfg, read_only),
+        lambda: _saved(read_only),
+        lambda: build_store(open_source(str(pictures)), ProposalConfig(), read_only / "s", workers=1),
+        lambda: write_text(read_only / "x", ""),
+        lambda: Run(read_only, {"name": "x"}).log({}),
+        lambda: records.keep([Run(read_only / "x", {"name": "x"})], read_only),
+    ):
+        with pytest.raises(BookError, match=allow):
+            write()
+
+
+def test_proposals_that_may_not_be_written_are_read_all_the_same(store, read_only, tmp_path):
+    for path in store.iterdir():
+        path.chmod(0o444)
+    assert len(ProposalStore.open(store).boxes(0)) > 0

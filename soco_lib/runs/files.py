@@ -52,11 +52,13 @@ def replacing(path: Path, mode: str = "wb", sync: bool = False) -> Iterator[IO]:
     """
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
     try:
-        with writable(path), open(temporary, mode) as file:
-            yield file
-            file.flush()
-            if sync:
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with writable(path):
+            with open(temporary, mode) as file:
+                yield file
+                file.flush()
+                if sync:
+                    os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it was renamed, or never made
+            temporary.unlink()
