@@ -133,9 +133,10 @@ class Trainer:
         state = checkpoint.chosen(folder, self.process.main, say)
         if state is None:
             return 0
-        for name in ("model", "optimizer", "scaler"):
-            getattr(self, name).load_state_dict(state[name])
-        torch.set_rng_state(state["torch_rng"])
+        with checkpoint.fitting(folder, state["step"]):
+            for name in ("model", "optimizer", "scaler"):
+                getattr(self, name).load_state_dict(state[name])
+            torch.set_rng_state(state["torch_rng"])
         return state["step"]
 
 

@@ -27,6 +27,7 @@ from soco_lib.runs import checkpoint, processes, records
 from soco_lib.runs.folder import Run, write_text
 from soco_lib.train import build_model
 from soco_lib.transfer.benchmarks import Transfer
+from soco_lib.weights.load import read_weights
 
 PRETRAIN, TRANSFER = {"images": "a", "proposals": "b"}, {"train": "coco:a", "test": "coco:b"}
 ANCHORS = "MODEL.ANCHOR_GENERATOR.SIZES"
@@ -382,3 +383,78 @@ def test_proposals_that_may_not_be_written_are_read_all_the_same(store, read_onl
     for path in store.iterdir():
         path.chmod(0o444)
     assert len(ProposalStore.open(store).boxes(0)) > 0
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A pretraining's checkpoint as it is saved, of a network of three layers."""
+    folder = tmp_path_factory.mktemp("run")
+    model = {f"online.encoder.backbone.res2.0.conv{i}.weight": torch.randn(8, 8, 3, 3) for i in (1, 2, 3)}
+    config = {"alignment": "head", "detector": "mask-rcnn-r50-fpn"}
+    return torch.load(checkpoint.save(folder, 5, config, 2, model=model))
+
+
+FIRST = "online.encoder.backbone.res2.0.conv1.weight"
+
+
+def _model(change):
+    return lambda state: state["model"].update({FIRST: change(state["model"][FIRST])})
+
+
+@pytest.mark.parametrize(
+    ("harm", "sentence"),
+    [
+        (lambda state: state.pop("config"), "lacks its config, so it was changed: take another"),
+        (lambda state: state.pop("step"), "lacks its step"),
+        (lambda state: state.update(config=[]), "lacks its config"),
+        (lambda state: state.pop("model"), "lacks its model"),
+        (lambda state: state.update(model=torch.zeros(1)), "lacks its model"),
+        (lambda state: state.update(config={}), "holds no pretraining"),
+        (lambda state: state["config"].update(alignment="heads"), "holds no pretraining"),
+        (_model(lambda x: x * torch.nan), f"{FIRST} holds NaN or infinite numbers: take a checkpoint from before"),
+        (_model(lambda x: x.to_sparse()), f"{FIRST} is sparse .*to_dense"),
+        (_model(lambda x: x.to("meta")), f"{FIRST} was saved without its numbers"),
+        (_model(lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8)), f"{FIRST} is quantised"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_used_is_named(trained, tmp_path, harm, sentence):
+    state = dict(trained, config=dict(trained["config"]), model=dict(trained["model"]))
+    harm(state)
+    torch.save(state, tmp_path / "step.pt")
+    with pytest.raises(BookError, match=f"step.pt.*{sentence}"):
+        read_weights(tmp_path / "step.pt")
+    torch.save({"state_dict": {"conv1.weight": torch.full((4,), torch.nan), "layer1.0.conv1.weight": torch.ones(4)}},
+               tmp_path / "their.pth")  # fmt: skip
+    with pytest.raises(BookError, match="their.pth: .*conv1.weight holds NaN"):
+        read_weights(tmp_path / "their.pth")
+
+
+@pytest.mark.parametrize("where", [0.05, 0.3, 0.5, 0.7])
+def test_one_wrong_byte_is_seen(trained, tmp_path, where):
+    for name in ("step.pt", "their.pth"):
+        torch.save(trained if name == "step.pt" else trained["model"], tmp_path / name)
+        _flip(tmp_path / name, where)
+        with pytest.raises(BookError, match=f"{name} (is damaged .checksum|cannot be read|has no known|is not a che)"):
+            read_weights(tmp_path / name)
+
+
+def test_a_broken_checkpoint_is_passed_over_for_the_one_before_it(tmp_path):
+    for step in (1, 2, 3):
+        checkpoint.save(tmp_path, step, {}, 9, model={"a": torch.ones(3000)})
+    _flip(checkpoint.of_step(tmp_path, 3))
+    torch.save({**checkpoint.read(checkpoint.of_step(tmp_path, 2)), "model": {"a": torch.full((9,), torch.nan)}},
+               checkpoint.of_step(tmp_path, 2))  # fmt: skip
+    said = []
+    assert checkpoint.newest(tmp_path, said.append)["step"] == 1
+    assert "damaged" in said[0] and "a holds NaN" in said[1]
+
+
+def test_a_checkpoint_of_another_network_is_named(tmp_path):
+    with pytest.raises(BookError, match="step_00000003.pt does not fit this run .*size mismatch.*: delete it"):
+        with checkpoint.fitting(tmp_path, 3):
+            torch.nn.Linear(2, 2).load_state_dict(torch.nn.Linear(3, 2).state_dict())
+    with pytest.raises(BookError, match="does not fit this run .'scaler'"), checkpoint.fitting(tmp_path, 3):
+        {}["scaler"]

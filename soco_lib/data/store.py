@@ -64,8 +64,10 @@ class _Rows:
     def __getitem__(self, rows: slice) -> np.ndarray:
         first, count = int(rows.start), int(rows.stop) - int(rows.start)
         data = os.pread(self.file.fileno(), count * self.row, self.begin + first * self.row) if count > 0 else b""
-        whole = first >= 0 <= count and len(data) == count * self.row
-        require(whole, f"{self.path} was changed while it was read: delete its folder and build the proposals again")
+        if first < 0 or count < 0 or len(data) < count * self.row:
+            raise BookError(
+                f"{self.path} was changed while it was read: delete its folder and build the proposals again"
+            )
         return np.frombuffer(data, self.kind).reshape(count, *self.tail)
 
 

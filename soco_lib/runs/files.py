@@ -6,6 +6,8 @@ import contextlib
 import errno
 import os
 import socket
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -30,6 +32,21 @@ def unwritable(error: BaseException, path: Path | str = "") -> BookError | None:
     if error is None:
         return None
     return BookError(f"cannot write {path or error.filename or 'a file'} ({error.strerror}): {REMEDIES[error.errno]}")
+
+
+def require_intact(path: Path) -> None:
+    """Raise BookError where the bytes of a zip file, such as torch.save's, are not those that were written.
+
+    torch.load does not compare the checksums that torch.save writes: one wrong bit would be a wrong weight.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            try:
+                wrong = archive.testzip()
+            except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+                wrong = str(error)
+        if wrong:
+            raise BookError(f"{path} is damaged (checksum of {wrong}): copy or download it again, or take another")
 
 
 @contextlib.contextmanager
