@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from soco_lib import BookError
+from soco_lib import ROOT, BookError
 from soco_lib.config import Pretrain, View
 from soco_lib.data.proposals import ProposalConfig
 from soco_lib.data.shards import given_row, write_shard
@@ -23,7 +23,7 @@ from soco_lib.data.sources import ImageSource, Unavailable, UnreadableImage, ope
 from soco_lib.data.store import ProposalStore, build_store
 from soco_lib.detector import detector_config
 from soco_lib.fields import from_dict
-from soco_lib.runs import checkpoint, processes, records
+from soco_lib.runs import checkpoint, folder, processes, records
 from soco_lib.runs.folder import Run, write_text
 from soco_lib.train import build_model
 from soco_lib.transfer.benchmarks import Transfer
@@ -458,3 +458,69 @@ def test_a_checkpoint_of_another_network_is_named(tmp_path):
             torch.nn.Linear(2, 2).load_state_dict(torch.nn.Linear(3, 2).state_dict())
     with pytest.raises(BookError, match="does not fit this run .'scaler'"), checkpoint.fitting(tmp_path, 3):
         {}["scaler"]
+
+
+# --- where the code comes from ----------------------------------------------------------------------------------------
+
+
+def _repository(folder):
+    git = lambda *words: subprocess.run(["git", "-C", folder, "-c", "user.name=a", "-c", "user.email=a@b", *words],
+                                        check=True, capture_output=True)  # fmt: skip
+    folder.mkdir()
+    (folder / "a.py").write_text("a = 1\n")
+    git("init", "-q"), git("add", "a.py"), git("commit", "-q", "-m", "first")
+    return folder
+
+
+def _clean(folder):
+    return folder
+
+
+def _edited(folder):
+    (folder / "a.py").write_text("a = 2\n")
+    return folder
+
+
+def _only_results(folder):
+    (folder / "results").mkdir()
+    (folder / "results" / "x").write_text("x")
+    return folder
+
+
+def _anothers(folder):
+    if os.geteuid():
+        pytest.skip("only root can give a folder away")
+    subprocess.run(["chown", "-R", "12345:12345", folder], check=True)
+    return folder
+
+
+def _inside(folder):
+    (folder / "archive").mkdir()
+    return folder / "archive"
+
+
+def _no_repository(folder):
+    shutil.rmtree(folder / ".git")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("place", "known", "dirty"),
+    [
+        (_clean, True, False), (_edited, True, True), (_only_results, True, False), (_anothers, True, False),
+        (_inside, False, None), (_no_repository, False, None),
+    ],
+)  # fmt: skip
+def test_code_is_known_or_null_and_never_a_strangers(tmp_path, monkeypatch, place, known, dirty):
+    monkeypatch.setattr(folder, "ROOT", place(_repository(tmp_path / "it's a checkout")))
+    found = folder.code()
+    assert (found["commit"] is not None, found["dirty"]) == (known, dirty)
+    assert not known or len(found["commit"]) == 40
+    monkeypatch.setenv("GIT_DIR", str(ROOT / ".git"))  # as in a hook of another repository
+    assert folder.code() == found
+
+
+def test_without_git_the_code_is_unknown(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert folder.code() == {"commit": None, "dirty": None}
+    assert records.commit({"git": folder.code()}) == ""

@@ -54,11 +54,27 @@ def read_json(path: Path):
         raise BookError(f"{path} is not valid JSON ({error}): delete it and run again") from None
 
 
-def _git(*args: str) -> str:
+def _git(*args: str) -> str | None:
+    """What git says of the checkout; None where it is missing or refuses. The checkout may be another user's: its code
+    runs here anyway. Variables as a hook of git has them would lead to another repository.
+    """
+    words = ["git", "-c", f"safe.directory={ROOT}", "-C", ROOT, *args]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
-        return subprocess.run(["git", "-C", ROOT, *args], capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
+        return subprocess.run(words, capture_output=True, text=True, check=True, env=environment).stdout.strip()
+    except (OSError, ValueError, subprocess.CalledProcessError):
+        return None
+
+
+def code() -> dict:
+    """Commit of the checkout and whether files differ from it; None is unknown: without git, or for an unpacked
+    archive, also one inside another repository. What runs leave in results/ is no change of the code.
+    """
+    top = _git("rev-parse", "--show-toplevel")
+    if not top or not os.path.exists(top) or not os.path.samefile(top, ROOT):
+        return {"commit": None, "dirty": None}
+    changes = _git("status", "--porcelain", "--", ".", ":(exclude)results")
+    return {"commit": _git("rev-parse", "--verify", "HEAD"), "dirty": None if changes is None else bool(changes)}
 
 
 def processor(cpuinfo: str) -> str:
@@ -82,7 +98,7 @@ def one_kind(processors: Iterable[str]) -> bool:
 
 
 def provenance() -> dict:
-    """Code (commit, dirty flag), package versions and hardware of this process."""
+    """Code (see `code`), package versions and hardware of this process."""
     versions = {}
     for package in PACKAGES:
         try:
@@ -92,12 +108,9 @@ def provenance() -> dict:
     cpuinfo = Path("/proc/cpuinfo")
     import torch  # here, because reading records needs no torch
 
-    changes = _git(
-        "status", "--porcelain", "--", ".", ":(exclude)results"
-    )  # what runs leave there is no change of the code
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
-        "git": {"commit": _git("rev-parse", "HEAD"), "dirty": bool(changes)},
+        "git": code(),
         "versions": {"python": platform.python_version(), **versions},
         "hardware": {
             "cpu": processor(cpuinfo.read_text() if cpuinfo.exists() else ""),

@@ -235,7 +235,7 @@ def hardware(session: dict) -> str:
 def commit(session: dict) -> str:
     """Of the code that a session ran, shortened; "+changes" where the checkout had others."""
     git = session.get("git", {})
-    return git.get("commit", "")[:10] + "+changes" * bool(git.get("dirty"))
+    return (git.get("commit") or "")[:10] + "+changes" * bool(git.get("dirty"))
 
 
 def cost(run: Run) -> dict:
