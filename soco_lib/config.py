@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from soco_lib.fields import MANY, SEEDS, TINY, in_range, one_of, require
+from soco_lib.fields import MANY, SEEDS, TINY, in_range, one_of, require, tidy
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 ASSIGNMENTS = ("scale", "detectron2", "fixed")
@@ -19,7 +19,8 @@ SIDES = (16, 4096)
 #: Limits, both allowed, of the numbers of a Pretrain.
 LIMITS = {
     "size": SIDES, "k": (1, 1024), "jitter_p": (0, 1), "jitter": (0, 1), "cutout_p": (0, 1), "canonical": (TINY, MANY),
-    "fixed_level": (2, 6), "hidden": (1, 2**16), "embedding": (1, 2**16), "base_lr": (TINY, MANY), "final_lr": (0, MANY),
+    "fixed_level": (2, 6), "hidden": (1, 2**16), "embedding": (1, 2**16), "base_lr": (TINY, MANY),
+    "final_lr": (0, MANY),
     "warmup_factor": (0, 1), "warmup_epochs": (0, MANY), "weight_decay": (0, 1), "momentum": (0, 0.99999),
     "trust": (TINY, MANY), "tau": (0, 1), "batch": (1, MANY), "micro_batch": (0, MANY), "epochs": (0, MANY),
     "steps": (0, MANY), "seed": (0, SEEDS), "workers": (0, 1024), "log_every": (1, MANY), "save_every": (1, MANY),
@@ -113,6 +114,7 @@ class Pretrain:
     profile: str = "paper"  # the label that every table and figure of this run carries
 
     def __post_init__(self):
+        tidy(self, "images", "proposals", "probe")
         in_range(self, LIMITS)
         require(len(self.views) > 0, "views is empty: contrastive learning needs at least V2")
         for number, view in enumerate(self.views, start=2):

@@ -41,6 +41,17 @@ def require(condition: bool, message: str) -> None:
         raise BookError(message)
 
 
+def tidy(cfg, *names: str) -> None:
+    """Make the paths in these fields of a frozen dataclass one spelling of the same: no blanks around, no / at the end.
+
+    It is still `x` that `x/` names: the same run, the same identity.
+    """
+    for name in names:
+        text = getattr(cfg, name).strip()
+        bare = text.rstrip("/")
+        object.__setattr__(cfg, name, text if not bare or bare.endswith(":") else bare)
+
+
 def in_range(cfg, limits: dict[str, tuple[float, float]], where: str = "") -> None:
     """Raise `BookError` for the first field of `cfg` outside its limits (low, high), both allowed; NaN always is."""
     for name, (low, high) in limits.items():

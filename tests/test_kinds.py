@@ -1,17 +1,23 @@
 """Kinds of bad input, each with the sentence that names it and the remedy."""
 
 import errno
+import html
+import io
 import json
 import os
+import re
 import shutil
 import struct
 import subprocess
+import sys
 import zlib
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
+import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -22,9 +28,11 @@ from soco_lib.data.shards import given_row, write_shard
 from soco_lib.data.sources import ImageSource, Unavailable, UnreadableImage, open_source
 from soco_lib.data.store import ProposalStore, build_store
 from soco_lib.detector import detector_config
-from soco_lib.fields import from_dict
+from soco_lib.fields import from_dict, identity
+from soco_lib.figures.detections import class_bars
 from soco_lib.runs import checkpoint, folder, processes, records
 from soco_lib.runs.folder import Run, write_text
+from soco_lib.tables import pages
 from soco_lib.train import build_model
 from soco_lib.transfer.benchmarks import Transfer
 from soco_lib.weights.load import read_weights
@@ -524,3 +532,76 @@ def test_without_git_the_code_is_unknown(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert folder.code() == {"commit": None, "dirty": None}
     assert records.commit({"git": folder.code()}) == ""
+
+
+# --- names and places -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["folder:x/", "folder:x//", " folder:x "])
+def test_a_slash_at_the_end_is_the_same_experiment(text):
+    assert identity(Pretrain(text, "p/")) == identity(Pretrain("folder:x", "p"))
+    assert identity(Transfer("coco:a", "coco:b", "results/x/")) == identity(Transfer("coco:a", "coco:b", "results/x"))
+    assert Pretrain("folder:/", "p").images == "folder:/"
+
+
+def test_a_slash_at_the_end_is_the_same_store(pictures, tmp_path):
+    config = ProposalConfig(generator="whole")
+    made = build_store(open_source(f"folder:{pictures}/"), config, tmp_path / "s", workers=1)
+    assert made.meta["source"] == f"folder:{pictures}"
+    build_store(open_source(f"{pictures}"), config, f"{tmp_path}/s/")
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_data_sets_with_the_same_names_do_not_share_a_store(pictures, tmp_path, monkeypatch, begun):
+    others, config = tmp_path / "others", ProposalConfig(generator="whole")
+    others.mkdir()
+    for path in pictures.iterdir():
+        shutil.copy(pictures / f"{11 - int(path.stem):02d}.jpg", others / path.name)
+    with monkeypatch.context() as patch:
+        if begun:
+            patch.setattr("soco_lib.data.store._merge", mock.Mock(side_effect=KeyboardInterrupt))
+        try:
+            build_store(open_source(str(pictures)), config, tmp_path / "s", workers=1)
+        except KeyboardInterrupt:
+            pass
+    with pytest.raises(BookError, match="other images with the same names .*others.*delete it, or give PROPOSALS="):
+        build_store(open_source(str(others)), config, tmp_path / "s", workers=1)
+    build_store(open_source(str(pictures)), config, tmp_path / "s", workers=1).check(open_source(str(pictures)))
+
+
+def test_a_checkout_and_data_with_an_apostrophe(pictures, tmp_path):
+    folder = Path(shutil.copytree(pictures, tmp_path / "it's {mine} $5 #1"))
+    config = ProposalConfig(generator="whole")
+    assert build_store(open_source(f"folder:{folder}"), config, tmp_path / "it's", workers=2).readable.all()
+
+
+def test_a_user_without_passwd_entry_and_home(tmp_path):
+    code = """
+import os, pwd
+for name in ("HOME", "USER", "LOGNAME", "XDG_CACHE_HOME", "SOCO_CACHE"):
+    os.environ.pop(name, None)
+def unknown(*_):
+    raise KeyError("uid not found")
+pwd.getpwuid = unknown
+from soco_lib import locate
+from soco_lib.data.archives import cache_folder
+import matplotlib
+print(cache_folder(), locate("~/x"), matplotlib.get_cachedir())
+"""
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=100)
+    assert done.returncode == 0 and done.stdout.count("soco-home-") == 3 and done.stderr == ""
+
+
+NAMES = ["$5 - $10", "a|b", "<b>", "人", "it's", "x_1^2", "\\alpha", "$"]
+
+
+def test_class_names_in_figures_and_tables():
+    figure = class_bars({"bbox": {name: float(i) for i, name in enumerate(NAMES)}}, "$1 and $2", "AP")
+    drawn = io.BytesIO()
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        figure.savefig(drawn, format="svg")
+    for name in NAMES:
+        assert f">{html.escape(name, quote=False)}<" in drawn.getvalue().decode(), name
+    lines = pages.markdown(pd.DataFrame({"class": NAMES, "a|b": 1})).splitlines()
+    assert all(len(re.findall(r"(?<!\\)\|", line)) == 3 for line in lines) and "&lt;b>" in "".join(lines)

@@ -7,8 +7,10 @@ worker processes.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
+import hashlib
 import os
 import posixpath
 import stat
@@ -77,6 +79,16 @@ class ImageSource:
         """16 hex digits over the keys, in order: two sources with the same one hold the same images by name."""
         return fingerprint(self.keys)
 
+    def sample(self, count: int = 8) -> dict[str, str]:
+        """Keys of `count` images, spread over all, with 16 hex digits of their bytes; those that cannot be read are
+        left out. Two sources with the same names hold the same images when these agree.
+        """
+        found = {}
+        for index in sorted({len(self) * i // count for i in range(count)}):
+            with contextlib.suppress(UnreadableImage):
+                found[self.keys[index]] = hashlib.sha256(self.read(index)).hexdigest()[:16]
+        return found
+
     def read(self, index: int) -> bytes:
         """The encoded file of image `index`. Raises UnreadableImage."""
         try:
@@ -125,6 +137,8 @@ def open_source(spec: str) -> ImageSource:
     empty or of an unknown kind.
     """
     spec = str(spec).strip()
+    if len(bare := spec.rstrip("/")) < len(spec) and bare and not bare.endswith(":"):
+        spec = bare  # x/ is x: in the store's record too
     kind, colon, rest = spec.partition(":")
     if colon and kind in _OPENERS:
         require(rest != "", f"images={spec!r} lacks a path (known: {KINDS})")

@@ -161,6 +161,7 @@ class ProposalStore:
     def check(self, source: ImageSource) -> None:
         """Raise BookError unless the store was built from the images of `source`, by name and in order."""
         if self.meta["fingerprint"] == source.fingerprint:
+            _same_images(self.path, self.meta.get("sample", {}), self.meta["source"], source)
             return
         pairs = itertools.zip_longest(self.table()["key"], source.keys, fillvalue="its end")
         a, b = next((a, b) for a, b in pairs if a != b)
@@ -249,6 +250,17 @@ def _there(source: ImageSource, index: int) -> bool:
     return True
 
 
+def _same_images(where: Path, then: dict[str, str], of: str, source: ImageSource) -> None:
+    """Raise BookError where most of the images that were looked at when proposals were begun are others now: data sets
+    number their images alike.
+    """
+    now = source.sample() if then else {}
+    others = [key for key in then.keys() & now.keys() if then[key] != now[key]]
+    alike = f"proposals in {where} (of {of}) are of other images with the same names as those of {source.spec}"
+    few = len(others) <= len(then.keys() & now.keys()) / 2
+    require(few, f"{alike}, e.g. {sorted(others)[:1]}: delete it, or give PROPOSALS= another folder")
+
+
 def _same_settings(where: Path, there: dict, asked: dict) -> None:
     names = [name for name in sorted({*there, *asked}) if there.get(name) != asked.get(name)]
     said = ", ".join(f"{name}={there.get(name)!r} there, {asked.get(name)!r} asked" for name in names)
@@ -261,13 +273,14 @@ def _plan(out: Path, source: ImageSource, essence: dict, shard_size: int) -> lis
     if not plan.is_file():
         with writable(out):
             plan.parent.mkdir(parents=True, exist_ok=True)
-        _write_json(plan, {"shard_size": shard_size, "of": asked})
+        _write_json(plan, {"shard_size": shard_size, "of": asked, "sample": source.sample(), "source": source.spec})
     try:
         begun = json.loads(plan.read_text())
         begun["of"], begun["shard_size"]
     except (ValueError, KeyError, TypeError):
         raise BookError(f"{plan} is damaged: delete {out} and build the proposals again") from None
     _same_settings(out, begun["of"], asked)
+    _same_images(out, begun.get("sample", {}), begun.get("source", "other images"), source)
     return shard_paths(plan.parent, len(source), begun["shard_size"])
 
 
@@ -331,6 +344,7 @@ def _merge(out: Path, shards: list[Path], source: ImageSource, essence: dict, sa
     meta = {
         "format": FORMAT, "config": essence, "source": source.spec, "fingerprint": source.fingerprint,
         "images": len(counts), "boxes": int(offsets[-1]), "status": dict(zip(STATUSES, map(int, status))),
+        "sample": source.sample(),
         "core_seconds": round(seconds, 3), "versions": {"python": sys.version.split()[0], **versions},
     }  # fmt: skip
     _write_json(out / "store.json", meta)

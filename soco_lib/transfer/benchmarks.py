@@ -11,7 +11,7 @@ import yaml
 
 from soco_lib import locate
 from soco_lib.config import PRECISIONS, SIDES
-from soco_lib.fields import MANY, SEEDS, TINY, changed, from_dict, in_range, one_of, require
+from soco_lib.fields import MANY, SEEDS, TINY, changed, from_dict, in_range, one_of, require, tidy
 from soco_lib.transfer.datasets import LAYOUTS, usage
 
 SOLVERS = ("sgd", "adamw")
@@ -63,6 +63,7 @@ class Transfer:
     profile: str = "paper"  # the label that every table and figure of this run carries
 
     def __post_init__(self):
+        tidy(self, "train", "test", "init")
         one_of("network", self.network, ("online", "target"))
         one_of("optimizer", self.optimizer, SOLVERS)
         one_of("reach", self.reach, REACHES)
