@@ -1,7 +1,4 @@
-"""SoCo, "Aligning Pretraining for Detection via Object-Level Contrastive Learning" (NeurIPS 2021), as a small library.
-
-Importing the package does no work; each module owns one concern (see README.md beside this file).
-"""
+"""SoCo, "Aligning Pretraining for Detection via Object-Level Contrastive Learning" (NeurIPS 2021); see README.md."""
 
 import functools
 import os
@@ -35,15 +32,21 @@ class BookError(ValueError):
 
 
 def one_line_errors(main: Callable[..., int | None]) -> Callable[..., int]:
-    """A command line's `main` that prints a BookError as one line on stderr and returns the exit status."""
+    """A command line's `main` that prints a BookError, or that it was interrupted, as one line on stderr and returns
+    the exit status: that of `main`, 1, 130, or the error's own `status`.
+    """
 
     @functools.wraps(main)
     def checked(arguments: list[str] | None = None) -> int:
         try:
             return main(arguments) or 0
         except BookError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
+            status = getattr(error, "status", None)  # of one that was asked to stop
+            print(error if status else f"error: {error}", file=sys.stderr)
+            return status or 1
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
 
     return checked
 

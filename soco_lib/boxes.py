@@ -92,16 +92,6 @@ def side_fits(boxes, width: float, height: float) -> np.ndarray:
     return (side >= low * (1 - SLACK)) & (side <= high * (1 + SLACK))
 
 
-def best_overlaps(objects, boxes, size: tuple[int, int]) -> np.ndarray:
-    """(m,) best IoU with any of `boxes` (N, 4) of each of the m labelled objects (M, 4) that the filter would keep.
-
-    `size` = (width, height) of the image. The mean is the mean best overlap, the share >= 0.5 the recall@0.5.
-    """
-    objects = as_boxes(objects)
-    objects = objects[aspect_fits(objects) & side_fits(objects, *size)]
-    return iou(objects, boxes).max(axis=1, initial=0.0)
-
-
 def _sides(boxes) -> tuple[np.ndarray, np.ndarray]:
     boxes = as_boxes(boxes).astype(np.float64)
     return boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]

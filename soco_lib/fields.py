@@ -139,14 +139,9 @@ def changed(cls, values: dict, changes: dict, where: str = ""):
     changes = {k: v for k, v in changes.items() if v is not None and (k not in before or typed(k, v) != before[k])}
     label = lambda name, value: f"{name}={value}" if isinstance(value, (int, float, str)) else name
     labels = [label(*change) for change in changes.items() if change[0] not in SUBJECT | OPERATIONAL]
-    if labels and "profile" not in changes:
+    if labels and "profile" in hints and "profile" not in changes:
         changes["profile"] = f"{values.get('profile', '')}, {', '.join(labels)}"
     return from_dict(cls, {**values, **changes}, where)
-
-
-def base_profile(label: str) -> str:
-    """The parameter file's profile in the label that `changed` gives a run."""
-    return label.partition(",")[0]
 
 
 def to_dict(cfg) -> dict:

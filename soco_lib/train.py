@@ -18,7 +18,6 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from soco_lib import BookError
 from soco_lib.config import Plan, Pretrain, plan
 from soco_lib.dataset import AHEAD, Batch, ProposalViews, build_loader, normalize, shared_bytes
 from soco_lib.encoder import Encoder, send
@@ -26,14 +25,10 @@ from soco_lib.features.probe import fresh, probe
 from soco_lib.fields import from_dict, require, to_dict
 from soco_lib.model import SoCo
 from soco_lib.optim import build_optimizer, learning_rate, target_momentum
-from soco_lib.runs import checkpoint, loader, processes, session
+from soco_lib.runs import checkpoint, loader, processes, session, stop
 from soco_lib.runs.folder import Run
 from soco_lib.runs.log import Log
 from soco_lib.runs.recompute import recompute
-
-
-class Diverged(BookError):
-    """The loss became NaN or infinite."""
 
 
 def build_model(cfg: Pretrain, process: processes.Process) -> SoCo:
@@ -160,7 +155,7 @@ def score(done: int, encoder: Encoder, cfg: Pretrain, log: Log) -> None:
 def train(run: Run, process: processes.Process, stop_requests: Sequence = ()) -> dict:
     """Run (or go on with) a pretraining to its end; returns its metrics. Raises BookError before any work on bad input.
 
-    stop_requests: not empty once this process shall stop; all then do after the same update, with session.Stopped.
+    stop_requests: not empty once this process shall stop; all then do after the same update, with stop.Stopped.
     """
     cfg = from_dict(Pretrain, run.record["config"])
     say = print if process.main else lambda *_, **__: None
@@ -176,7 +171,7 @@ def train(run: Run, process: processes.Process, stop_requests: Sequence = ()) ->
     started, log, row = time.perf_counter(), Log(run, cfg, numbers, writes=process.main), {}
     pin = process.device.type == "cuda"
     batches = build_loader(dataset, numbers, process.rank, done, pin, trainer.model.count, ahead)
-    with session.deaf_children():
+    with stop.children_ignore():
         batches = loader.Feed(batches, numbers.accumulate, stop_requests)
     unread = []  # (step, loss): a GPU's answer is read when the next update is queued, so that it never runs dry
 
@@ -185,13 +180,13 @@ def train(run: Run, process: processes.Process, stop_requests: Sequence = ()) ->
             checkpoint.save(run.folder, done, to_dict(cfg), cfg.keep, **trainer.state())
 
     def look(leave: int) -> None:
-        """Read the losses but for the last `leave`. Raises Diverged."""
+        """Read the losses but for the last `leave`. Raises session.Diverged."""
         while len(unread) > leave:
             at, loss = unread.pop(0)
             if not math.isfinite(value := loss.read().item()):
                 remedy = f"lower base_lr={cfg.base_lr} or use precision=fp32"
                 kept = f"the last good checkpoint stays in {run.folder / 'checkpoints'}"
-                raise Diverged(f"the loss is {value} at step {at}: {remedy}; {kept}")
+                raise session.Diverged(f"the loss is {value} at step {at}: {remedy}; {kept}", at)
 
     for step in range(done, numbers.steps):
         try:
@@ -200,26 +195,26 @@ def train(run: Run, process: processes.Process, stop_requests: Sequence = ()) ->
             look(leave=0)
             if waiting.between and done:
                 save()
-            raise session.Stopped(waiting.describe(done, run.folder)) from None
+            raise stop.Stopped(waiting.describe(done, run.folder)) from None
         log.add(out)
         done = step + 1
         logs = done % cfg.log_every == 0 or done == numbers.steps
         saves = done % cfg.save_every == 0 or done == numbers.steps
         unread.append((done, processes.Later(processes.mean(out["loss"].float()))))
         look(leave=1 if process.ahead and not (logs or saves) else 0)
-        stop = processes.anyone(bool(stop_requests))  # asked after the look, which is where a GPU's process waits
-        if stop:
+        stopping = processes.anyone(bool(stop_requests))  # asked after the look, which is where a GPU's process waits
+        if stopping:
             look(leave=0)
         if logs:
             row = log.row(done, out)
-        if saves or stop:
+        if saves or stopping:
             save()
         if probe_due(done, cfg, numbers):
             if process.main:
                 score(done, trainer.model.online.encoder, cfg, log)
             processes.wait()
-        if stop and done < numbers.steps:
-            raise session.Stopped(f"told to stop after step {done}, of which a checkpoint is saved: run again to go on")
+        if stopping and done < numbers.steps:
+            raise stop.Stopped(f"told to stop after step {done}, of which a checkpoint is saved: run again to go on")
     if not process.main:  # the first one may still be writing what follows
         return {}
     last = run.rows()[-1]
@@ -238,12 +233,7 @@ def train(run: Run, process: processes.Process, stop_requests: Sequence = ()) ->
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status (see session.main)."""
-
-    def work(run: Run, process: processes.Process) -> dict:
-        with session.told_to_stop() as stop_requests:
-            return train(run, process, stop_requests)
-
-    return session.main(__doc__, work, arguments, fixed_sizes=True)
+    return session.main(__doc__, train, arguments, fixed_sizes=True)
 
 
 if __name__ == "__main__":

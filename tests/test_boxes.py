@@ -97,10 +97,3 @@ def test_jitter_hits_a_share_of_p_and_stays_in_range():
     assert abs(np.corrcoef(np.hstack([size, shift]).T) - np.eye(4)).max() < 0.05  # four draws of their own
     np.testing.assert_array_equal(B.jitter(boxes, np.random.default_rng(0), p=0.0), boxes)
     assert B.jitter(np.zeros((0, 4)), np.random.default_rng(0)).shape == (0, 4)
-
-
-def test_best_overlaps_asks_only_for_objects_of_the_filters_range():
-    objects = [[0, 0, 50, 50], [0, 0, 10, 10], [0, 0, 90, 25]]  # fits; side 0.1; aspect 3.6
-    np.testing.assert_allclose(B.best_overlaps(objects, [[0, 0, 50, 25], [60, 60, 99, 99]], (100, 100)), [0.5])
-    assert B.best_overlaps(objects, np.zeros((0, 4)), (100, 100)).tolist() == [0.0]
-    assert B.best_overlaps([], [[0, 0, 50, 25]], (100, 100)).shape == (0,)

@@ -14,8 +14,8 @@ from pycocotools import mask as rle
 from soco_lib import BookError
 from soco_lib.transfer import make_lvis, make_subset
 from soco_lib.transfer.benchmarks import Transfer
-from soco_lib.transfer.detectron import detectron_config, open_both, open_data
 from soco_lib.transfer.datasets import LAYOUTS
+from soco_lib.transfer.detectron import detectron_config, open_both, open_data
 from soco_lib.transfer.evaluate import evaluate
 
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES, load_voc_instances  # isort: skip

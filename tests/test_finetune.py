@@ -373,7 +373,7 @@ def test_one_small_image_at_once_is_refused_by_name(mixed, tmp_path):
 def test_best_model_is_kept_and_an_interrupted_evaluation_made_up_for(mixed, tmp_path, monkeypatch):
     after, seen = {2: 10.0, 4: 30.0, 6: 20.0}, []
 
-    def scripted(model, d2, test, told):
+    def scripted(model, d2, test, stop_requests):
         done = 2 * (len(seen) + 1)
         if done == 4 and not (tmp_path / "came").exists():
             (tmp_path / "came").touch()

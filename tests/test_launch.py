@@ -18,7 +18,7 @@ from soco_lib import ROOT, BookError
 from soco_lib.fields import identity
 from soco_lib.runs import launch, session
 from soco_lib.runs.folder import Run
-from soco_lib.runs.launch import command, environment
+from soco_lib.runs.launch import Launch, command, environment
 from soco_lib.studies import plans
 from tests.test_train import final_weights, same, same_threads, with_
 
@@ -30,7 +30,7 @@ def undisturbed(cfg, tmp_path, gpus=1):
     key = identity(cfg), gpus
     if key not in WHOLE:
         run = Run.start("whole", "pretrain", cfg, tmp_path)
-        launch.launch(run, gpus, say=lambda line: None)
+        launch.launch(run, Launch(gpus), say=lambda line: None)
         WHOLE[key] = final_weights(run)
     return WHOLE[key]
 
@@ -62,7 +62,7 @@ def test_killed_workers_are_restarted_and_the_weights_are_the_same(cfg, tmp_path
     )  # of 3 steps an epoch: checkpoints lie inside epochs too
     whole = undisturbed(cfg, tmp_path, gpus=2)
     run = Run.start("killed", "pretrain", cfg, tmp_path)
-    words, rng = command("soco_lib.train", run.folder, gpus=2, restarts=3), random.Random(0)
+    words, rng = command("soco_lib.train", run.folder, Launch(gpus=2, restarts=3)), random.Random(0)
     with open(tmp_path / "output.txt", "w") as output:
         child = subprocess.Popen(words, stdout=output, stderr=output, env=environment(2))
     for rank, before, after in (
@@ -86,7 +86,7 @@ def test_told_to_stop_it_loses_nothing(cfg, tmp_path, one_thread, gpus):
     cfg = with_(cfg, steps=20, save_every=1000, log_every=1, workers=1)
     whole = undisturbed(cfg, tmp_path, gpus=gpus)
     run, seen = Run.start("stopped", "pretrain", cfg, tmp_path), []
-    lines = launch.stream(run, gpus)
+    lines = launch.stream(run, Launch(gpus))
     for line in lines:
         seen += [line] if line.startswith("step ") else []
         if len(seen) == 9:
@@ -96,7 +96,7 @@ def test_told_to_stop_it_loses_nothing(cfg, tmp_path, one_thread, gpus):
     last = run.rows()[-1]["step"]
     assert 9 <= last < 20 and f"told to stop after step {last}" in record["sessions"][0]["error"]
     said = []
-    launch.launch(run, gpus, said.append)
+    launch.launch(run, Launch(gpus), said.append)
     assert f"going on after step {last}" in said
     assert same(whole, final_weights(run))
 
@@ -112,7 +112,8 @@ def test_a_stopped_process_says_so_by_its_status(cfg, tmp_path):
 @pytest.mark.parametrize("gpus", [1, 2])
 def test_who_watches_is_killed_and_the_processes_save_and_end(cfg, tmp_path, gpus):
     run = Run.start("run", "pretrain", with_(cfg, steps=1000, save_every=1000, log_every=1), tmp_path)
-    code = "import sys; from soco_lib.runs import launch, results; launch.launch(results.Run.read(sys.argv[1]), int(sys.argv[2]))"
+    start = "launch.launch(folder.Run.read(sys.argv[1]), launch.Launch(int(sys.argv[2])))"
+    code = f"import sys; from soco_lib.runs import folder, launch; {start}"
     watcher = subprocess.Popen(
         [sys.executable, "-c", code, str(run.folder), str(gpus)], stdout=subprocess.DEVNULL, env=same_threads()
     )
@@ -128,7 +129,7 @@ def test_who_watches_is_killed_and_the_processes_save_and_end(cfg, tmp_path, gpu
 
 def test_two_processes_meet_on_a_host_whose_name_has_no_address(cfg, tmp_path):
     run = Run.start("run", "pretrain", with_(cfg, steps=2), tmp_path)
-    words = command("soco_lib.train", run.folder, gpus=2)
+    words = command("soco_lib.train", run.folder, Launch(gpus=2))
     assert {"--standalone", "--local-addr=127.0.0.1"} <= {*words}
     nameless = ["unshare", "--uts", "sh", "-c", 'hostname no-such-host && exec "$@"', "sh"]
     if not shutil.which("unshare") or subprocess.run([*nameless, "true"], capture_output=True).returncode:
@@ -148,7 +149,7 @@ def test_two_nodes_train_one_run(cfg, tmp_path, one_thread):
     run, said = Run.start("nodes", "pretrain", cfg, tmp_path), []
     words = ["--gpus", "1", "--nodes", "2", "--rendezvous", rendezvous]
     other = subprocess.Popen([sys.executable, "-m", "soco_lib.runs.launch", "join", str(run.folder), *words], cwd=ROOT)
-    metrics = launch.launch(run, say=said.append, nodes=2, rendezvous=rendezvous)
+    metrics = launch.launch(run, Launch(nodes=2, rendezvous=rendezvous), said.append)
     assert other.wait() == 0
     assert metrics["processes"] == 2 and any("2 gloo processes" in line for line in said)
     assert same(whole, final_weights(run))
@@ -188,7 +189,7 @@ def test_the_runs_kind_decides_what_joins_it(cfg, tmp_path, joined, monkeypatch,
         launch.slurm, "start", lambda words, folder, **_: started.append(words) or subprocess.Popen(["true"])
     )
     with pytest.raises(BookError, match="ended before it was done"):
-        launch.launch(run, 2, launcher="slurm")
+        launch.launch(run, Launch(2, launcher="slurm"))
     verb = started[0].index("join")  # what each node of the job does with the rest of its words
     assert joined(*started[0][verb + 1 :])[-3:] == ["-m", module, str(run.folder)]
 
@@ -224,7 +225,7 @@ def test_a_record_that_comes_after_the_job_has_left_the_queue_is_waited_for(a_jo
         run.end("done", {"steps": 8})
 
     said = []
-    assert launch.launch(a_job(write), say=said.append, launcher="slurm") == {"steps": 8}
+    assert launch.launch(a_job(write), Launch(launcher="slurm"), said.append) == {"steps": 8}
     assert said == ["the last line"]
 
 
@@ -233,7 +234,7 @@ def test_a_failure_that_comes_after_the_job_has_left_the_queue_is_told(a_job):
     run.begin()
     run.end("failed", error="an earlier session's")
     with pytest.raises(BookError, match="run ended before it was done: its own words"):
-        launch.launch(run, launcher="slurm")
+        launch.launch(run, Launch(launcher="slurm"))
 
 
 def test_a_record_that_never_comes_is_not_waited_for_longer_than_stated(a_job, monkeypatch):
@@ -242,9 +243,9 @@ def test_a_record_that_never_comes_is_not_waited_for_longer_than_stated(a_job, m
     run.begin()
     run.end("stopped", error="an earlier session's")
     with pytest.raises(
-        BookError, match="ended before it was done, by what its record tells 1 seconds later: it said nothing;"
+        BookError, match="ended before it was done, by what its record says 1 seconds later: it printed nothing;"
     ):
-        launch.launch(run, launcher="slurm")
+        launch.launch(run, Launch(launcher="slurm"))
 
 
 def test_a_record_that_no_process_works_on_is_one_line(cfg, tmp_path, capfd):
@@ -279,7 +280,7 @@ def test_more_gpus_than_there_are_is_one_line_before_anything_starts(
     monkeypatch.setattr("torch.cuda.device_count", lambda: devices)
     monkeypatch.setattr(launch.subprocess, "Popen", lambda words, **_: started.append(words) or a_process(["false"]))
     with pytest.raises(BookError, match=says or "failed .exit 1."):
-        launch.launch(run, 2)
+        launch.launch(run, Launch(2))
     assert bool(started) == (says is None)
     if says:
         assert launch.main(["join", str(run.folder), "--gpus", "2"]) == 1
@@ -295,10 +296,35 @@ def test_more_gpus_than_there_are_is_one_line_before_anything_starts(
         ({"nodes": 2}, "NODES=2 needs RENDEZVOUS=host:port"),
         ({"gpus": 0}, "GPUS=0"),
         ({"restarts": -1}, "RESTARTS=-1"),
-        ({"launcher": "slurm", "minutes": 0}, "MINUTES=0|sbatch"),
+        ({"launcher": "slurm", "minutes": 0}, "MINUTES=0 must be positive"),
     ],
 )
 def test_wrong_values_are_told_before_anything_starts(cfg, tmp_path, wrong, says):
     run = Run.start("run", "pretrain", cfg, tmp_path)
     with pytest.raises(BookError, match=says):
-        next(launch.stream(run, **wrong))
+        next(launch.stream(run, Launch(**wrong)))
+
+
+def test_launch_options_come_from_a_file_a_mapping_or_words(tmp_path):
+    (tmp_path / "cluster.yaml").write_text("launcher: slurm\ngpus: 8\nminutes: 60\n")
+    of = Launch.of
+    assert of() == of({}) == of("{}") == Launch()
+    assert (
+        of({"gpus": "2"})
+        == of("{gpus: 2}")
+        == of("{GPUS: '2', }")
+        == of(gpus=2)
+        == of({"gpus": 4}, gpus=2)
+        == Launch(2)
+    )
+    assert of(str(tmp_path / "cluster.yaml")) == Launch(8, launcher="slurm", minutes=60)
+    assert of({"launch": str(tmp_path / "cluster.yaml"), "gpus": 4}, nodes=2) == Launch(
+        4, 2, launcher="slurm", minutes=60
+    )
+    for wrong, says in (
+        ({"gpu": 2}, "field='gpu' is unknown; did you mean 'gpus'"),
+        ({"gpus": "two"}, "gpus='two' must be of type int"),
+        ("notebooks/params/launch-slrum.yaml", "no parameter file .*known are .*launch-slurm.yaml"),
+    ):
+        with pytest.raises(BookError, match=says):
+            of(wrong)

@@ -26,8 +26,8 @@ from soco_lib.dataset import ProposalViews, build_loader, shared_bytes
 from soco_lib.model import SoCo
 from soco_lib.runs import checkpoint, loader, processes, session
 from soco_lib.runs.folder import Run
-from soco_lib.runs.launch import command
-from soco_lib.runs.loader import PAGE, SPARE, Feed, Unfed, Waiting, batches_ahead
+from soco_lib.runs.launch import Launch, command
+from soco_lib.runs.loader import PAGE, SPARE, Feed, LoaderError, Waiting, batches_ahead
 from soco_lib.transfer import run as transfer
 from soco_lib.transfer.batches import Samples, reach
 from soco_lib.transfer.detectron import detectron_config, open_both
@@ -233,7 +233,7 @@ def test_a_batch_that_shared_memory_has_no_room_for_ends_the_run_at_once():
                               worker_init_fn=loader.start_worker, timeout=10))  # fmt: skip
     began = time.monotonic()
     assert [next(batches), next(batches)] == [[0], [1]]
-    with pytest.raises(Unfed, match="No space left on device.*df -h /dev/shm.*workers: 0") as caught:
+    with pytest.raises(LoaderError, match="No space left on device.*df -h /dev/shm.*workers: 0") as caught:
         next(batches)
     assert time.monotonic() - began < 8 and "\n" not in str(caught.value)
 
@@ -283,7 +283,7 @@ def test_a_late_batch_is_waited_for():
 
 def test_told_between_updates_it_does_not_wait_on():
     told = []
-    feed = Feed(Late(at=4, notice=lambda: told.append(15)), share=2, told=told)
+    feed = Feed(Late(at=4, notice=lambda: told.append(15)), share=2, stop_requests=told)
     assert [next(feed) for _ in range(4)] == ["batch"] * 4
     with pytest.raises(Waiting) as caught:
         next(feed)
@@ -294,8 +294,8 @@ def test_told_between_updates_it_does_not_wait_on():
 
 def test_told_within_an_update_it_waits_a_while_for_the_rest(monkeypatch):
     monkeypatch.setattr(loader, "GRACE", 0.2)
-    assert [*zip(range(2), Feed(Late(often=5, at=1), share=2, told=[15]))] == [(0, "batch"), (1, "late")]
-    feed = Feed(Late(at=1), share=2, told=[15])
+    assert [*zip(range(2), Feed(Late(often=5, at=1), share=2, stop_requests=[15]))] == [(0, "batch"), (1, "late")]
+    feed = Feed(Late(at=1), share=2, stop_requests=[15])
     next(feed)
     with pytest.raises(Waiting) as caught:
         next(feed)
@@ -342,9 +342,9 @@ def test_a_dead_worker_ends_the_run_with_its_reason(own, tmp_path):
     workers = children(process.pid)
     os.kill(int(workers[0]), signal.SIGKILL)
     said = process.communicate(timeout=60)[1]
-    assert (
-        process.returncode == 1 and said.count("\n") == 1 and f"DataLoader worker (pid {workers[0]}) is killed" in said
-    )
+    assert process.returncode == 1 and said.count("\n") == 1
+    handing_over = "a worker ended while it handed a batch over" in said  # where it was killed just then
+    assert handing_over or f"DataLoader worker (pid {workers[0]}) is killed" in said
     assert "the loader broke" in Run.read(run.folder).record["sessions"][-1]["error"] and not alive(map(int, workers))
 
 
@@ -352,7 +352,7 @@ def test_a_dead_worker_of_another_process_is_told_with_its_process(own, tmp_path
     run, said = Run.start("run", "pretrain", with_(own, steps=1000), tmp_path), tmp_path / "said.txt"
     with open(said, "w") as output:
         agent = subprocess.Popen(
-            command("soco_lib.train", run.folder, 2), stdout=output, stderr=output, env=same_threads()
+            command("soco_lib.train", run.folder, Launch(2)), stdout=output, stderr=output, env=same_threads()
         )
     wait_until(lambda: len(run.rows()) >= 3)
     os.kill(int(children(workers_of(agent.pid)[1])[0]), signal.SIGKILL)
@@ -362,12 +362,12 @@ def test_a_dead_worker_of_another_process_is_told_with_its_process(own, tmp_path
 
 def test_the_first_process_records_the_reason_of_another(own, tmp_path):
     """It keeps the record, and sees no more than a broken connection."""
-    run, broken = Run.start("run", "pretrain", own, tmp_path), Unfed("the loader broke")
+    run, broken = Run.start("run", "pretrain", own, tmp_path), LoaderError("the loader broke")
     first, second = (processes.Process(rank, rank, 2, 2, torch.device("cpu")) for rank in (0, 1))
     closed = RuntimeError("Connection closed by peer")
-    assert session._reason_of_all(run, first, BookError("bad"), "bad") == "bad"
-    told = session._reason_of_all(run, second, broken, str(broken))
-    assert told == "process 1: the loader broke" == session._reason_of_all(run, first, closed, str(closed))
+    assert session._shared_reason(run, first, BookError("bad"), "bad") == "bad"
+    told = session._shared_reason(run, second, broken, str(broken))
+    assert told == "process 1: the loader broke" == session._shared_reason(run, first, closed, str(closed))
 
 
 def test_bad_input_that_a_worker_finds_is_one_line(own, tmp_path, capsys):
@@ -387,9 +387,12 @@ def test_its_notebook_is_killed_while_it_waits_and_all_of_it_ends_and_nothing_is
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     own = with_(own, steps=30, save_every=1000)
     whole = Run.start("whole", "pretrain", own, tmp_path)
-    assert subprocess.run(command("soco_lib.train", whole.folder, gpus), stdout=subprocess.DEVNULL).returncode == 0
+    assert (
+        subprocess.run(command("soco_lib.train", whole.folder, Launch(gpus)), stdout=subprocess.DEVNULL).returncode == 0
+    )
     run, picture = Run.start("run", "pretrain", own, tmp_path), tmp_path / "pictures" / "03.jpg"
-    code = "import sys; from soco_lib.runs import launch, results; launch.launch(results.Run.read(sys.argv[1]), int(sys.argv[2]))"
+    start = "launch.launch(folder.Run.read(sys.argv[1]), launch.Launch(int(sys.argv[2])))"
+    code = f"import sys; from soco_lib.runs import folder, launch; {start}"
     watcher = subprocess.Popen([sys.executable, "-c", code, str(run.folder), str(gpus)], stdout=subprocess.DEVNULL)
     wait_until(lambda: len(run.rows()) >= 3)
     content = stall(picture)
@@ -405,7 +408,9 @@ def test_its_notebook_is_killed_while_it_waits_and_all_of_it_ends_and_nothing_is
         error = Run.read(run.folder).record["sessions"][-1]["error"]
         assert f"while it waited for images after step {last}, of which a checkpoint is saved" in error
     mend(picture, content)
-    assert subprocess.run(command("soco_lib.train", run.folder, gpus), stdout=subprocess.DEVNULL).returncode == 0
+    assert (
+        subprocess.run(command("soco_lib.train", run.folder, Launch(gpus)), stdout=subprocess.DEVNULL).returncode == 0
+    )
     assert same(final_weights(whole), final_weights(run))
 
 

@@ -4,18 +4,20 @@ import errno
 import fcntl
 import os
 import re
+from types import SimpleNamespace
 
 import pytest
 
 import soco_lib
 from soco_lib import BookError
+from soco_lib.config import Pretrain
 from soco_lib.data import shards
 from soco_lib.data.proposals import ProposalConfig
 from soco_lib.data.sources import open_source
 from soco_lib.data.store import build_store
 from soco_lib.runs import locks
 from soco_lib.runs.folder import Run
-from soco_lib.studies import prepare, runner
+from soco_lib.studies import prepare
 
 
 def a_run(folder, pictures):
@@ -23,17 +25,18 @@ def a_run(folder, pictures):
 
 
 def a_look_at_a_run(folder, pictures):
-    assert not runner._busy(Run.start("run", "pretrain", ProposalConfig(), folder))
+    assert not locks.is_taken(Run.start("run", "pretrain", ProposalConfig(), folder).folder / ".lock")
 
 
 def a_study(folder, pictures):
-    with runner.locked("study", "toy", folder):
+    with locks.exclusive(folder / ".study-toy.lock", "study"):
         pass
 
 
 def proposals_of_a_study(folder, pictures):
-    with prepare._alone(folder / "proposals"):
-        pass
+    cfg = Pretrain(str(pictures), str(folder / "proposals"))
+    study = SimpleNamespace(lists={}, stores={cfg.proposals: {"generator": "random", "count": 2}})
+    prepare.prepare(study, [cfg], lambda line: None)
 
 
 def a_participant(folder, pictures):
@@ -48,6 +51,10 @@ def fails_with(number):
         raise OSError(number, os.strerror(number))
 
     return flock
+
+
+def modules_with(text):
+    return [path.name for path in (soco_lib.ROOT / "soco_lib").rglob("*.py") if text in path.read_text()]
 
 
 @pytest.mark.parametrize("user", USERS)
@@ -100,5 +107,9 @@ def test_a_lock_removed_on_another_machine_is_waited_for_and_not_an_error(tmp_pa
 
 
 def test_only_one_module_asks_the_system_for_locks():
-    users = [path.name for path in (soco_lib.ROOT / "soco_lib").rglob("*.py") if "flock(" in path.read_text()]
-    assert users == ["locks.py"]
+    assert modules_with("flock(") == ["locks.py"]
+
+
+def test_only_one_module_replaces_files_and_only_one_looks_after_the_parent():
+    assert modules_with("os.replace(") == ["folder.py"]
+    assert modules_with("_SET_PARENT_DEATH_SIGNAL") == modules_with("getppid") == ["machine.py"]

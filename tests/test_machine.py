@@ -5,12 +5,14 @@ import re
 import resource
 import subprocess
 import sys
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 import soco_lib
-from soco_lib.runs import launch, machine, pool
+from soco_lib.runs import launch, machine
 
 
 def test_cores_are_those_that_this_process_may_use(monkeypatch):
@@ -26,7 +28,7 @@ def test_a_system_without_affinity_counts_all_cores(monkeypatch, counted, cores)
     assert machine.cores() == cores
     assert launch.environment(2)["OMP_NUM_THREADS"] == str(max(1, cores // 2))
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    assert pool.slots(2, 1, "local").get()["OMP_NUM_THREADS"] == str(max(1, cores // 2))
+    assert launch.shares(2, launch.Launch())[0]["OMP_NUM_THREADS"] == str(max(1, cores // 2))
 
 
 @pytest.mark.parametrize(("platform", "bytes"), [("darwin", 5000), ("linux", 5000 * 1024)])
@@ -56,6 +58,27 @@ def test_peak_memory_of_a_child_is_not_its_parents():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=soco_lib.ROOT
     ).stdout
     assert int(said) < 200 * 2**20 < 400 * 2**20 <= machine.peak_memory()
+
+
+@pytest.mark.parametrize("prctl", ["machine._PRCTL", "None"], ids=["as here", "as macOS"])
+def test_a_child_ends_with_its_parent(prctl):
+    setting = f"import time; from soco_lib.runs import machine; machine._PRCTL = {prctl}; machine.end_with_parent(9)"
+    child = [sys.executable, "-c", f"{setting}; print('ready', flush=True); time.sleep(60)"]
+    code = (
+        f"import subprocess; child = subprocess.Popen({child!r}, stdout=-1); child.stdout.readline(); print(child.pid)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=soco_lib.ROOT)
+    deadline, status = time.monotonic() + 10, Path("/proc") / said.stdout.strip() / "status"
+
+    def alive():
+        try:
+            return "State:\tZ" not in status.read_text()  # dead, if nobody has reaped it
+        except OSError:
+            return False
+
+    while alive() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not alive()
 
 
 def test_only_one_module_asks_the_system_for_cores_and_memory():

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from soco_lib import ROOT, BookError
-from soco_lib.boxes import best_overlaps, iou
+from soco_lib.boxes import iou
 from soco_lib.data import interchange
 from soco_lib.data.interchange import export_json, import_json
 from soco_lib.data.proposals import (
     ProposalConfig,
+    best_overlaps,
     key_rng,
     paper_filter,
     propose,
@@ -403,3 +404,10 @@ def test_recall_on_real_photographs(data_root):
         assert rule == "paper"
         best.extend(best_overlaps(source.annotations(index)[0], boxes, (image.shape[1], image.shape[0])))
     assert len(best) >= 8 and np.mean(np.array(best) >= 0.5) >= 0.85 and np.mean(best) >= 0.7, best
+
+
+def test_best_overlaps_asks_only_for_objects_of_the_filters_range():
+    objects = [[0, 0, 50, 50], [0, 0, 10, 10], [0, 0, 90, 25]]  # fits; side 0.1; aspect 3.6
+    np.testing.assert_allclose(best_overlaps(objects, [[0, 0, 50, 25], [60, 60, 99, 99]], (100, 100)), [0.5])
+    assert best_overlaps(objects, np.zeros((0, 4)), (100, 100)).tolist() == [0.0]
+    assert best_overlaps([], [[0, 0, 50, 25]], (100, 100)).shape == (0,)

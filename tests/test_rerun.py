@@ -51,7 +51,7 @@ def results(tmp_path):
 def test_the_pretraining_runs_again_too_and_a_difference_is_named(results, monkeypatch, capsys):
     begun, ap = [], 2.0
 
-    def stub(run, gpus, say):
+    def stub(run, say):
         begun.append((run.name, run.record["config"].get("init")))
         run.begin()
         run.end("done", {"steps": 300} if run.record["kind"] == "pretrain" else {"bbox": {"AP": ap}, "seconds": 9.0})
@@ -63,7 +63,7 @@ def test_the_pretraining_runs_again_too_and_a_difference_is_named(results, monke
     assert "scored: 1 of 1 numbers are the same to the last digit" in capsys.readouterr().out
     path = results / "reruns" / "scored" / "metrics.json"
     path.write_text(json.dumps({"bbox": {"AP": 2.5}}))
-    monkeypatch.setattr(rerun, "launch", lambda *_: None)  # it is there already
+    monkeypatch.setattr(rerun, "launch", lambda *_, **__: None)  # it is there already
     assert rerun.main(["scored", "--results", str(results)]) == 1
     said = capsys.readouterr().out
     assert "bbox.AP: 2.0 then, 2.5 now" in said and "kind of processor" not in said

@@ -9,14 +9,13 @@ import sys
 import threading
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from soco_lib import BookError
 from soco_lib.book.execute import execute
-from soco_lib.runs import pool, records, session, slurm
+from soco_lib.runs import launch, locks, records, session, slurm
 from soco_lib.runs.folder import Run
 from soco_lib.scenes import write as scenes
 from soco_lib.studies import runner
@@ -76,7 +75,7 @@ class Stub:
         self.begun, self.wrong, self.together, self.most = [], {}, 0, 0
         self.lock, self.minute = threading.Lock(), 0
 
-    def __call__(self, run, crew, environment, say):
+    def __call__(self, run, how, say, env, stop):
         run = Run.read(run.folder)
         config, wrong = (
             run.record["config"],
@@ -103,12 +102,12 @@ class Stub:
             self.together -= 1
         if wrong == "killed":
             run.write()
-            return "step 1/4"
+            raise BookError("step 1/4")
         run.record["sessions"][-1]["end"] = end
         if wrong:
             run.record["sessions"][-1]["error"], run.record["status"] = wrong, "failed"
             run.write()
-            return f"error: {wrong}"
+            raise BookError(wrong)
         run.record["status"] = "done"
         run.write()
         if run.record["kind"] == "pretrain":
@@ -119,20 +118,19 @@ class Stub:
             scores = {"AP": ap, "AP50": 1.0, "AP75": 1.0, "per_class": {}}
             metrics = {"bbox": scores, "segm": scores, "iterations": 2, "batch": 2, "seconds": 60.0}
         (run.folder / "metrics.json").write_text(json.dumps(metrics))
-        return "done"
 
 
 @pytest.fixture
 def stub(monkeypatch):
     made = Stub()
-    monkeypatch.setattr(runner, "perform", made)
+    monkeypatch.setattr(runner, "launch", made)
     return made
 
 
 def go(study, results, *words):
-    """The study and its tables, as make does."""
+    """Run the study and make its table, as `make ablation-NAME` does; the runner's exit status."""
     status = runner.main([study, "--results", str(results), *words])
-    if results.exists():
+    if status != 1 and "--plan" not in words:
         tables(["--studies", study, "--results", str(results), "--profile", "toy"])
     return status
 
@@ -163,7 +161,7 @@ def test_it_runs_what_is_missing_and_nothing_twice(study, tmp_path, stub, capsys
 
 def test_tables_are_the_same_bytes_from_records_alone(study, tmp_path, stub):
     stub.wrong = {"batch-1024-toy-s1": "a reason"}
-    assert go(study, tmp_path / "r", "--seeds", "0,1") == 1
+    assert go(study, tmp_path / "r", "--seeds", "0,1") == runner.FAILED
     clone = tmp_path / "clone"
     clone.mkdir()
     shutil.copy(tmp_path / "r" / "runs.jsonl", clone)
@@ -221,8 +219,8 @@ def test_a_finished_record_is_not_replaced_by_an_unfinished_run(study, tmp_path,
 
 def test_a_failing_variant_leaves_the_others_whole_and_is_tried_again(study, tmp_path, stub, capsys):
     stub.wrong = {"batch-1024": "no memory left"}
-    assert go(study, tmp_path / "r") == 1
-    assert "failed: tiny-batch-1024-toy-s0: no memory left" in capsys.readouterr().err
+    assert go(study, tmp_path / "r") == runner.FAILED
+    assert "tiny-batch-1024-toy-s0: failed: no memory left" in capsys.readouterr().err
     assert row_of(tmp_path / "r", "batch-1024") == [
         "batch-1024",
         "0",
@@ -289,7 +287,7 @@ def test_another_benchmark_is_scored_by_the_same_pretraining(study, tmp_path, st
 
 def test_an_interrupted_run_of_another_study_is_continued(study, tmp_path, stub, pictured, capsys):
     stub.wrong = {"batch-2048": "killed"}
-    assert go(write_study(tmp_path, pictured, "other"), tmp_path / "r", "--variants", "batch-2048") == 1
+    assert go(write_study(tmp_path, pictured, "other"), tmp_path / "r", "--variants", "batch-2048") == runner.FAILED
     stub.wrong = {}
     capsys.readouterr()
     assert go(study, tmp_path / "r", "--plan") == 0
@@ -302,7 +300,7 @@ def test_another_configuration_of_that_name_is_refused_by_field(study, tmp_path,
     assert go(study, tmp_path / "r", "--variants", "batch-512") == 0
     write_study(tmp_path, pictured, tau=0.5)
     stub.begun.clear()
-    assert go(study, tmp_path / "r") == 1
+    assert go(study, tmp_path / "r") == runner.FAILED
     assert "tau: 0.99 there, 0.5 now" in capsys.readouterr().err
     assert {"tiny-batch-1024-toy-s0", "tiny-batch-2048-toy-s0"} <= {
         *stub.begun
@@ -323,7 +321,7 @@ def test_a_torn_file_fails_its_own_variant_only(study, tmp_path, stub, name, cap
     assert go(study, tmp_path / "r", "--variants", "batch-512") == 0
     torn = tmp_path / "r" / "tiny-batch-512-toy-s0" / name
     torn.write_text(torn.read_text()[:20])
-    assert go(study, tmp_path / "r") == (1 if name == "run.json" else 0)  # torn metrics are made again
+    assert go(study, tmp_path / "r") == (runner.FAILED if name == "run.json" else 0)  # torn metrics are made again
     if name == "run.json":
         assert "run.json is not valid JSON" in capsys.readouterr().err
     assert "tiny-batch-2048-toy-s0-coco-fpn-1x" in stub.begun
@@ -335,11 +333,11 @@ def test_a_transfer_from_other_weights_of_that_name_is_not_used(study, tmp_path,
     (transfer / "key_report.json").write_text(json.dumps({"step": 8}))
     assert go(study, tmp_path / "r", "--variants", "batch-512") == 0 and len(stub.begun) == 2
     (transfer / "key_report.json").write_text(json.dumps({"step": 4}))  # by hand, while it was pretraining
-    assert go(study, tmp_path / "r", "--variants", "batch-512") == 1 and len(stub.begun) == 2
+    assert go(study, tmp_path / "r", "--variants", "batch-512") == runner.FAILED and len(stub.begun) == 2
     (transfer / "key_report.json").unlink()
     shutil.rmtree(tmp_path / "r" / "tiny-batch-512-toy-s0")  # and made anew
     capsys.readouterr()
-    assert go(study, tmp_path / "r", "--variants", "batch-512") == 1
+    assert go(study, tmp_path / "r", "--variants", "batch-512") == runner.FAILED
     assert "started from other weights than tiny-batch-512-toy-s0's: delete" in capsys.readouterr().err
 
 
@@ -348,11 +346,11 @@ def test_two_at_a_time(study, tmp_path, stub):
     assert stub.most == 2 and len(stub.begun) == 12
 
 
-def test_losses_are_thinned_and_scores_are_not(tmp_path, monkeypatch):
+def test_losses_are_thinned_and_scores_are_not():
     lines = ["step 1/3  loss 2.0", "step 2/3  loss 1.9", "step 2/3  bbox AP 0.50", "step 3/3  loss 1.8", "the end"]
-    child, popen, said = [sys.executable, "-c", f"print({chr(10).join(lines)!r})"], subprocess.Popen, []
-    monkeypatch.setattr(pool.subprocess, "Popen", lambda words, **how: popen(child, **how))
-    assert pool.perform(SimpleNamespace(folder=tmp_path), pool.Crew({}, tmp_path, None), {}, said.append) == "the end"
+    said = []
+    for line in map(runner.thinned(said.append), lines):
+        assert line is None
     assert said == [lines[0], lines[2], lines[4]]
 
 
@@ -371,14 +369,14 @@ def test_devices_are_split_among_jobs(monkeypatch, visible, jobs, gpus, expected
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     if isinstance(expected, str):
         with pytest.raises(BookError, match=expected):
-            pool.slots(jobs, gpus, "local")
+            launch.shares(jobs, launch.Launch(gpus))
     else:
-        slots = pool.slots(jobs, gpus, "local")
-        assert [slots.get()["CUDA_VISIBLE_DEVICES"] for _ in range(jobs)] == expected
+        shares = launch.shares(jobs, launch.Launch(gpus))
+        assert [share["CUDA_VISIBLE_DEVICES"] for share in shares] == expected
 
 
 def test_a_second_runner_stops_with_one_line(study, tmp_path, stub, capsys):
-    with runner.locked("tiny", "toy", tmp_path):
+    with locks.exclusive(tmp_path / ".tiny-toy.lock", "study"):
         assert go(study, tmp_path) == 1
     error = capsys.readouterr().err
     assert f"study tiny (toy) is being run by process {os.getpid()}" in error and error.count("\n") == 1
@@ -394,7 +392,8 @@ def test_a_second_runner_stops_with_one_line(study, tmp_path, stub, capsys):
         (["--launcher", "slrum"], "did you mean 'slurm'"),
         (["--benchmarks", "coco-fpn-3x"], "did you mean 'coco-fpn-"),
         (["--gpus", "4"], "variant batch-512: batch=2 cannot be split evenly over 4 processes"),
-        (["--nodes", "2"], "NODES=2: for several nodes use LAUNCHER=slurm"),
+        (["--nodes", "2"], "NODES=2 needs RENDEZVOUS=host:port, the same on every node, or LAUNCHER=slurm"),
+        (["--nodes", "2", "--rendezvous", "a:1"], "NODES=2: a study uses several nodes through LAUNCHER=slurm only"),
     ],
 )
 def test_wrong_values_are_told_before_anything_runs(study, tmp_path, stub, capsys, words, says):
@@ -412,7 +411,7 @@ def test_a_batch_that_no_accumulation_reaches(tmp_path, pictured, stub, capsys):
 def test_results_that_cannot_be_written(study, tmp_path, stub, capsys):
     (tmp_path / "file").write_text("")
     assert go(study, tmp_path / "file") == 1
-    assert "cannot write the results folder" in capsys.readouterr().err and not stub.begun
+    assert "cannot write the folder" in capsys.readouterr().err and not stub.begun
 
 
 def test_hours_come_from_earlier_runs(study, tmp_path, stub, monkeypatch, capsys):
@@ -481,7 +480,7 @@ def test_the_reading_names_what_ran_on_other_seeds_than_the_base(study, tmp_path
 
 def test_the_notebook_shows_half_a_study(study, tmp_path, stub):
     stub.wrong = {"batch-1024": "the loss is nan at step 7: lower it", "batch-2048-toy-s0-coco": "killed"}
-    assert go(study, tmp_path / "r") == 1
+    assert go(study, tmp_path / "r") == runner.FAILED
     words = {"results": str(tmp_path / "r"), "study": study}
     for state in ("half", "nothing"):
         results = tmp_path / "r" if state == "half" else tmp_path / "empty"
@@ -524,8 +523,9 @@ def test_stopped_and_killed_it_goes_on(study, tmp_path):
         said = child.communicate()[0]
         if number == signal.SIGTERM:
             assert child.returncode == session.STOPPED and "stopped; the same command goes on" in said
-            tables(["--studies", study, "--results", str(tmp_path / "r")])
-            assert Run.read(run).record["status"] == "stopped" and "step " in row_of(tmp_path / "r", "batch-512")[-1]
+            assert Run.read(run).record["status"] == "stopped" and "its table: python -m" in said
+            tables(["--studies", study, "--results", str(tmp_path / "r"), "--profile", "toy"])
+            assert "step " in row_of(tmp_path / "r", "batch-512")[-1]
     assert go(study, tmp_path / "r", "--variants", "batch-512") == 0  # waits for the killed runner's run to save
     sessions = Run.read(run).record["sessions"]
     assert Run.read(run).done and len(sessions) == 3 and all("told to stop" in s["error"] for s in sessions[:2])
@@ -535,7 +535,7 @@ def test_stopped_and_killed_it_goes_on(study, tmp_path):
 
 def test_a_real_failure_is_told_by_its_own_line(study, tmp_path, capsys):
     change(study, "batch-1024", overrides=["MODEL.NOPE=1"])
-    assert go(study, tmp_path / "r", "--variants", "batch-1024") == 1
+    assert go(study, tmp_path / "r", "--variants", "batch-1024") == runner.FAILED
     assert "detector override 'MODEL.NOPE=1' is not a setting" in capsys.readouterr().err
     assert row_of(tmp_path / "r", "batch-1024")[-1].startswith("failed: detector override")
 

@@ -14,6 +14,7 @@ import yaml
 
 from soco_lib import ROOT
 from soco_lib.book import parameters
+from soco_lib.runs import launch
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -46,15 +47,67 @@ def test_environment_yml_names_what_pyproject_declares():
     assert "python=3.11" in conda and "pip" in conda
 
 
-def test_make_alone_lists_every_target_with_one_line():
+def test_make_alone_lists_targets_in_groups_on_one_screen():
     listed = make()
     assert listed.returncode == 0, listed.stderr
-    described = re.findall(r"^  ([a-z][\w-]*) +\S", listed.stdout, re.M)
+    assert listed.stdout.count("\n") <= 50
+    groups = re.findall(r"^[a-z]+$", listed.stdout, re.M)
+    assert groups == ["start", "look", "run", "tables", "studies", "checks"]
+    described = re.findall(r"^  (\S+) +\S", listed.stdout, re.M)
     phony = re.findall(r"^\.PHONY: (.*)$", make("-pn", "help").stdout, re.M)
-    assert set(described) == set(" ".join(phony).split()) - {"changed"}
-    assert {"help", "setup", "lab", "test", "clean"} <= set(described)
-    for variable in ("RUN=", "PROFILE=toy", "GPUS=1", "NODES=1", "SEED=0", "RESULTS=results", "DETECTRON2="):
-        assert re.search(rf"^  {variable} +\S", listed.stdout, re.M), variable
+    families = {"tableN", "ablation-NAME", "pretrain-soco-NAME", "bench-NAME"}
+    assert set(described) == set(" ".join(phony).split()) - {"changed"} | families
+    for variable in ("RUN=", "PROFILE=toy", "GPUS=1", "SEED=0", "LAUNCH="):
+        assert re.search(rf"^ .*\b{variable} ", listed.stdout, re.M), variable
+
+
+def test_every_variable_is_described():
+    described = re.findall(r"\b([A-Z][A-Z0-9_]*)=", re.sub(r"\(.*?\)", "", make("variables").stdout))
+    text = (ROOT / "Makefile").read_text()
+    defaults = re.search(r"^\$\(foreach default,(.*?),\$\(eval", text, re.M | re.S)[1]
+    named = set(re.findall(r"[A-Z][A-Z0-9_]*", defaults)) | {"PYTHON", "DETECTRON2"}
+    assert named == set(described)
+
+
+@pytest.mark.parametrize(
+    ("target", "says"),
+    [
+        ("ablation-longer", "soco_lib.studies longer "),
+        ("pretrain-soco-c4-100", "soco_lib.studies pretrain-soco-c4-100 "),
+        ("table9", "soco_lib.studies table9 "),
+        ("table8", "soco_lib.tables --results 'my results' --tables '8'"),
+        ("table4", "soco_lib.tables --results 'my results' --studies alignment "),
+        ("bench-store", "tests.speed.bench  --results 'my results' store"),
+        ("join", "runs.launch join 'my results/my run' "),
+    ],
+)
+def test_families_of_targets_and_spaces_in_names(bare, target, says):
+    plan = make("-n", target, "RESULTS=my results", "RUN=my run", "IMAGES=", folder=bare)
+    assert plan.returncode == 0 and says in plan.stdout and not plan.stderr, plan.stderr
+
+
+def test_the_quickstart_refuses_results_with_a_space(bare):
+    plan = make("-n", "quickstart", "RESULTS=my results", folder=bare)
+    assert plan.returncode and "RESULTS=my results will not do for the quickstart" in plan.stderr
+
+
+def test_launch_options_that_were_given_win_over_the_file(bare):
+    given = {"LAUNCH": "notebooks/params/launch-slurm.yaml", "GPUS": "4", "PARTITION": "debug"}
+    options = [f"{name}={value}" for name, value in given.items()]
+    for target, option in (
+        ("pretrain", "-p launch"),
+        ("transfer", "-p launch"),
+        ("join", "--launch"),
+        ("table9", "--launch"),
+    ):
+        plan = make("-n", target, *options, folder=bare)
+        text = re.search(rf"{option} '(.*?)'", plan.stdout)[1]
+        how = launch.Launch.of(text)
+        assert (how.launcher, how.gpus, how.partition, how.minutes) == ("slurm", 4, "debug", 1440)
+    assert (
+        launch.Launch.of(re.search("-p launch '(.*?)'", make("-n", "pretrain", folder=bare).stdout)[1])
+        == launch.Launch()
+    )
 
 
 @pytest.mark.parametrize("target", ["setup", "test", "lab"])

@@ -10,6 +10,7 @@ import pytest
 from soco_lib import BookError
 from soco_lib.runs import launch, slurm
 from soco_lib.runs.folder import Run
+from soco_lib.runs.launch import Launch
 from tests.test_launch import undisturbed
 from tests.test_train import final_weights, same, with_
 
@@ -26,7 +27,7 @@ def disturbed(run, disturb, **how):
         disturb((run.folder / "slurm" / "job").read_text())
 
     threading.Thread(target=watch, daemon=True).start()
-    launch.launch(run, say=said.append, launcher="slurm", minutes=30, **how)
+    launch.launch(run, Launch(launcher="slurm", minutes=30, **how), said.append)
     print("\n".join(said))
     return said
 
@@ -67,7 +68,7 @@ def test_preempted_by_a_job_of_higher_priority(cluster, cfg, tmp_path, one_threa
 @slow
 def test_left_alone_the_job_is_cancelled_and_goes_on_later(cluster, cfg, tmp_path, one_thread):
     run = Run.start("cancelled", "pretrain", with_(cfg, steps=12, save_every=1000, log_every=1), tmp_path)
-    lines = launch.stream(run, launcher="slurm", minutes=30)
+    lines = launch.stream(run, Launch(launcher="slurm", minutes=30))
     next(line for line in lines if line.startswith("step 4/"))
     lines.close()
     assert slurm.state((run.folder / "slurm" / "job").read_text()) == ""
@@ -78,7 +79,7 @@ def test_left_alone_the_job_is_cancelled_and_goes_on_later(cluster, cfg, tmp_pat
 def test_the_jobs_own_error_comes_back(cluster, cfg, tmp_path):
     run = Run.start("run", "pretrain", with_(cfg, batch=64), tmp_path)
     with pytest.raises(BookError, match="larger than the 12 usable images"):
-        launch.launch(run, say=lambda line: None, launcher="slurm")
+        launch.launch(run, Launch(launcher="slurm"), lambda line: None)
 
 
 def test_wrong_values_are_told_before_anything_is_submitted(cluster, cfg, tmp_path):
@@ -89,4 +90,4 @@ def test_wrong_values_are_told_before_anything_is_submitted(cluster, cfg, tmp_pa
         ({"cpus": 10**4}, "sbatch refused the job: .*More processors"),
     ):
         with pytest.raises(BookError, match=says):
-            next(launch.stream(run, launcher="slurm", **wrong))
+            next(launch.stream(run, Launch(launcher="slurm", **wrong)))

@@ -162,7 +162,7 @@ def test_gray_alpha_and_orientation(tmp_path):
     assert decode(cv2.imencode(".png", np.zeros((6, 8, 4), np.uint8))[1].tobytes()).shape == (6, 8, 3)
     jpeg = cv2.imencode(".jpg", picture(9))[1].tobytes()  # an EXIF block that says: rotate by 90 degrees
     exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"
-    assert decode(jpeg[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + jpeg[2:]).shape == (6, 8, 3)
+    assert decode(jpeg[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + jpeg[2:]).shape == (8, 6, 3)
 
 
 @pytest.mark.parametrize(

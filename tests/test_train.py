@@ -21,7 +21,7 @@ from soco_lib.dataset import ProposalViews, Schedule, build_loader, choose
 from soco_lib.optim import learning_rate
 from soco_lib.runs import checkpoint, log, processes
 from soco_lib.runs.folder import Run
-from soco_lib.runs.launch import command, launch
+from soco_lib.runs.launch import Launch, command, launch
 from soco_lib.runs.log import Log, line
 from tests.conftest import stopped_after_saving
 
@@ -234,7 +234,7 @@ def test_two_writers_are_refused(cfg, tmp_path):
 
 def test_two_gloo_processes_train_and_say_so(cfg, tmp_path):
     run, said = Run.start("run", "pretrain", with_(cfg, steps=4), tmp_path), []
-    metrics = launch(run, gpus=2, say=said.append)
+    metrics = launch(run, Launch(gpus=2), said.append)
     assert metrics["processes"] == 2
     assert any(
         "2 gloo processes on the CPU" in line and "2 processes x 1 accumulation x 2 images" in line for line in said
@@ -369,9 +369,9 @@ def test_log_survives_a_torn_line(cfg, tmp_path):
 
 
 def test_torchrun_command():
-    words = command("soco_lib.train", Path("r/x"), gpus=8, nodes=2, rendezvous="a:1")
+    words = command("soco_lib.train", Path("r/x"), Launch(gpus=8, nodes=2, rendezvous="a:1"))
     assert words[:2] == [sys.executable, "-u"] and {"--nnodes=2", "--nproc-per-node=8", "--rdzv-endpoint=a:1"} <= set(
         words
     )
     with pytest.raises(BookError, match="RENDEZVOUS"):
-        command("soco_lib.train", Path("r/x"), gpus=8, nodes=2)
+        Launch(gpus=8, nodes=2)

@@ -14,6 +14,7 @@ import contextlib
 import functools
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from soco_lib import ROOT, BookError, locate, one_line_errors
 from soco_lib.book.parameters import Parameter, check, declared
 from soco_lib.fields import Loader, require
 from soco_lib.runs.folder import write_text
+from soco_lib.runs.stop import STOPPED, Stopped, StopRequests, requests
 
 #: Where run folders go unless another folder is named.
 RESULTS = ROOT / "results"
@@ -51,8 +53,9 @@ def execute(notebook: str | Path, run_name: str, params: dict[str, Any], results
 
     `params` override the parameters cell; `run_name` and `results` are injected too where the notebook declares them.
     What cells print appears on the terminal, each line with `[label]` before it if there is one. The kernel is this
-    environment's `python3`, whatever the file's metadata says. Raises BookError before anything runs, NotebookFailed
-    when a cell fails; the executed copy then stays for reading.
+    environment's `python3`, whatever the file's metadata says. Ctrl-C, SIGTERM and SIGHUP interrupt the running cell,
+    as JupyterLab's stop button does. Raises BookError before anything runs, NotebookFailed when a cell fails, Stopped
+    when it was interrupted; the executed copy then stays for reading.
     """
     import papermill  # slow imports wait until they are needed: a kernel imports this module for `headless`
     from jupyter_client.kernelspec import NoSuchKernel
@@ -66,18 +69,29 @@ def execute(notebook: str | Path, run_name: str, params: dict[str, Any], results
     copy.with_suffix(".html").unlink(missing_ok=True)  # of an earlier execution: it would contradict a copy that fails
     say = functools.partial(print, *([f"[{label}]"] if label else []), flush=True)
     say(f"{notebook.stem} [{run_name}]")
-    began, echo = time.monotonic(), _Echo(say)
+    began, echo, stop = time.monotonic(), _Echo(say), _Interrupting()
     how = {"kernel_name": "python3", "language": "python", "cwd": ROOT, "start_timeout": 180}
     try:
-        with _kernel_environment() as config:
+        with _kernel_environment() as config, requests(into=stop):
             papermill.execute_notebook(
-                notebook, copy, params, **how, config=config, progress_bar=False, stdout_file=echo
-            )
+                notebook, copy, params, **how, config=config, progress_bar=False, stdout_file=echo,
+                kernel_manager_class=stop.manager(), on_cell_start=stop.before_cell,
+            )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         said = [line.strip() for line in error.evalue.splitlines() if line.strip()][-1:]
+        if error.ename in ("Stopped", "KeyboardInterrupt"):
+            raise stop.ended(copy, *said) from error
         kind = [] if error.ename == "BookError" and said else [error.ename]
         raise _failure(copy, error.exec_count, ": ".join(kind + said)) from error
-    except DeadKernelError as error:
+    except (
+        Stopped,
+        DeadKernelError,
+        RuntimeError,
+    ) as error:  # RuntimeError: a kernel that ends before its first answer
+        if stop:
+            raise stop.ended(copy) from error
+        if not isinstance(error, DeadKernelError):
+            raise
         cell = sum(bool(cell.metadata.papermill.start_time) for cell in _code_cells(copy))  # the last that started
         raise _failure(copy, cell, "the kernel died, most often for want of memory") from error
     except NoSuchKernel as error:
@@ -113,6 +127,42 @@ def _placed(notebook: Path, run_name: str, results: str | Path, params: dict) ->
         given = params.get(name, value)
         require(given == value, f"{name} = {given!r} contradicts {value!r}, which this command gives: leave it out")
     return params | place
+
+
+class _Interrupting(StopRequests):
+    """Requests to stop that interrupt the kernel's running cell; none is started after one. The third Ctrl-C kills."""
+
+    kernel, running = None, False
+
+    def __call__(self, number: int, frame=None) -> None:
+        super().__call__(number, frame)
+        if self.running:  # a kernel that still starts would die with a traceback
+            kills = self.count(signal.SIGINT) > 2
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.kernel.provisioner.pid, signal.SIGKILL if kills else signal.SIGINT)
+
+    def manager(self) -> type:
+        """A class of kernel managers, whose kernel is the one that is interrupted."""
+        from jupyter_client import AsyncKernelManager
+
+        class Manager(AsyncKernelManager):
+            def __init__(manager, *arguments, **options):
+                super().__init__(*arguments, **options)
+                self.kernel = manager
+
+        return Manager
+
+    def before_cell(self, **_) -> None:
+        """Raises Stopped after a request."""
+        if self:
+            raise Stopped("before this cell")
+        self.running = True
+
+    def ended(self, copy: Path, said: str = "") -> Stopped:
+        """The error to raise; said: the last line of the cell's own."""
+        error = Stopped(said or f"{copy.stem} was interrupted: the same command runs it again ({_short(copy)})")
+        error.status = self.status if self else STOPPED
+        return error
 
 
 class _Echo:
@@ -200,10 +250,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--label", default="", help="before each line, for notebooks that run side by side")
     parser.add_argument("--no-html", action="store_true", help="leave out the HTML page")
     args = parser.parse_args(arguments)
-    try:
-        params = _read_params(args.files, args.pairs, declared(args.notebook))
-        execute(args.notebook, args.run_name, params, args.results, html=not args.no_html, label=args.label)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    params = _read_params(args.files, args.pairs, declared(args.notebook))
+    execute(args.notebook, args.run_name, params, args.results, html=not args.no_html, label=args.label)
     return 0

@@ -2,7 +2,7 @@
 
 annotations  COCO's and VOC's annotation files
 archives     Images inside zip and tar files; long listings of images, kept
-decoding     Encoded images to pixels, whole or no larger than is needed
+decoding     Encoded images to pixels: the one reader of the book
 interchange  Proposals in and out of the JSON format of the authors' release (a command)
 proposals    Object proposals
 shards       Proposals of many images, in shards that any number of processes make and a rerun completes

@@ -23,7 +23,6 @@ import posixpath
 import re
 import struct
 import tarfile
-import tempfile
 import time
 import zipfile
 import zlib
@@ -35,6 +34,7 @@ import numpy as np
 
 from soco_lib import BookError, locate
 from soco_lib.fields import require
+from soco_lib.runs.files import replacing
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")  # in any case
 #: Images from which on a listing is kept: a shorter one is made as fast as it would be checked and read.
@@ -116,7 +116,7 @@ def kept(name: str, holds: Callable[[dict], bool], make: Callable) -> tuple[Sequ
     start = time.time()
     keys, columns, of, changed = make()
     if len(keys) >= KEEP_FROM and changed < start - SETTLED:
-        with contextlib.suppress(OSError):  # no room, or not allowed: only time is lost
+        with contextlib.suppress(OSError, BookError):  # no room, or not allowed: only time is lost
             _write(file, keys, columns, {"format": FORMAT, "name": name, "fingerprint": fingerprint(keys), "of": of})
             return _listing(file, *_mapped(file))
     return keys, columns
@@ -147,11 +147,8 @@ def _write(file: Path, keys: Sequence[str], columns: Mapping[str, np.ndarray], f
     arrays = {"key": pyarrow.array(keys, pyarrow.large_string()), **{k: pyarrow.array(v) for k, v in columns.items()}}
     table = pyarrow.table(arrays).replace_schema_metadata({"soco": json.dumps(facts)})
     file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
-        part = os.path.join(scratch, file.name)
-        with pyarrow.OSFile(part, "wb") as sink, pyarrow.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table)
-        os.replace(part, file)
+    with replacing(file, "wb") as sink, pyarrow.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
 
 
 def folder_keys(root: Path) -> Sequence[str]:

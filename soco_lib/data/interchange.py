@@ -31,7 +31,7 @@ def export_json(store: ProposalStore, path: str | os.PathLike) -> None:
     """
     names = _json_names(store.table()["key"])
     path = locate(path)
-    with replacing(path, "w") as file:  # image by image: the whole dictionary may not fit in memory
+    with replacing(path) as file:  # image by image: the whole dictionary may not fit in memory
         separator = "{"
         for index in np.flatnonzero(store.readable):
             boxes = store.boxes(index).astype(np.float64)
@@ -47,8 +47,8 @@ def import_json(
     """A store from boxes in the authors' format, as they are: no filter is applied, only clipped to the image.
 
     x2 = x + w: the release's writer means a column more by w (x2 = x + w + 1), its reader one less (x + w - 1), so this
-    is within a pixel of both. An empty list becomes the whole image. Reads the whole file. Raises BookError for a file
-    of another shape and for images that it does not name.
+    is within a pixel of both. Pixels are those of the picture as decoding.py turns it. An empty list becomes the whole
+    image. Reads the whole file. Raises BookError for a file of another shape and for images that it does not name.
     """
     file, names = locate(path), _json_names(source.keys)
     require(file.is_file(), f"no proposals file {file}: give the authors' JSON, e.g. train_ratio3size0308post.json")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from soco_lib.boxes import aspect_fits, side_fits
+from soco_lib.boxes import as_boxes, aspect_fits, iou, side_fits
 from soco_lib.fields import MANY, SEEDS, in_range, one_of, require
 
 GENERATORS = ("selective_search", "random", "whole")
@@ -132,6 +132,16 @@ def propose(image: np.ndarray, key: str, config: ProposalConfig) -> tuple[np.nda
     else:
         boxes = selective_search(image, config.mode, config.search_side, config.base_k)
     return paper_filter(boxes, width, height)
+
+
+def best_overlaps(objects, boxes, size: tuple[int, int]) -> np.ndarray:
+    """(m,) best IoU with any of `boxes` (N, 4) of each of the m labelled objects (M, 4) that the filter would keep.
+
+    `size` = (width, height) of the image. The mean is the mean best overlap, the share >= 0.5 the recall@0.5.
+    """
+    objects = as_boxes(objects)
+    objects = objects[aspect_fits(objects) & side_fits(objects, *size)]
+    return iou(objects, boxes).max(axis=1, initial=0.0)
 
 
 def key_rng(seed: int, key: str) -> np.random.Generator:

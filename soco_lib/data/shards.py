@@ -7,10 +7,9 @@ error, boxes (all images' one after the other), and the seconds of one core that
 from __future__ import annotations
 
 import contextlib
-import io
+import functools
 import multiprocessing
-import os
-import threading
+import signal
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,15 +20,16 @@ from typing import IO
 
 import cv2
 import numpy as np
-import PIL.Image
 
 from soco_lib import BookError
 from soco_lib.boxes import clip, valid
+from soco_lib.data.decoding import header_size
 from soco_lib.data.proposals import STATUSES, ProposalConfig, fulfilled, propose, whole_image
 from soco_lib.data.sources import MAY_PASS, ImageSource
 from soco_lib.fields import require
 from soco_lib.runs import locks
 from soco_lib.runs.files import replacing
+from soco_lib.runs.machine import end_with_parent
 
 Say = Callable[[str], None]  # receives a line of progress
 #: An image's entry in a shard: (width, height), boxes (n, 4), status, error text.
@@ -92,7 +92,7 @@ def write_shard(shard: Path, rows: Iterable[Row], seconds: float | None = None) 
     start, count = time.thread_time(), len(shard_range(shard))
     rows = present(rows, min(count, GONE) if count >= 16 else GONE) if seconds is None else rows  # else they are known
     sizes, boxes, status, errors = zip(*rows)
-    with replacing(shard) as file:
+    with replacing(shard, "wb") as file:
         np.savez(
             file,
             count=np.array([len(b) for b in boxes], np.int32),
@@ -209,12 +209,7 @@ def _start_worker(source: ImageSource, config: ProposalConfig) -> None:
     global _job
     _job = source, config
     cv2.setNumThreads(1)  # one core a worker: OpenCV's own pool only fights the other workers
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()  # a killed parent cannot tell its workers: they would wait for ever
-    os._exit(1)
+    end_with_parent(signal.SIGKILL)  # a killed parent cannot tell its workers: they would wait for ever
 
 
 def _worker_shard(shard: Path) -> int:
@@ -241,8 +236,8 @@ def given_row(source: ImageSource, index: int, boxes: np.ndarray) -> Row:
     Its status is the strictest rule that all of them fulfil, "side" where none is fulfilled by all.
     """
     try:
-        width, height = PIL.Image.open(io.BytesIO(source.read(index))).size
-    except (BookError, OSError, PIL.Image.DecompressionBombError) as error:
+        width, height = header_size(source.read(index), functools.partial(source.stated, index))
+    except (BookError, OSError) as error:
         return (0, 0), boxes[:0], "error", " ".join(str(error).split())
     boxes = clip(boxes[valid(boxes, width, height)], width, height)
     if len(boxes) == 0:

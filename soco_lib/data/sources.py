@@ -34,7 +34,7 @@ from soco_lib.data.archives import (
     tar_images,
     zip_images,
 )
-from soco_lib.data.decoding import decode, decode_near
+from soco_lib.data.decoding import decode, decode_near, read_differently
 from soco_lib.fields import require
 
 KINDS = (
@@ -107,16 +107,31 @@ class ImageSource:
         return Unavailable(f"{self.keys[index]}: {MAY_PASS} {self.root} ({reason})")
 
     def load(self, index: int) -> np.ndarray:
-        """Image `index` as (H, W, 3) uint8 RGB. Raises UnreadableImage, also for a file that is cut short."""
+        """Image `index` as (H, W, 3) uint8 RGB, by the rule in decoding.py. Raises UnreadableImage when it cannot be
+        read or decoded, or is cut short.
+        """
         return self._decoded(index, decode)
 
     def load_near(self, index: int, side: int) -> tuple[np.ndarray, tuple[int, int]]:
-        """As `load`, but a JPEG much larger than `side` comes at a reduced size; and its stored (width, height)."""
-        return self._decoded(index, lambda data: decode_near(data, side))
+        """As `load`, but a JPEG much larger than `side` comes reduced; and the whole one's (width, height)."""
+        return self._decoded(index, lambda data, stated: decode_near(data, side, stated))
+
+    def read_differently(self, index: int) -> bool:
+        """Whether the book's earlier reader may have seen another picture; False for what is no image."""
+        try:
+            return read_differently(self.read(index), functools.partial(self.stated, index))
+        except BookError:
+            return False
+
+    def stated(self, index: int) -> tuple[int, int] | None:
+        """(width, height) that the labels state for image `index`, None where none do: it tells whether they are for
+        the stored pixels or for the picture as EXIF turns it, and so which of them is read.
+        """
+        return None
 
     def _decoded(self, index: int, by: Callable):
         try:
-            return by(self.read(index))
+            return by(self.read(index), functools.partial(self.stated, index))
         except UnreadableImage:
             raise
         except BookError as error:
@@ -210,6 +225,12 @@ class CocoSource(ImageSource):
     boxes: np.ndarray = field(default=None, repr=False)
     labels: np.ndarray = field(default=None, repr=False)
     offsets: np.ndarray = field(default=None, repr=False)
+    sizes: np.ndarray = field(default=None, repr=False)  # (N, 2) int64: width, height as stated; 0 where they are not
+
+    def stated(self, index: int) -> tuple[int, int] | None:
+        """As ImageSource.stated."""
+        width, height = map(int, self.sizes[index])
+        return (width, height) if width > 0 and height > 0 else None
 
     def annotations(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """As ImageSource.annotations."""
@@ -223,6 +244,9 @@ def _open_coco(spec: str, path: str) -> ImageSource:
     data = read_coco(file, needed=("images",))
     with parsing(file, "COCO annotation file", "give an instances_*.json"):
         names = {image["id"]: posixpath.normpath(image["file_name"]) for image in data["images"]}
+        sizes = {
+            names[image["id"]]: [int(image.get(side) or 0) for side in ("width", "height")] for image in data["images"]
+        }
         categories = {c["id"]: c["name"] for c in sorted(data.get("categories", ()), key=lambda c: c["id"])}
         found: dict[str, list] = {name: [] for name in names.values()}
         label = {identity: i for i, identity in enumerate(categories)}
@@ -235,6 +259,7 @@ def _open_coco(spec: str, path: str) -> ImageSource:
     return CocoSource(
         spec, coco_root(file, root, keys[0]), keys, tuple(categories.values()), as_boxes([row[:4] for row in rows]),
         np.array([row[4] for row in rows], np.int64), np.cumsum([0] + [len(found[key]) for key in keys]),
+        np.array([sizes[key] for key in keys]),
     )  # fmt: skip
 
 
@@ -245,6 +270,13 @@ class VocSource(ImageSource):
     def classes(self) -> tuple[str, ...]:
         """See annotations.voc_classes."""
         return voc_classes(self.root)
+
+    def stated(self, index: int) -> tuple[int, int] | None:
+        """As ImageSource.stated."""
+        try:
+            return read_voc(self.root, Path(self.keys[index]).stem)[0]
+        except BookError:
+            return None  # of the test split, which has no annotations
 
     def annotations(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """As ImageSource.annotations. VOC's 1-based inclusive corners become half-open ones from 0."""

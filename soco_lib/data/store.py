@@ -4,12 +4,12 @@
     offsets.npy     (N + 1,) int64: the boxes of image i are rows offsets[i]:offsets[i+1]; none where it cannot be read
     sizes.npy       (N, 2) int32: width, height
     images.parquet  key, width, height, count, status, error of each image: for people, queries and error messages
-    store.json      settings, source, fingerprint, versions, counts, seconds; written last: a folder with it is complete
+    store.json      settings, source, fingerprint, reader, versions, counts, seconds; written last, which completes it
 
 Row i is the image `source.keys[i]`. float32 and not half the bytes: a lookup is then a view of the file's pages, which
 all processes of a machine share. While it is built, the folder holds `shards/`; a rerun makes only the missing ones.
 
-    python -m soco_lib.data.store --images folder:photos --out data/photos-proposals     # with --share: README, On GPUs
+    python -m soco_lib.data.store --images folder:photos --out data/photos-proposals   # --share: notebooks/clusters.md
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import shutil
 import sys
 import zipfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -31,17 +32,21 @@ import cv2
 import numpy as np
 
 from soco_lib import BookError, locate, one_line_errors
+from soco_lib.data.decoding import READER
 from soco_lib.data.proposals import STATUSES, ProposalConfig
 from soco_lib.data.shards import make_shards, shard_paths, shard_range, share, to_merge, write_shard
 from soco_lib.data.sources import MAY_PASS, ImageSource, UnreadableImage, open_source
 from soco_lib.fields import require
 from soco_lib.runs import machine
 from soco_lib.runs.files import replacing, writable
+from soco_lib.runs.folder import write_json
 
 FORMAT = 1
 #: Fewer images than this may be unavailable still when a store is completed by those that are there again.
 FEW = 16
 FILES = ("boxes.npy", "offsets.npy", "sizes.npy", "images.parquet")
+#: Images that are looked at of a store that an earlier reader made: all of a small set.
+LOOKED_AT = 4096
 
 
 class _Rows:
@@ -159,9 +164,13 @@ class ProposalStore:
             raise BookError(f"{self.path}/images.parquet is damaged ({str(error).splitlines()[0]}): {again}") from None
 
     def check(self, source: ImageSource) -> None:
-        """Raise BookError unless the store was built from the images of `source`, by name and in order."""
+        """Raise BookError unless the store was built from the images of `source`, by name and in order, and from the
+        same pixels: of a store that an earlier reader made (see decoding.py), at most LOOKED_AT images are looked at.
+        """
         if self.meta["fingerprint"] == source.fingerprint:
             _same_images(self.path, self.meta.get("sample", {}), self.meta["source"], source)
+            if self.meta.get("reader", 1) != READER:
+                self._check_pixels(source)
             return
         pairs = itertools.zip_longest(self.table()["key"], source.keys, fillvalue="its end")
         a, b = next((a, b) for a, b in pairs if a != b)
@@ -169,6 +178,18 @@ class ProposalStore:
             f"proposals in {self.path} (of {self.meta['source']}, {len(self)} images) do not belong to {source.spec} "
             f"({len(source)} images): first difference {a!r} there, {b!r} here; delete {self.path} to build them for "
             "these images there, or give PROPOSALS= another folder"
+        )
+
+    def _check_pixels(self, source: ImageSource) -> None:
+        indices = range(0, len(source), -(-len(source) // LOOKED_AT))
+        with ThreadPoolExecutor(16) as pool:  # they wait for the disk
+            other = list(pool.map(source.read_differently, indices))
+        changed = [source.keys[i] for i in itertools.compress(indices, other)]
+        count = f"{len(changed)} of the {len(indices)} images looked at"
+        require(
+            not changed,
+            f"{self.path} was built when pictures were read otherwise: {count} of {source.spec} are turned by EXIF or "
+            f"have 16 bits, first {changed[:1]}; delete that folder and build the proposals again",
         )
 
     def summary(self) -> dict:
@@ -269,11 +290,11 @@ def _same_settings(where: Path, there: dict, asked: dict) -> None:
 
 def _plan(out: Path, source: ImageSource, essence: dict, shard_size: int) -> list[Path]:
     """The shards of this build; one that was begun keeps its shard size and must be of the same images and settings."""
-    plan, asked = out / "shards" / "plan.json", {"fingerprint": source.fingerprint, **essence}
+    plan, asked = out / "shards" / "plan.json", {"fingerprint": source.fingerprint, "reader": READER, **essence}
     if not plan.is_file():
         with writable(out):
             plan.parent.mkdir(parents=True, exist_ok=True)
-        _write_json(plan, {"shard_size": shard_size, "of": asked, "sample": source.sample(), "source": source.spec})
+        write_json(plan, {"shard_size": shard_size, "of": asked, "sample": source.sample(), "source": source.spec})
     try:
         begun = json.loads(plan.read_text())
         begun["of"], begun["shard_size"]
@@ -282,11 +303,6 @@ def _plan(out: Path, source: ImageSource, essence: dict, shard_size: int) -> lis
     _same_settings(out, begun["of"], asked)
     _same_images(out, begun.get("sample", {}), begun.get("source", "other images"), source)
     return shard_paths(plan.parent, len(source), begun["shard_size"])
-
-
-def _write_json(path: Path, values: dict) -> None:
-    with replacing(path, "w") as file:
-        file.write(json.dumps(values, indent=1) + "\n")
 
 
 def _read_shard(shard: Path) -> dict[str, np.ndarray]:
@@ -314,8 +330,10 @@ def _merge(out: Path, shards: list[Path], source: ImageSource, essence: dict, sa
     text, number = pyarrow.string(), pyarrow.int32()
     kinds = {"key": text, "width": number, "height": number, "count": number, "status": text, "error": text}
     with (
-        replacing(out / "boxes.npy") as boxes,  # written on and on: pages of a map would count as this process's memory
-        replacing(out / "images.parquet") as file,
+        replacing(
+            out / "boxes.npy", "wb"
+        ) as boxes,  # written on and on: pages of a map would count as this process's memory
+        replacing(out / "images.parquet", "wb") as file,
         pyarrow.parquet.ParquetWriter(file, pyarrow.schema(kinds)) as writer,
     ):
         header = {"descr": "<f4", "fortran_order": False, "shape": (int(offsets[-1]), 4)}
@@ -338,16 +356,16 @@ def _merge(out: Path, shards: list[Path], source: ImageSource, essence: dict, sa
             writer.write_table(rows)
             first = last
     for name, array in (("offsets.npy", offsets), ("sizes.npy", sizes)):
-        with replacing(out / name) as file:
+        with replacing(out / name, "wb") as file:
             np.save(file, array)
     versions = {"numpy": np.__version__, "opencv": cv2.__version__, "pyarrow": pyarrow.__version__}
     meta = {
-        "format": FORMAT, "config": essence, "source": source.spec, "fingerprint": source.fingerprint,
+        "format": FORMAT, "reader": READER, "config": essence, "source": source.spec, "fingerprint": source.fingerprint,
         "images": len(counts), "boxes": int(offsets[-1]), "status": dict(zip(STATUSES, map(int, status))),
         "sample": source.sample(),
         "core_seconds": round(seconds, 3), "versions": {"python": sys.version.split()[0], **versions},
     }  # fmt: skip
-    _write_json(out / "store.json", meta)
+    write_json(out / "store.json", meta)
     shutil.rmtree(out / "shards", ignore_errors=True)
     each = seconds / len(counts)
     say(f"{out}: {len(counts)} images, {meta['boxes']} boxes, {status[-1]} unreadable, {each:.3f} s an image a core")

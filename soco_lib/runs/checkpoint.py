@@ -1,4 +1,4 @@
-"""Checkpoints of a run: atomic, the last few kept, the newest sound one found again."""
+"""Checkpoints of a run: written whole, the last few kept, the newest sound one found again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from soco_lib import BookError
 from soco_lib.runs import processes
 from soco_lib.runs.files import replacing, require_intact, writable
 
-#: Seconds in which a file that the first process reads must have reached the others' view of the file system.
+#: Seconds until the other processes must see a file that the first one reads, on a network file system.
 PATIENCE = 60.0
 FORMAT = "soco-book/1"
 
@@ -30,15 +30,13 @@ def of_step(folder: Path, step: int) -> Path:
 
 
 def save(folder: Path, step: int, config: dict, keep: int, **state) -> Path:
-    """Write <folder>/checkpoints/step_<step>.pt (state after `step` updates) by write-then-rename; drop all but the
-    last `keep`.
-    """
+    """Write <folder>/checkpoints/step_<step>.pt, the state after `step` updates; delete all but the last `keep`."""
     path = of_step(folder, step)
     with writable(path):
         path.parent.mkdir(exist_ok=True)
         for left in path.parent.glob("*.tmp"):  # by a process that was killed
             left.unlink()
-    with replacing(path, sync=True) as file:
+    with replacing(path, "wb") as file:
         torch.save({"format": FORMAT, "step": step, "config": config, **state}, file)
     for old in paths(folder)[:-keep]:
         old.unlink()
@@ -91,7 +89,7 @@ def check_numbers(tensors: Mapping[str, Any], path: Path) -> None:
 
 
 def newest(folder: Path, say=print) -> dict | None:
-    """The newest sound checkpoint of a run; a broken one is passed over with a message for the one before it."""
+    """The newest sound checkpoint of a run; a broken one is skipped with a message."""
     for path in reversed(paths(folder)):
         try:
             return read(path)
@@ -101,10 +99,10 @@ def newest(folder: Path, say=print) -> dict | None:
 
 
 def chosen(folder: Path, first: bool, say=print) -> dict | None:
-    """The newest sound checkpoint in the eyes of the first process, in every process; a collective.
+    """The newest sound checkpoint that the first process finds, in every process; a collective.
 
-    A network file system may show processes different folders: if each chose for itself they would differ without a
-    word. Raises BookError where the chosen file does not appear in time, or is another.
+    On a network file system processes may see different files and would choose different ones. Raises BookError where
+    the chosen file does not appear in time, or is another.
     """
     found = newest(folder, say) if first else None
     step = processes.from_first(found and found["step"])

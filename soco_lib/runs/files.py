@@ -61,20 +61,18 @@ def writable(path: Path | str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def replacing(path: Path, mode: str = "wb", sync: bool = False) -> Iterator[IO]:
+def replacing(path: Path, mode: str = "w") -> Iterator[IO]:
     """A file to write that takes the name `path` at the block's end: a reader sees the old file or the new one.
 
-    A writer that fails leaves nothing behind. sync: on the disk before it has the name, for what a power cut may not
-    take. Raises BookError as `writable`.
+    It is on the disk before it has the name. A writer that fails leaves nothing behind. Raises BookError as `writable`.
     """
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
     try:
         with writable(path):
-            with open(temporary, mode) as file:
+            with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
                 yield file
                 file.flush()
-                if sync:
-                    os.fsync(file.fileno())
+                os.fsync(file.fileno())
             os.replace(temporary, path)
     finally:
         with contextlib.suppress(OSError):  # it was renamed, or never made

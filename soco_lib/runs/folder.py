@@ -1,13 +1,14 @@
-"""Run records: a folder that explains itself and is finished when its run.json says so and its metrics.json exists.
+"""Run folders: each explains itself, and is finished when its run.json says so and its metrics.json exists.
 
 results/<name>/run.json      what was run, where, by which code, in which state
                log.jsonl     one row a logged step, appended
-               metrics.json  the numbers, by write-then-rename, before run.json says "done"
+               metrics.json  the numbers, written before run.json says "done"
                *.ipynb, *.html, figures; checkpoints/ (not tracked)
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib.metadata
 import itertools
@@ -26,21 +27,22 @@ from soco_lib.fields import differences, essence, identity, require, to_dict
 from soco_lib.runs import locks
 from soco_lib.runs.files import replacing, writable
 
-PACKAGES = ("torch", "torchvision", "numpy", "opencv-contrib-python-headless", "sal-detectron2", "detectron2", "pycocotools", "lvis",
-            "papermill")  # fmt: skip
-
-#: What /proc/cpuinfo tells of a processor's design, on x86 and on ARM -> how records say it.
+#: Packages whose versions a record keeps.
+PACKAGES = "torch torchvision numpy opencv-contrib-python-headless sal-detectron2 detectron2 pycocotools lvis papermill"
+#: How sessions record a time.
+TIME = "%Y-%m-%dT%H:%M:%S%z"
+#: Keys of a processor's design in /proc/cpuinfo, on x86 and on ARM -> their names in records.
 DESIGN = {"cpu family": "family", "model": "model", "CPU implementer": "implementer", "CPU part": "part"}
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write then rename, so that a reader sees the old file or the new one and a killed writer leaves no torn one."""
-    with replacing(path, "w") as file:
+    """Write a text file whole (see `replacing`)."""
+    with replacing(path) as file:
         file.write(text)
 
 
 def write_json(path: Path, value) -> None:
-    """`value` as JSON, as `write_text` writes."""
+    """Write `value` as JSON, whole (see `replacing`)."""
     write_text(path, json.dumps(value, indent=1, allow_nan=True) + "\n")
 
 
@@ -78,44 +80,38 @@ def code() -> dict:
 
 
 def processor(cpuinfo: str) -> str:
-    """A processor by name, out of the text of Linux's /proc/cpuinfo, with the numbers that tell designs of one name
-    apart.
-
-    Clouds call several generations "AMD EPYC"; sums of floats come out in another order, and so otherwise, on each.
+    """A processor's name and the numbers of its design, from the text of Linux's /proc/cpuinfo: clouds call several
+    generations "AMD EPYC", and floats are summed in another order on each.
     """
     known = dict(re.findall(r"^(\w[\w ]*?)\s*: (.*)$", cpuinfo, re.MULTILINE))
-    numbers = [f"{word} {known[key]}" for key, word in DESIGN.items() if key in known]
-    return known.get("model name", platform.processor() or platform.machine()) + f" ({', '.join(numbers)})" * bool(
-        numbers
-    )
+    design = ", ".join(f"{word} {known[key]}" for key, word in DESIGN.items() if key in known)
+    name = known.get("model name", platform.processor() or platform.machine())
+    return f"{name} ({design})" if design else name
 
 
 def one_kind(processors: Iterable[str]) -> bool:
-    """False where `processor` tells that they are of two designs; a name alone, as older records have it, is any design
-    of that name.
+    """False where these names (see `processor`) are of two designs; a name alone, as in older records, matches any
+    design of that name.
     """
     return all(b == a or b.startswith(f"{a} (") for a, b in itertools.combinations(sorted({*processors}), 2))
 
 
 def provenance() -> dict:
     """Code (see `code`), package versions and hardware of this process."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    cpuinfo = Path("/proc/cpuinfo")
     import torch  # here, because reading records needs no torch
 
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES.split():
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    cpuinfo = Path("/proc/cpuinfo")
     return {
         "git": code(),
-        "versions": {"python": platform.python_version(), **versions},
+        "versions": versions,
         "hardware": {
             "cpu": processor(cpuinfo.read_text() if cpuinfo.exists() else ""),
             "cores": os.cpu_count(),
-            "gpus": gpus,
+            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         },
     }
 
@@ -139,9 +135,8 @@ class Run:
         Raises BookError when the folder holds a run of another configuration (naming the differing fields) or cannot be
         written.
         """
-        require(
-            bool(re.fullmatch(r"[\w][\w.+-]*", name)), f"run name {name!r} may hold letters, digits, '_', '-', '+', '.'"
-        )
+        allowed = f"run name {name!r} may hold letters, digits, '_', '-', '+', '.'"
+        require(bool(re.fullmatch(r"[\w][\w.+-]*", name)), allowed)
         folder, plain = ROOT / results / name, to_dict(config)
         if (folder / "run.json").exists():
             run = cls.read(folder)
@@ -150,9 +145,8 @@ class Run:
                 changed = {"kind": (run.record["kind"], kind), **changed}
             if changed:
                 listed = "; ".join(f"{field}: {old!r} there, {new!r} now" for field, (old, new) in changed.items())
-                raise BookError(
-                    f"{folder} holds a run of another configuration ({listed}): choose another run name or delete it"
-                )
+                other = f"{folder} holds a run of another configuration ({listed})"
+                raise BookError(f"{other}: choose another run name or delete it")
             if run.record["config"] == plain:
                 return run
             run.record["config"] = plain
@@ -182,6 +176,11 @@ class Run:
         """Save run.json."""
         write_json(self.folder / "run.json", self.record)
 
+    @property
+    def last_session(self) -> dict:
+        """What the record says of the newest session; {} before the first."""
+        return (self.record["sessions"] or [{}])[-1]
+
     def lock(self):
         """Take the folder for this process until `end` or its own end. Raises BookError when another process has it,
         and for a file system without locks.
@@ -191,23 +190,20 @@ class Run:
         held = weakref.ref(self._lock)  # a killed process's loader workers must not keep the lock
         os.register_at_fork(after_in_child=lambda: (file := held()) and file.close())
         if not locks.take(self._lock):
-            raise BookError(
-                f"{self.folder} is being written by another process: wait for it or choose another run name"
-            )
+            raise BookError(f"{self.folder} is being written by another process: wait for it or use another run name")
 
     def begin(self, **facts) -> None:
         """A process starts (or goes on with) the work: record where and by which code."""
         self.record["status"] = "running"
-        self.record["sessions"].append({"start": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **provenance(), **facts})
+        self.record["sessions"].append({"start": time.strftime(TIME), **provenance(), **facts})
         self.write()
 
-    def end(self, status: str, metrics: dict | None = None, error: str = "") -> None:
-        """status: done (with metrics), failed or stopped (with the last line of the error)."""
+    def end(self, status: str, metrics: dict | None = None, **facts) -> None:
+        """status: done (with metrics), failed or stopped. facts: of the session, such as `error`, the reason in a line,
+        and `diverged_at`, the step whose loss was not finite.
+        """
         self.record["status"] = status
-        self.record["sessions"][-1] |= {
-            "end": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            **({"error": error} if error else {}),
-        }
+        self.last_session.update(end=time.strftime(TIME), ended=status, **facts)
         if metrics is not None:  # first: whoever reads "done" finds them
             write_json(self.folder / "metrics.json", metrics)
         self.write()
@@ -224,15 +220,11 @@ class Run:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def rows(self) -> list[dict]:
-        """Rows of log.jsonl, one a step (a resumed run repeats some: the last value counts); a torn last line is left
-        out.
-        """
+        """Rows of log.jsonl, one a step, without torn lines; of a step that a resumed run repeated the last values."""
         path, rows = self.folder / "log.jsonl", {}
         for line in path.read_text().splitlines() if path.exists() else []:
-            try:
+            with contextlib.suppress(json.JSONDecodeError):
                 row = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            step = row.get("step", len(rows))
-            rows[step] = rows.get(step, {}) | row
+                step = row.get("step", len(rows))
+                rows[step] = rows.get(step, {}) | row
         return [rows[step] for step in sorted(rows)]

@@ -10,78 +10,134 @@ the first node, `join` on the others. Which module works on a run follows from i
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+import yaml
+
 from soco_lib import ROOT, BookError, one_line_errors
-from soco_lib.fields import one_of, require
+from soco_lib.fields import from_dict, load, one_of, require
 from soco_lib.runs import machine, slurm
 from soco_lib.runs.folder import Run
+from soco_lib.runs.stop import Stopped, StopRequests, requests
 
 LAUNCHERS = ("local", "slurm")
-#: Seconds until what a SLURM job wrote last must be seen here: a file system may be slow.
+#: Seconds until what a SLURM job wrote last must be seen here: a network file system may be slow.
 PATIENCE = 60.0
 #: A run's kind -> the module that works on such a run, in one process or in each of torchrun's.
 MODULES = {"pretrain": "soco_lib.train", "transfer": "soco_lib.transfer", "predict": "soco_lib.transfer.predict"}
 
 
+@dataclass(frozen=True)
+class Launch:
+    """How a run's processes are started; none of it is part of the experiment. Raises BookError for a bad value."""
+
+    gpus: int = 1  # processes on each node, one a GPU; without GPUs, gloo processes on the CPU
+    nodes: int = 1  # machines
+    rendezvous: str = ""  # host:port that all nodes reach, for nodes > 1 without SLURM
+    restarts: int = 0  # times that torchrun starts all processes anew, from the newest checkpoint, after one died
+    launcher: str = "local"  # local: this node's processes here; slurm: a job for all nodes
+    partition: str = ""  # of SLURM; "": the cluster's default
+    minutes: int = 240  # time limit of a SLURM job, after which it is requeued and goes on
+    cpus: int = 0  # cores a node that SLURM is asked for; 0: the cluster's default
+
+    def __post_init__(self):
+        one_of("LAUNCHER", self.launcher, LAUNCHERS)
+        require(self.gpus >= 1 and self.nodes >= 1, f"GPUS={self.gpus} and NODES={self.nodes} must be at least 1")
+        require(self.restarts >= 0, f"RESTARTS={self.restarts} must not be negative")
+        require(self.minutes > 0, f"MINUTES={self.minutes} must be positive: a SLURM job's time limit")
+        alone = self.nodes == 1 or self.slurm or self.rendezvous
+        require(
+            bool(alone), f"NODES={self.nodes} needs RENDEZVOUS=host:port, the same on every node, or LAUNCHER=slurm"
+        )
+
+    @classmethod
+    def of(cls, given: str | dict = "", **changes) -> Launch:
+        """From a parameter file, a mapping, or a mapping's text in YAML; `changes` win over it (None: no change).
+
+        A mapping may name a parameter file as `launch`, which its other fields win over, and write fields in capitals,
+        as make does. Raises BookError for an unknown field or a bad value.
+        """
+        if isinstance(given, str):
+            given = yaml.safe_load(given) or {}
+        values = {"launch": given} if isinstance(given, str) else {name.lower(): given[name] for name in given}
+        values |= {name: value for name, value in changes.items() if value is not None}
+        file = values.pop("launch", "")
+        return load(cls, file, **values) if file else from_dict(cls, values)
+
+    @classmethod
+    def of_arguments(cls, given: argparse.Namespace) -> Launch:
+        """From a command line (see `add_options`)."""
+        return cls.of(given.launch, **{field.name: getattr(given, field.name) for field in dataclasses.fields(cls)})
+
+    @property
+    def slurm(self) -> bool:
+        """Whether SLURM starts the processes."""
+        return self.launcher == "slurm"
+
+    @property
+    def world(self) -> int:
+        """Processes of the run."""
+        return self.gpus * self.nodes
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Give a command line `--launch` and an option for every field of Launch."""
+    parser.add_argument("--launch", default="", metavar="FILE", help="parameter file of a cluster, or a YAML mapping")
+    for field in dataclasses.fields(Launch):
+        parser.add_argument(f"--{field.name}", help=f"of a launch, in place of the file's (default {field.default!r})")
+
+
 def module_of(run: Run) -> str:
     """The module that works on a run. Raises BookError for a record of another kind, such as a notebook's own."""
     kind = run.record.get("kind")
-    require(
-        kind in MODULES, f"{run.folder} is of kind {kind!r}: give the folder of a run of kind {' or '.join(MODULES)}"
-    )
+    known = " or ".join(MODULES)
+    require(kind in MODULES, f"{run.folder} is of kind {kind!r}: give the folder of a run of kind {known}")
     return MODULES[kind]
 
 
-def command(
-    module: str, folder: Path, gpus: int = 1, nodes: int = 1, rendezvous: str = "", restarts: int = 0
-) -> list[str]:
-    """The command of one node: plain Python for one process, else torchrun with `gpus` processes a node.
-
-    rendezvous: host:port that all nodes reach, needed when nodes > 1. restarts: how often torchrun starts all processes
-    anew after one died; they go on from the newest checkpoint. Raises BookError for a missing or impossible value.
-    """
-    require(gpus >= 1 and nodes >= 1, f"GPUS={gpus} and NODES={nodes} must be at least 1")
-    require(restarts >= 0, f"RESTARTS={restarts} must not be negative")
-    if gpus == nodes == 1 and not restarts:
+def command(module: str, folder: Path, how: Launch = Launch()) -> list[str]:
+    """The command of one node: plain Python for one process, else torchrun with `how.gpus` processes a node."""
+    if how.world == 1 and not how.restarts:
         return [sys.executable, "-u", "-m", module, str(folder)]
-    require(nodes == 1 or bool(rendezvous), f"NODES={nodes} needs RENDEZVOUS=host:port, the same on every node")
-    if nodes > 1:
-        where = ["--rdzv-backend=c10d", f"--rdzv-endpoint={rendezvous}", f"--rdzv-id={folder.name}"]
-    else:  # with an address: processes look for each other by the host's name, for minutes where that has none
+    if how.nodes > 1:
+        where = ["--rdzv-backend=c10d", f"--rdzv-endpoint={how.rendezvous}", f"--rdzv-id={folder.name}"]
+    else:  # by address: processes look for each other by the host's name, for minutes where that has no address
         where = ["--standalone", "--local-addr=127.0.0.1"]
-    counts = [f"--nnodes={nodes}", f"--nproc-per-node={gpus}", f"--max-restarts={restarts}"]
+    counts = [f"--nnodes={how.nodes}", f"--nproc-per-node={how.gpus}", f"--max-restarts={how.restarts}"]
     return [sys.executable, "-u", "-m", "torch.distributed.run", *counts, *where, "-m", module, str(folder)]
 
 
-def environment(gpus: int) -> dict[str, str]:
-    """The child's environment: the cores shared out among the processes of this node, and what torchrun reads."""
-    threads = max(1, machine.cores() // gpus)
+def environment(gpus: int, given: dict[str, str] | None = None) -> dict[str, str]:
+    """The child's environment: the cores shared out among the processes of this node, and what torchrun reads; this
+    process's environment wins over that, and `given` over both.
+    """
     ours = {
-        "OMP_NUM_THREADS": str(threads),
-        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "90",  # seconds to save in when told to stop; 30 otherwise
-        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # torch 2.14's shared store gives restarted processes the dead ones' addresses
+        "OMP_NUM_THREADS": str(max(1, machine.cores() // gpus)),
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "90",  # seconds to save in after a request to stop; 30 otherwise
+        # torch 2.14's shared store gives restarted processes the addresses of the dead ones.
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        # Waiting threads spin briefly: spinning on starves busy cores (up to ten times slower), not spinning halves the
+        # speed of free ones.
+        "GOMP_SPINCOUNT": "10000",
     }
-    # Waiting threads spin briefly: spinning on starves busy cores (up to ten times slower), not spinning halves free
-    # ones.
-    ours["GOMP_SPINCOUNT"] = "10000"
-    return {**ours, **os.environ, "PYTHONUNBUFFERED": "1"}
+    return {**ours, **os.environ, "PYTHONUNBUFFERED": "1", **(given or {})}
 
 
 def visible_devices(gpus: int, jobs: int = 1) -> int:
     """The number of CUDA devices that are visible here, of which `jobs` runs of `gpus` processes take one a process.
 
-    Raises BookError where there are some and too few. Without any, processes are gloo's on the CPU, as many as one
-    likes.
+    Raises BookError where there are some and too few. Without any, any number of gloo processes runs on the CPU.
     """
-    import torch  # here, because a command line should not wait for it before it has read its words
-
     count = torch.cuda.device_count()  # by NVML, where it can: CUDA stays untouched in this process
     runs = f"JOBS={jobs} runs of GPUS={gpus} need {jobs * gpus} devices"
     asked = runs if jobs > 1 else f"GPUS={gpus} needs a device a process"
@@ -90,24 +146,41 @@ def visible_devices(gpus: int, jobs: int = 1) -> int:
     return count
 
 
-def join(folder: Path, gpus: int = 1, **torchrun) -> None:
+def shares(jobs: int, how: Launch) -> list[dict[str, str]]:
+    """Environment variables for each of `jobs` runs at a time on this machine: its share of the visible GPUs and cores.
+
+    Raises BookError where there are fewer GPUs than they need together.
+    """
+    require(jobs >= 1, f"JOBS={jobs} must be at least 1")
+    if how.slurm:
+        return [{}] * jobs
+    count = visible_devices(how.gpus, jobs)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
+    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, machine.cores() // (jobs * how.gpus))))
+    made = [{"OMP_NUM_THREADS": threads} if jobs > 1 else {} for _ in range(jobs)]
+    for i, share in enumerate(made if count else ()):
+        share["CUDA_VISIBLE_DEVICES"] = ",".join(visible.split(",")[i * how.gpus : (i + 1) * how.gpus])
+    return made
+
+
+def join(folder: Path, how: Launch) -> None:
     """Become this node's part of a run; its output is appended to <run>/output.txt, as all nodes' is. Does not return.
 
     Raises BookError when the folder is no run's that processes work on, and for fewer devices than processes.
     """
     run = Run.read(folder)
     folder = run.folder.resolve()
-    words = command(module_of(run), folder, gpus, **torchrun)
+    words = command(module_of(run), folder, how)
     with open(folder / "output.txt", "a") as output:
         try:
-            visible_devices(gpus)
+            visible_devices(how.gpus)
         except BookError as error:
             output.write(f"error: {error}\n")  # who launched the job reads this file alone
             raise
         os.dup2(output.fileno(), sys.stdout.fileno())
         os.dup2(output.fileno(), sys.stderr.fileno())
     os.chdir(ROOT)
-    os.execvpe(words[0], words, environment(gpus))
+    os.execvpe(words[0], words, environment(how.gpus))
 
 
 def follow(path: Path, begin: int, alive: Callable[[], bool]) -> Iterator[str]:
@@ -128,80 +201,86 @@ def follow(path: Path, begin: int, alive: Callable[[], bool]) -> Iterator[str]:
             yield text
 
 
-def _tells_an_end(run: Run, before: Run) -> bool:
-    """Whether the run's record says how it ended, and not only how it did when it was the record `before`."""
+def _has_ended(run: Run, before: Run) -> bool:
+    """Whether the run's record says how it ended, and not only how it had ended when it was the record `before`."""
     return run.done or (run.record["status"] in ("failed", "stopped") and run.record != before.record)
 
 
-def _going(child, before: Run, patience: float) -> Callable[[], bool]:
-    """For `follow`: true while `child` goes on, and for at most `patience` seconds more until the run's record tells
-    its end: what another machine wrote may come late.
+def _going(child, before: Run, patience: float, stop: StopRequests) -> Callable[[], bool]:
+    """For `follow`: true while `child` runs, and for at most `patience` seconds more until the run's record says how it
+    ended, which another machine may have written late. A request to `stop` ends the child: once, or at once.
     """
-    over = None
+    over, stopping = None, False
 
     def going() -> bool:
-        nonlocal over
+        nonlocal over, stopping
         if child.poll() is None:
+            if stop and not stopping:
+                stopping = True
+                child.terminate()
+            if stop.at_once:
+                _kill(child)
             return True
         over = over or time.monotonic()
         if time.monotonic() - over >= patience:
             return False
         try:
-            return not _tells_an_end(Run.read(before.folder), before)
+            return not _has_ended(Run.read(before.folder), before)
         except (BookError, OSError):  # replaced on the other machine while it was read
             return True
 
     return going
 
 
-def _end_with_parent() -> None:
-    """In a child, before it becomes a run's process: have the kernel send it SIGTERM, upon which it saves, when its
-    parent dies.
-    """
-    machine.end_with_parent(signal.SIGTERM)
+def _kill(child) -> None:
+    """End a run's processes at once; a SLURM job is cancelled already. torchrun's processes would outlive it."""
+    import psutil
+
+    if isinstance(child, subprocess.Popen):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            agent = psutil.Process(child.pid)
+            for process in (agent, *agent.children(recursive=True)):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
 
 
-def stream(
-    run: Run,
-    gpus: int = 1,
-    *,
-    nodes: int = 1,
-    rendezvous: str = "",
-    restarts: int = 0,
-    launcher: str = "local",
-    partition: str = "",
-    minutes: int = 240,
-    cpus: int = 0,
-) -> Iterator[str]:
+def stream(run: Run, how: Launch = Launch(), *, env: dict[str, str] | None = None,
+           stop: StopRequests | None = None) -> Iterator[str]:  # fmt: skip
     """Start a run's processes and yield their lines of output as they come; the output is kept in <run>/output.txt.
 
-    launcher: "local" starts this node's processes here, "slurm" submits a job for all nodes (partition, minutes, cpus:
-    see slurm.submit). Whoever leaves the iteration stops the processes or cancels the job; the run can go on later. A
-    caller that is killed takes this node's processes along: they save and end (on Linux). The record of a job that has
-    left the queue is looked at for PATIENCE seconds until it tells an end. Raises BookError for a bad value, and with
-    the run's own error when it fails.
+    env: variables for this node's processes. Upon a request to `stop` or when the caller leaves the iteration they get
+    SIGTERM, or the SLURM job is cancelled: the run saves, and can go on later; a second Ctrl-C kills them. They get
+    SIGTERM, too, when the caller is killed (on Linux); a SLURM job then goes on, and is found again. Raises BookError
+    with the run's own error, Stopped after a stop.
     """
-    one_of("LAUNCHER", launcher, LAUNCHERS)
     module, output, folder = module_of(run), run.folder / "output.txt", run.folder.resolve()
     output.touch()
-    begin, patience, before = output.stat().st_size, 0.0, Run.read(folder)
-    if launcher == "slurm":
-        rendezvous, patience = slurm.RENDEZVOUS, PATIENCE
-        counts = ["--gpus", str(gpus), "--nodes", str(nodes), "--rendezvous", rendezvous, "--restarts", str(restarts)]
-        command(module, folder, gpus, nodes, rendezvous, restarts)  # raises here what would be raised in the job
-        words = [sys.executable, "-m", "soco_lib.runs.launch", "join", str(folder), *counts]
-        child = slurm.start(words, folder, gpus=gpus, nodes=nodes, partition=partition, minutes=minutes, cpus=cpus)
+    begin, before = output.stat().st_size, Run.read(folder)
+    if how.slurm:
+        counts = [
+            "--gpus",
+            how.gpus,
+            "--nodes",
+            how.nodes,
+            "--rendezvous",
+            slurm.RENDEZVOUS,
+            "--restarts",
+            how.restarts,
+        ]
+        words = [sys.executable, "-m", "soco_lib.runs.launch", "join", str(folder), *map(str, counts)]
+        asked = {"partition": how.partition, "minutes": how.minutes, "cpus": how.cpus}
+        child = slurm.start(words, folder, gpus=how.gpus, nodes=how.nodes, **asked)
     else:
-        words = command(module, folder, gpus, nodes, rendezvous, restarts)
-        visible_devices(gpus)
-        with open(
-            output, "a"
-        ) as file:  # a file and no pipe: with several nodes the process that speaks may be another's
-            child = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, env=environment(gpus),
-                                     preexec_fn=_end_with_parent)  # fmt: skip
-    last = ""
+        visible_devices(how.gpus)
+        with open(output, "a") as file:  # no pipe: of several nodes another's process may be the one that speaks
+            # In a session of its own: Ctrl-C reaches the caller alone, who then lets the run save.
+            child = subprocess.Popen(
+                command(module, folder, how), stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, start_new_session=True,
+                env=environment(how.gpus, env), preexec_fn=lambda: machine.end_with_parent(signal.SIGTERM),
+            )  # fmt: skip
+    patience, last, stop = PATIENCE if how.slurm else 0.0, "", StopRequests() if stop is None else stop
     try:
-        for text in follow(output, begin, _going(child, before, patience)):
+        for text in follow(output, begin, _going(child, before, patience, stop)):
             last = text or last
             yield text
     except BaseException:
@@ -210,24 +289,30 @@ def stream(
     finally:
         status = child.wait()
     run = Run.read(run.folder)
-    if status or not run.done:
-        told = _tells_an_end(run, before)
-        waited = f", by what its record tells {patience:.0f} seconds later" if patience and not told else ""
-        failed = f"failed (exit {status})" if status else f"ended before it was done{waited}"
-        how = "was stopped" if told and run.record["status"] == "stopped" else failed
-        reason = (
-            (run.record["sessions"] or [{}])[-1].get("error") if told else ""
-        )  # else it may be an earlier session's
-        raise BookError(f"{run.name} {how}: {reason or last or 'it said nothing'}; all output is in {output}")
+    if run.done and not status:
+        return
+    ended = _has_ended(run, before)
+    said = run.last_session.get("error") if ended else ""  # else it is an earlier session's
+    reason = said or last or "it printed nothing"
+    if not ended and stop:  # before it could say so itself
+        reason = f"{'at once' if stop.at_once else 'before its first step'}: run again to go on from what is saved"
+        if run.record["status"] == "running" and not how.slurm:
+            run.end("stopped", error=reason)
+    if run.record["status"] == "stopped" and (ended or stop):
+        raise Stopped(f"{run.name} was stopped: {reason}; all output is in {output}")
+    waited = f", by what its record says {patience:.0f} seconds later" if patience and not ended else ""
+    failed = f"failed (exit {status})" if status else f"ended before it was done{waited}"
+    raise BookError(f"{run.name} {failed}: {reason}; all output is in {output}")
 
 
-def launch(run: Run, gpus: int = 1, say: Callable[[str], None] = print, **how) -> dict:
-    """Run to the end, `say`-ing each line; returns the metrics. A finished run is returned at once. `how`: see
-    `stream`.
+def launch(run: Run, how: Launch = Launch(), say: Callable[[str], None] = print, **streaming) -> dict:
+    """Run to the end as `stream` does, and `say` each line; returns the metrics, at once for a finished run. Ctrl-C,
+    SIGTERM and SIGHUP are requests to stop.
     """
     if not run.done:
-        for text in stream(run, gpus, **how):
-            say(text)
+        with requests(into=streaming.pop("stop", None)) as stop:
+            for text in stream(run, how, stop=stop, **streaming):
+                say(text)
     return Run.read(run.folder).metrics
 
 
@@ -237,12 +322,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("verb", choices=["join"])
     parser.add_argument("folder", type=Path, help="run folder, the same on every node")
-    parser.add_argument("--gpus", type=int, default=1, help="processes on this node, as many as on the others")
-    parser.add_argument("--nodes", type=int, default=1)
-    parser.add_argument("--rendezvous", default="", help="host:port, the same on every node")
-    parser.add_argument("--restarts", type=int, default=0)
+    add_options(parser)
     given = parser.parse_args(arguments)
-    join(given.folder, given.gpus, nodes=given.nodes, rendezvous=given.rendezvous, restarts=given.restarts)
+    join(given.folder, Launch.of_arguments(given))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ import ctypes
 import os
 import resource
 import sys
+import threading
+import time
 from pathlib import Path
 
 #: What Linux says of this process, line by line.
@@ -16,7 +18,7 @@ _SET_PARENT_DEATH_SIGNAL = 1
 
 
 def cores() -> int:
-    """Cores that this process may use: those that it is bound to where the system has that (macOS has not), else all."""
+    """Cores that this process may use: those that it is bound to, or all where the system has no such thing (macOS)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -37,6 +39,18 @@ def peak_memory(cuda: bool = False) -> int:
 
 
 def end_with_parent(number: int) -> None:
-    """In a child: have the kernel send it the signal `number` when its parent dies, on Linux."""
+    """In a child process: it gets the signal `number` when its parent dies, even if the parent was killed.
+
+    Linux's kernel sends it, also after an exec and when the thread that started the child ends. Elsewhere a thread of
+    this process sends it.
+    """
     if _PRCTL:
         _PRCTL(_SET_PARENT_DEATH_SIGNAL, number)
+    else:
+        threading.Thread(target=_signal_when_orphaned, args=(os.getppid(), number), daemon=True).start()
+
+
+def _signal_when_orphaned(parent: int, number: int, poll: float = 1.0) -> None:
+    while os.getppid() == parent:
+        time.sleep(poll)
+    os.kill(os.getpid(), number)

@@ -1,8 +1,7 @@
-"""This process among the others: rank, device, and collectives that are no-ops when it is alone.
+"""This process among the others: rank, device, and collectives that do nothing when it is alone.
 
-Torch's own group, NCCL where there are GPUs, is for what the devices compute; gloo groups on the CPU are for what the
-processes agree on and wait for, so that nobody's GPU is asked and NCCL's watchdog sees no collective that waits for
-work of one process alone.
+Torch's own group, NCCL where there are GPUs, is for what the devices compute. What processes agree on and wait for goes
+through gloo groups on the CPU: no GPU has to answer, and NCCL's watchdog sees no wait for the work of one process.
 """
 
 from __future__ import annotations
@@ -20,19 +19,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from soco_lib.fields import require
 
-#: After so long in one collective a run counts as hung and is ended. NCCL's own 10 minutes are short for a slow file
-#: system's checkpoint.
+#: Time in one collective after which a run counts as hung; NCCL's own 10 minutes are short for a slow disk.
 TIMEOUT = timedelta(hours=1)
 #: The first process may work alone for so long (LVIS's evaluation, a probe) while the others wait in `wait`.
 LONE_WORK = timedelta(days=1)
-#: On the CPU, once several processes have started: for what they agree on (None: torch's own group), and to wait in.
+#: Groups on the CPU, of several processes: to agree (None: torch's own group) and to wait.
 _agreeing: dist.ProcessGroup | None = None
 _waiting: dist.ProcessGroup | None = None
 
 
 @dataclass(frozen=True)
 class Process:
-    """Where this process stands; `describe()` says it in words."""
+    """This process's numbers and device."""
 
     rank: int
     local_rank: int
@@ -46,7 +44,7 @@ class Process:
 
     @property
     def synchronised(self) -> bool:
-        """Whether batch norm sees all processes' shares: on several GPUs. torch's SyncBatchNorm takes no CPU tensors."""
+        """Whether batch norm sees all processes' shares: on GPUs only, because SyncBatchNorm takes no CPU tensors."""
         return self.world > 1 and self.device.type == "cuda"
 
     @property
@@ -69,17 +67,16 @@ def own_device() -> torch.device:
 def start(share_gpus: bool = False) -> Process:
     """Join the group that torchrun describes in the environment (NCCL with CUDA devices, gloo without), or stand alone.
 
-    share_gpus: more processes than GPUs are meant (a check on a machine with one), and speak through gloo.
-    Raises BookError, in every process, when this node has fewer GPUs than processes.
+    share_gpus: allow more processes than GPUs, through gloo (a check on a machine with one). Raises BookError, in every
+    process, when this node has fewer GPUs than processes.
     """
     global _agreeing, _waiting
     world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     local, local_world = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     gpus, device = torch.cuda.device_count(), torch.device("cpu")
-    require(
-        not gpus or share_gpus or local_world <= gpus,
-        f"{local_world} processes were started on this node and {gpus} GPU{'s are' if gpus > 1 else ' is'} visible: GPUS={gpus}",
-    )
+    visible = f"{gpus} GPU{'s are' if gpus > 1 else ' is'} visible: GPUS={gpus}"
+    fits = not gpus or share_gpus or local_world <= gpus
+    require(fits, f"{local_world} processes were started on this node and {visible}")
     if gpus:
         device = torch.device("cuda", local % gpus)
         torch.cuda.set_device(device)
@@ -94,9 +91,8 @@ def start(share_gpus: bool = False) -> Process:
 def arithmetic(fixed_sizes: bool) -> dict:
     """Set how this process's GPU computes, and return it for the run's record; {} without a GPU.
 
-    float32 is float32: cuDNN's convolutions would silently use TF32, 10 bits of mantissa in place of 23. fixed_sizes:
-    images keep their sizes, so that cuDNN's trials of algorithms pay (pretraining: only the box head's count varies, by
-    some dozens, and each is tried once; a detector's images vary).
+    float32 is float32: cuDNN's convolutions would use TF32, 10 bits of mantissa in place of 23. fixed_sizes: images
+    keep their sizes, as in a pretraining, so that cuDNN's trials of algorithms pay.
     """
     if not torch.cuda.is_available():
         return {}
@@ -119,8 +115,8 @@ def send(device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def own_buffers() -> dict[str, bool]:
-    """What tells DistributedDataParallel to leave buffers alone, by the name that this torch has for it: norms are
-    synchronised, or (gloo) each process's own, and nobody needs the first one's statistics.
+    """The argument, by this torch's name, that makes DistributedDataParallel leave buffers alone: batch norms are
+    synchronised or each process's own.
     """
     known = inspect.signature(DistributedDataParallel.__init__).parameters
     return {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
@@ -145,9 +141,7 @@ def anyone(flag: bool) -> bool:
 
 
 def from_first(value: Any) -> Any:
-    """The first process's value, in every process: for what each would read from a file system that may answer them
-    differently.
-    """
+    """The first process's value, in every process; a file system may show them different files."""
     if not dist.is_initialized():
         return value
     values = [value]
@@ -156,27 +150,22 @@ def from_first(value: Any) -> Any:
 
 
 def wait() -> None:
-    """Until all processes are here; up to LONE_WORK, because the first may have worked alone."""
+    """Wait for all processes, up to LONE_WORK."""
     if dist.is_initialized():
         dist.all_reduce(torch.zeros(1), group=_waiting)  # a barrier would ask the GPU that the group is bound to
 
 
 class Later:
-    """Numbers that a device computes, for the host to read when they have come over: reading a tensor waits for all
-    that is queued.
-    """
+    """Numbers that a device still computes, copied to the host without waiting for what is queued after them."""
 
     def __init__(self, values: torch.Tensor):
-        self._values, self._event = (
-            values.to("cpu", non_blocking=True),
-            None,
-        )  # to pinned memory, where the copy needs no host
+        self._values, self._event = values.to("cpu", non_blocking=True), None  # to pinned memory
         if values.is_cuda:
             self._event = torch.cuda.Event()
             self._event.record()
 
     def read(self) -> torch.Tensor:
-        """The values on the CPU; waits for the device to have computed them, and for nothing that was queued since."""
+        """The values on the CPU, once the device has computed them."""
         if self._event:
             self._event.synchronize()
         return self._values

@@ -183,11 +183,6 @@ def numbers(run: Run) -> dict:
     return found if isinstance(found, dict) else {}
 
 
-def last_session(run: Run) -> dict:
-    """What the record says of the newest session; {} before the first."""
-    return (run.record["sessions"] or [{}])[-1]
-
-
 def state_of(run: Run | None) -> State:
     """From a run folder or a record alone."""
     if run is None:
@@ -195,7 +190,7 @@ def state_of(run: Run | None) -> State:
     if run.done:  # run.json says so, and a run writes metrics.json in one piece: no number in it is another's work
         torn = State("failed", f"failed: {run.name}/metrics.json is torn or empty")
         return State("done", "done") if numbers(run) else torn
-    last = last_session(run)
+    last = run.last_session
     old = _DIVERGED.search(last.get("error", ""))
     if step := last.get("diverged_at") or (old and old[1]):
         return State("diverged", f"diverged at step {step}")
@@ -242,7 +237,7 @@ def cost(run: Run) -> dict:
     """One run's cost and provenance, a value for each of COST; minutes are those of all sessions ("≥": of the known
     ones), hardware and commit those of the last.
     """
-    last, metrics, state = last_session(run), numbers(run), state_of(run)
+    last, metrics, state = run.last_session, numbers(run), state_of(run)
     time = pd.Series([minutes(session) for session in run.record["sessions"]], dtype=float)
     seen = metrics.get("images_seen") or metrics.get("iterations", 0) * metrics.get("batch", 0)
     spent = f"{'≥' * bool(time.isna().any())}{time.sum():.1f}"

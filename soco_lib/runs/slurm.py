@@ -13,11 +13,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 from soco_lib import ROOT, BookError
-from soco_lib.fields import one_of, require
+from soco_lib.fields import one_of
 
 #: Stands for host:port in a command; only the running job knows its first host.
 RENDEZVOUS = "{first host of the job}"
@@ -27,12 +28,15 @@ POLL = 5.0
 SETTLE = 2.0
 #: Times that a job may run into its time limit and be requeued.
 TIMEOUTS = 1000
+#: Held while a command of SLURM runs: to submit a job, this process's environment is changed for a moment.
+_ENVIRONMENT = threading.Lock()
 
 
 def ask(*words: str) -> str:
     """Output of a SLURM command. Raises BookError with its message when it fails."""
     try:
-        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+        with _ENVIRONMENT:
+            return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
     except FileNotFoundError:
         remedy = "run on a login node of the cluster, or use LAUNCHER=local"
         raise BookError(f"LAUNCHER=slurm needs {words[0]} on the PATH: {remedy}") from None
@@ -41,9 +45,7 @@ def ask(*words: str) -> str:
 
 
 def state(job: str) -> str:
-    """'RUNNING', 'PENDING (Resources)', … as squeue says it, which unlike sacct needs no accounting database; '' when
-    over.
-    """
+    """'RUNNING', 'PENDING (Resources)', … by squeue, which unlike sacct needs no accounting database; '' when over."""
     try:
         found, _, reason = ask("squeue", "--noheader", "--jobs", job, "--format", "%T %r").partition(" ")
     except BookError as error:
@@ -54,7 +56,7 @@ def state(job: str) -> str:
 
 
 class Node:
-    """What each node of the job runs: the command, told to stop before submitit requeues the job."""
+    """What each node of the job runs: the command, which gets SIGTERM before submitit requeues the job."""
 
     def __init__(self, words: list[str]):
         self.words, self.child = words, None
@@ -64,8 +66,8 @@ class Node:
 
         first = TorchDistributedEnvironment()
         words = [word.replace(RENDEZVOUS, f"{first.master_addr}:{first.master_port}") for word in self.words]
-        # SLURM sends USR2, "time is nearly up", to every process of the job and it would kill them: submitit handles
-        # it, here.
+        # SLURM sends USR2, "time is nearly up", to every process of the job. It would kill this one's child; here
+        # submitit handles it.
         self.child = subprocess.Popen(words, cwd=ROOT, preexec_fn=lambda: signal.signal(signal.SIGUSR2, signal.SIG_IGN))
         status = self.child.wait()
         if status:
@@ -78,9 +80,7 @@ class Node:
 
         if self.child:
             self.child.terminate()
-            with contextlib.suppress(
-                ChildProcessError
-            ):  # __call__ is inside wait(): look at the end, leave it to be reaped
+            with contextlib.suppress(ChildProcessError):  # only look at its end: __call__ is inside wait() and reaps it
                 os.waitid(os.P_PID, self.child.pid, os.WEXITED | os.WNOWAIT)
         return DelayedSubmission(Node(self.words))
 
@@ -114,22 +114,16 @@ class Job:
 
 
 def submit(words: list[str], folder: Path, gpus: int, nodes: int, partition: str, minutes: int, cpus: int) -> str:
-    """Submit a job that runs `words` on each of its nodes; returns its number.
+    """Submit a job that runs `words` on each of its nodes (see launch.Launch for the rest); returns its number.
 
-    partition: "" for the cluster's default. minutes: time limit, after which the job is requeued and goes on.
-    cpus: cores a node, 0 for the cluster's default. GPUs are asked for where the partition has any.
-    Raises BookError when SLURM is absent, does not know the partition or refuses the job.
+    GPUs are asked for where the partition has any. Raises BookError when SLURM is absent, does not know the partition
+    or refuses the job.
     """
-    require(
-        minutes > 0, f"MINUTES={minutes} must be positive: the job's time limit, after which it is requeued and goes on"
-    )
     # Name, name with "*" for the default one, and "gpu:8" or "(null)"; a partition has a line for each kind of node.
     known = [line.split() for line in ask("sinfo", "--noheader", "--format", "%R %P %G").splitlines()]
     if partition:
         one_of("PARTITION", partition, sorted({name for name, _, _ in known}))
-    has_gpus = any(
-        "gpu" in kinds for name, mark, kinds in known if (name == partition if partition else mark.endswith("*"))
-    )
+    ours = [kinds for name, mark, kinds in known if (name == partition if partition else mark.endswith("*"))]
     from submitit import SlurmExecutor
     from submitit.core.utils import FailedJobError
     from submitit.helpers import clean_env
@@ -143,23 +137,22 @@ def submit(words: list[str], folder: Path, gpus: int, nodes: int, partition: str
         additional_parameters={"requeue": True, "chdir": ROOT},
         **({"partition": partition} if partition else {}),
         **({"cpus_per_task": cpus} if cpus else {}),
-        **({"gpus_per_node": gpus} if has_gpus else {}),
+        **({"gpus_per_node": gpus} if any("gpu" in kinds for kinds in ours) else {}),
     )
-    where = {name: os.environ[name] for name in ("SLURM_CONF",) if name in os.environ}
     try:
-        with clean_env():  # this process may be a job's own
-            os.environ.update(where)  # which cluster it is
-            return executor.submit(Node(words)).job_id
+        with _ENVIRONMENT:
+            cluster = {name: os.environ[name] for name in ("SLURM_CONF",) if name in os.environ}
+            with clean_env():  # this process may be a job's own
+                os.environ.update(cluster)
+                return executor.submit(Node(words)).job_id
     except FailedJobError as error:
         raise BookError(f"sbatch refused the job: {str(error).strip().splitlines()[-1]}") from None
 
 
 def start(words: list[str], folder: Path, **asked) -> Job:
-    """The run's job: the one that is in the queue already (this process's forerunner may have been killed), else a new
-    one.
-    """
-    mark = folder / "slurm" / "job"
-    if not (mark.exists() and state(mark.read_text())):
-        number = submit(words, folder, **asked)
-        mark.write_text(number)
-    return Job(mark.read_text(), folder / "output.txt")
+    """The run's job: one that is in the queue already, because whoever submitted it was killed, else a new one."""
+    number = folder / "slurm" / "job"
+    if not (number.exists() and state(number.read_text())):
+        submitted = submit(words, folder, **asked)
+        number.write_text(submitted)
+    return Job(number.read_text(), folder / "output.txt")

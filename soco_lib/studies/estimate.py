@@ -1,6 +1,4 @@
-"""How long runs will take: from runs or tracked records of the same sizes on the same hardware, else from a step timed
-here.
-"""
+"""How long runs will take, from runs or records of the same sizes on the same hardware, else from a step timed here."""
 
 from __future__ import annotations
 
@@ -11,17 +9,18 @@ from statistics import median
 
 from soco_lib.fields import differences, from_dict, to_dict
 from soco_lib.runs.folder import Run, provenance
+from soco_lib.runs.launch import Launch
 from soco_lib.runs.records import numbers, state_of
 from soco_lib.studies.plans import KINDS, Planned, RunIndex, VariantRuns, fields, frame
 from soco_lib.studies.study import Study
 
 #: Fields that decide how long an image takes.
 SIZES = {
-    "pretrain": ("detector", "overrides", "size", "views", "k", "alignment", "assignment", "hidden", "embedding", "precision",
-                 "channels_last", "compile", "recompute", "batch", "micro_batch"),
-    "transfer": ("detector", "overrides", "min_sizes", "max_size", "test_size", "test", "precise_bn", "eval_every", "precision",
-                 "iterations", "batch", "micro_batch"),
-}  # fmt: skip
+    "pretrain": "detector overrides size views k alignment assignment hidden embedding precision channels_last compile "
+    "recompute batch micro_batch".split(),
+    "transfer": "detector overrides min_sizes max_size test_size test precise_bn eval_every precision iterations batch "
+    "micro_batch".split(),
+}
 
 
 @dataclass(frozen=True)
@@ -67,9 +66,7 @@ def from_runs(run: Planned, shelves: tuple[RunIndex, ...], here: tuple, images: 
 
 
 def speeds(cells: list[VariantRuns], results: Path, world: int, measure: bool) -> dict[int, Speed]:
-    """Time of every run that is to do, by its id(). world: processes a run; measure: time a step where no earlier run
-    tells.
-    """
+    """Time of every run that is to do, by its id(); measure: time a step where no earlier run tells."""
     shelves = RunIndex.of_folders(results), RunIndex.of_records(results)
     here = hardware({"hardware": provenance()["hardware"], "processes": world})
     steps: dict[tuple, float] = {}
@@ -107,16 +104,12 @@ def elapsed(hours: list[float | None], jobs: int, shared: bool) -> str:
     return total + f", and {unknown} cell{'s' * (unknown > 1)} of unknown time" * (unknown > 0)
 
 
-def describe(study: Study, cells: list[VariantRuns], results: Path, gpus: int, nodes: int, jobs: int, measure: bool,
-             local: bool = True) -> str:  # fmt: skip
-    """A plan: the base's configuration, a row for every variant and seed, what is to run, and how long that takes here."""
-    speed = speeds(cells, results, gpus * nodes, measure)
+def describe(study: Study, cells: list[VariantRuns], results: Path, how: Launch, jobs: int, measure: bool) -> str:
+    """A plan: the base's configuration, a row a variant and seed, what is to run, and how long that takes here."""
+    speed = speeds(cells, results, how.world, measure)
     profile = cells[0].profile
-    scale = (
-        "the paper's setting"
-        if profile == "paper"
-        else "small runs on small data, not comparable with the paper's numbers"
-    )
+    small = "small runs on small data, not comparable with the paper's numbers"
+    scale = "the paper's setting" if profile == "paper" else small
     lines = [f"study {study.name} (Table {study.tables}), PROFILE={profile}: {scale}", study.question]
     lines += [f"base, pretraining: {fields(study.reference(profile))}"]
     lines += [f"base, {name}: {fields(run.cfg)}" for name, run in cells[0].transfers.items()]
@@ -131,9 +124,9 @@ def describe(study: Study, cells: list[VariantRuns], results: Path, gpus: int, n
     words = {"pretrain": "pretraining", "transfer": "transfer"}
     of_kind = {word: [run for run in todo if run.kind == kind] for kind, word in words.items()}
     counts = ", ".join(f"{len(runs)} {word}{'s' * (len(runs) > 1)}" for word, runs in of_kind.items() if runs)
-    shared = local and jobs > 1 and not provenance()["hardware"]["gpus"]
+    shared = not how.slurm and jobs > 1 and not provenance()["hardware"]["gpus"]
     total = elapsed([taken for cell, taken in zip(cells, hours) if cell.todo], jobs, shared)
-    each = f"{gpus} process{'es' * (gpus > 1)}" + f" on each of {nodes} nodes" * (nodes > 1)
+    each = f"{how.gpus} process{'es' * (how.gpus > 1)}" + f" on each of {how.nodes} nodes" * (how.nodes > 1)
     lines.append(f"to run: {counts}, {total}, {jobs} at a time, each with {each}")
     lines += ["jobs share the cores of this machine: counted as no faster than one after the other"] * shared
     for word, runs in of_kind.items():

@@ -16,13 +16,13 @@ from soco_lib import ROOT, BookError, locate
 from soco_lib.config import Plan, Pretrain, plan
 from soco_lib.data.sources import open_source
 from soco_lib.data.store import ProposalStore
-from soco_lib.fields import OPERATIONAL, base_profile, differences, from_dict, identity, load, one_of, require, to_dict
+from soco_lib.fields import OPERATIONAL, differences, from_dict, identity, load, one_of, require, to_dict
 from soco_lib.runs import records
 from soco_lib.runs.folder import Run, read_json
 from soco_lib.runs.records import Record, state_of
 from soco_lib.studies.study import ImageList, Study, Variant
 from soco_lib.transfer import benchmarks
-from soco_lib.transfer.benchmarks import Transfer
+from soco_lib.transfer.benchmarks import Transfer, base_profile
 
 KINDS = {"pretrain": Pretrain, "transfer": Transfer}
 

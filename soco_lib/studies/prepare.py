@@ -1,10 +1,7 @@
-"""The data that a study's pretrainings need and that can be made here: drawn lists of images, proposal stores; each
-made once.
-"""
+"""The data that a study's pretrainings need and that can be made here, each once: drawn lists of images, proposals."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,37 +15,23 @@ from soco_lib.data.sources import open_source
 from soco_lib.data.store import build_store
 from soco_lib.fields import from_dict, require
 from soco_lib.runs import locks
+from soco_lib.runs.folder import write_text
 from soco_lib.studies.study import ImageList, Study
 
 
 def write_list(path: Path, asked: ImageList) -> int:
-    """Draw a list file (see sources.open_source), by write-then-rename; returns the number of images.
+    """Draw a list file (see sources.open_source); returns the number of images.
 
-    Paths are relative to the file: the list is of this place. Raises BookError when the sources hold fewer images.
+    Paths are relative to the file. Raises BookError when the sources hold fewer images.
     """
     sources = [open_source(spec) for spec in asked.of]
     files = [source.root / key for source in sources for key in source.keys]
-    require(
-        asked.images <= len(files),
-        f"{path.name} asks for {asked.images} images; {' and '.join(asked.of)} hold {len(files)}",
-    )
+    held = f"{' and '.join(asked.of)} hold {len(files)}"
+    require(asked.images <= len(files), f"{path.name} asks for {asked.images} images; {held}")
     chosen = np.random.default_rng(asked.seed).permutation(len(files))[: asked.images or None]
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text("".join(f"{os.path.relpath(files[i], path.parent)}\n" for i in sorted(chosen)))
-    os.replace(temporary, path)
+    write_text(path, "".join(f"{os.path.relpath(files[i], path.parent)}\n" for i in sorted(chosen)))
     return len(chosen)
-
-
-@contextlib.contextmanager
-def _alone(folder: Path):
-    """Waits until no other process makes this folder: two studies may want one store at the same time. Raises BookError
-    for a file system without locks.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with locks.lockable(folder.with_name(f".{folder.name}.lock")) as file:
-        locks.take(file, wait=True)
-        yield
 
 
 def prepare(study: Study, configs: Sequence[Pretrain], say: Callable[[str], None]) -> None:
@@ -58,7 +41,8 @@ def prepare(study: Study, configs: Sequence[Pretrain], say: Callable[[str], None
         if not path.is_file() and any(cfg.images == f"list:{name}" for cfg in configs):
             say(f"{name}: {write_list(path, from_dict(ImageList, fields))} images drawn")
     for images, proposals in dict.fromkeys((cfg.images, cfg.proposals) for cfg in configs if cfg.proposals != "whole"):
-        if not (locate(proposals) / "store.json").is_file():
-            with _alone(locate(proposals)):
+        store = locate(proposals)
+        if not (store / "store.json").is_file():
+            with locks.exclusive(store.with_name(f".{store.name}.lock"), proposals, wait=True):  # another study's, too
                 config = from_dict(ProposalConfig, study.stores.get(proposals, {}))
                 build_store(open_source(images), config, proposals, progress=say)

@@ -56,10 +56,10 @@ def again(name: str, known: dict[str, Run], results: Path, say=print) -> Run:
         require(source in known, f"{name} started from {cfg.init}, of which there is no run or record")
         cfg = dataclasses.replace(cfg, init=inside(again(source, known, results, say).folder))
     made = Run.start(name, run.record["kind"], cfg, results / "reruns")
-    threads = records.last_session(run).get("threads")
+    threads = run.last_session.get("threads")
     os.environ["OMP_NUM_THREADS"] = str(threads or 1)  # sums of floats depend on how many threads share them
     say(f"{name}: {'done already' if made.done else f'again, {threads or 1} threads a process'}")
-    launch(made, 1, lambda line: None)
+    launch(made, say=lambda line: None)
     return Run.read(made.folder)
 
 
@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
     differ = compare(then.metrics, made.metrics)
     for name, (old, new) in differ.items():
         print(f"{name}: {old} then, {new} now")
-    machines = [records.last_session(run).get("hardware", {}).get("cpu", "unknown") for run in (then, made)]
+    machines = [run.last_session.get("hardware", {}).get("cpu", "unknown") for run in (then, made)]
     if differ and machines[0] != machines[1]:
         print(f"then on {machines[0]}, now on {machines[1]}: another kind of processor sums floats in another order, "
               "and training amplifies that")  # fmt: skip

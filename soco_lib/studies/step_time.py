@@ -17,7 +17,7 @@ from soco_lib.dataset import Batch
 from soco_lib.detector import detector_config, for_finetuning
 from soco_lib.model import SoCo
 from soco_lib.runs import processes
-from soco_lib.train import AUTOCAST, Trainer
+from soco_lib.train import Trainer
 from soco_lib.transfer.benchmarks import Transfer
 
 from detectron2.modeling import build_model
@@ -105,12 +105,11 @@ def detector_step(cfg: Transfer, count: int, device: torch.device) -> Callable[[
     objects.gt_masks = PolygonMasks([[[x1, y1, x2, y1, x2, y2, x1, y2]] for x1, y1, x2, y2 in boxes.tolist()])
     pixels = [torch.randint(0, 256, (3, short, width), dtype=torch.uint8) for _ in range(count)]
     images = [{"image": image, "instances": objects} for image in pixels]
-    dtype = AUTOCAST.get(cfg.precision)
     d2.SOLVER.BASE_LR = 1e-6  # random images teach nothing, and a loss that leaves the finite numbers ends the step
     optimizer = build_optimizer(d2, model)
 
     def update() -> None:
-        with EventStorage(), torch.autocast(device.type, dtype, enabled=dtype is not None):
+        with EventStorage(), processes.autocast(cfg.precision, device):
             loss = sum(model(images).values())
         loss.backward()
         optimizer.step()

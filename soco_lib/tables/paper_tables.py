@@ -14,14 +14,14 @@ import pandas as pd
 
 from soco_lib import BookError, locate
 from soco_lib.config import ALIGNMENTS, Pretrain
-from soco_lib.fields import OPERATIONAL, SUBJECT, base_profile, differences, essence, load, one_of, to_dict
+from soco_lib.fields import OPERATIONAL, SUBJECT, differences, essence, load, one_of, to_dict
 from soco_lib.runs import records
 from soco_lib.runs.folder import Run
 from soco_lib.runs.records import state_of
 from soco_lib.studies.paper import paper_table
 from soco_lib.tables import pages
 from soco_lib.transfer import benchmarks
-from soco_lib.transfer.benchmarks import Benchmark
+from soco_lib.transfer.benchmarks import Benchmark, base_profile
 
 #: Column -> (task, key) in a transfer run's metrics; the paper's names of the same numbers.
 METRICS = {

@@ -1,4 +1,4 @@
-"""`python -m soco_lib.transfer`: see work.py."""
+"""`python -m soco_lib.transfer`: see run.py."""
 
 import sys
 

@@ -18,8 +18,9 @@ from soco_lib.detector import CfgNode
 from soco_lib.fields import one_of, require
 from soco_lib.runs import loader, processes
 from soco_lib.transfer.benchmarks import Transfer
+from soco_lib.transfer.detectron import Mapper
 
-from detectron2.data import DatasetFromList, DatasetMapper, get_detection_dataset_dicts
+from detectron2.data import DatasetFromList, get_detection_dataset_dicts
 from detectron2.data.build import trivial_batch_collator
 from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
 from detectron2.engine import SimpleTrainer
@@ -100,7 +101,7 @@ class Samples(Dataset):
 
     def __init__(self, d2: CfgNode):
         records = get_detection_dataset_dicts(d2.DATASETS.TRAIN, filter_empty=d2.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
-        self.seed, self.records, self.mapper = d2.SEED, DatasetFromList(records, copy=False), DatasetMapper(d2, True)
+        self.seed, self.records, self.mapper = d2.SEED, DatasetFromList(records, copy=False), Mapper(d2, True)
         self.area = max(d2.INPUT.MIN_SIZE_TRAIN) * d2.INPUT.MAX_SIZE_TRAIN
         masks = d2.MODEL.MASK_ON and d2.INPUT.MASK_FORMAT == "bitmask"  # polygons are a few numbers
         self.planes = 3 + (-(-sum(len(record["annotations"]) for record in records) // len(records)) if masks else 0)

@@ -21,7 +21,8 @@ PROFILES = ("paper", "toy")
 LIMITS = {
     "iterations": (1, MANY), "warmup": (0, MANY), "batch": (1, MANY), "micro_batch": (0, MANY), "lr": (TINY, 1e30),
     "momentum": (0, 0.99999), "weight_decay": (0, 1), "clip_gradients": (0, MANY), "max_size": SIDES,
-    "test_size": SIDES, "precise_bn": (0, 10_000), "eval_every": (0, MANY), "labelled": (TINY, MANY), "seed": (0, SEEDS),
+    "test_size": SIDES, "precise_bn": (0, 10_000), "eval_every": (0, MANY), "labelled": (TINY, MANY),
+    "seed": (0, SEEDS),
     "workers": (0, 1024), "log_every": (1, MANY), "save_every": (1, MANY), "keep": (1, MANY),
 }  # fmt: skip
 
@@ -169,6 +170,11 @@ def find(name: str) -> Benchmark:
     """The benchmark of that name. Raises BookError with the nearest known name."""
     one_of("benchmark", name, BENCHMARKS)
     return BENCHMARKS[name]
+
+
+def base_profile(label: str) -> str:
+    """The parameter file's profile in the label that `changed` gives a run."""
+    return label.partition(",")[0]
 
 
 def settings(name: str, profile: str = "paper", **changes) -> Transfer:

@@ -1,5 +1,6 @@
-"""Counts images and annotations of the benchmarks' data against the known totals: `python -m
-soco_lib.transfer.check_data [NAME ...]`
+"""Counts images and annotations of the benchmarks' data against the known totals:
+
+    python -m soco_lib.transfer.check_data [NAME ...]
 
 A NAME is a data set of benchmarks.yaml (coco-train2017, voc2007-test, imagenet-train ...), the first letters of some
 (coco, voc), or a benchmark (voc-c4: all that it needs); default: all. Exit status 1 if anything asked for is missing or

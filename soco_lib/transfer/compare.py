@@ -104,7 +104,7 @@ def most_different(a: Predictions, b: Predictions, n: int) -> dict[int, tuple]:
 
 
 def metrics(a: Run, b: Run) -> pd.DataFrame:
-    """Every number that either run left: index metric (such as bbox.AP50), columns A, B, B - A; classes are left out."""
+    """Every number that either run left but those of classes: index metric (bbox.AP50), columns A, B, B - A."""
     frame = pd.json_normalize([records.numbers(a), records.numbers(b)]).T.set_axis(["A", "B"], axis="columns")
     number = frame.map(lambda value: isinstance(value, (int, float)) and not isinstance(value, bool))
     frame = frame.where(number)[number.any(axis=1) & ~frame.index.str.contains(".per_class.", regex=False)].astype(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import itertools
@@ -12,12 +13,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from soco_lib import BookError
+from soco_lib.data.decoding import decode
 from soco_lib.detector import CfgNode, detector_config, for_finetuning
 from soco_lib.fields import require
 from soco_lib.transfer.benchmarks import Transfer, require_data, split_sets
 from soco_lib.transfer.datasets import LAYOUTS, DataLayout
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
+from detectron2.data.transforms import AugInput
 
 logging.getLogger("detectron2").setLevel(logging.ERROR)  # quiet until a run gives it a log file
 STRIDE = 32  # of a ResNet's last stage: an image no larger is one value there
@@ -71,8 +75,7 @@ def draw_images(image_ids: tuple[int, ...], labelled: float, seed: int) -> tuple
 def open_data(spec: str, labelled: float = 1.0, seed: int = 0) -> DetectionData:
     """Check a data set (see datasets.LAYOUTS) and register it with Detectron2, named by its files and drawn part.
 
-    Raises BookError for a bad spec, a missing or foreign file, missing images (a sample is looked at), sets that cannot
-    be joined.
+    Raises BookError for a bad spec, for what the layout refuses, and for sets that cannot be joined.
     """
     layouts = tuple(LAYOUTS[kind](rest) for kind, rest in split_sets(spec))
     first = layouts[0]
@@ -120,6 +123,31 @@ def open_both(cfg: Transfer) -> tuple[DetectionData, DetectionData]:
 # --- Detectron2 -------------------------------------------------------------------------------------------------------
 
 
+class Mapper(DatasetMapper):
+    """Detectron2's mapper of a record to the detector's input, over pictures that the book's own reader read."""
+
+    def __call__(self, record: dict) -> dict:
+        """Raises BookError for a picture that cannot be read or is of another size than its annotations say."""
+        record, file, stated = copy.deepcopy(record), record["file_name"], (record["width"], record["height"])
+        try:
+            image = decode(Path(file).read_bytes(), lambda: stated)
+        except (OSError, BookError) as error:
+            raise BookError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        size = image.shape[1::-1]
+        require(
+            size == stated,
+            f"{file} is {size[0]} x {size[1]} pixels, its annotations say {stated[0]} x {stated[1]}: correct them",
+        )
+        seen = AugInput(image[..., ::-1] if self.image_format == "BGR" else image)
+        transforms = self.augmentations(seen)
+        record["image"] = torch.as_tensor(np.ascontiguousarray(seen.image.transpose(2, 0, 1)))
+        if self.is_train:
+            self._transform_annotations(record, transforms, seen.image.shape[:2])
+        else:
+            del record["annotations"]
+        return record
+
+
 def milestones(cfg: Transfer) -> tuple[int, ...]:
     """Iterations at which the rate falls tenfold, inside (0, iterations) also where a short run rounds them out."""
     return tuple(sorted({min(round(share * cfg.iterations), cfg.iterations - 1) for share in cfg.milestones} - {0}))
@@ -159,20 +187,16 @@ def _settings(cfg: Transfer, train: DetectionData, test: DetectionData, folder: 
 def detectron_config(cfg: Transfer, train: DetectionData, test: DetectionData, folder: Path, world: int = 1) -> CfgNode:
     """The full Detectron2 config of a transfer that writes into `folder` with `world` processes.
 
-    Raises BookError for a batch that cannot be split, an override of a setting that a Transfer field owns, data without
-    masks for a precision or detector that the machine lacks.
+    cfg is as batches.reach has it. Raises BookError for a precision that the machine lacks, an image too small for
+    batch norm, and an override of a setting that a Transfer field owns.
     """
-    even = cfg.batch % world == 0
-    require(even, f"batch={cfg.batch} cannot be split evenly over {world} processes: choose a multiple of {world}")
-    cuda = torch.cuda.is_available()
+    cuda, held, side = torch.cuda.is_available(), cfg.micro_batch or cfg.batch // world, min(cfg.min_sizes)
+    exact = cfg.precision == "fp32"
+    require(cuda or exact, f"precision={cfg.precision} needs a GPU: set precision=fp32 on this machine")
     require(
-        cuda or cfg.precision == "fp32", f"precision={cfg.precision} needs a GPU: set precision=fp32 on this machine"
-    )
-    held = cfg.micro_batch or cfg.batch // world
-    require(
-        held > 1 or min(cfg.min_sizes) > STRIDE or (cuda and world > 1),
-        f"a process that holds one image of min_sizes={min(cfg.min_sizes)} leaves batch norm a single value at stride "
-        f"{STRIDE}: raise micro_batch={cfg.micro_batch}, batch={cfg.batch} or min_sizes",
+        held > 1 or side > STRIDE or (cuda and world > 1),
+        f"a process that holds one image of min_sizes={side} leaves batch norm a single value at stride {STRIDE}: "
+        f"raise micro_batch={cfg.micro_batch}, batch={cfg.batch} or min_sizes",
     )
     owned = _settings(cfg, train, test, folder)
     for item in cfg.overrides:

@@ -11,9 +11,8 @@ from typing import NoReturn
 import torch
 from torch.utils.data import DataLoader
 
-from soco_lib import BookError
 from soco_lib.fields import to_dict
-from soco_lib.runs import checkpoint, loader, processes, session
+from soco_lib.runs import checkpoint, loader, processes, session, stop
 from soco_lib.runs.files import replacing
 from soco_lib.runs.folder import Run
 from soco_lib.runs.machine import peak_memory
@@ -60,8 +59,7 @@ class Progress(hooks.HookBase):
         rate = self.steps / self.spent
         mean = lambda name: round(storage.history(name).avg(self.steps), 5)
         losses = {name: mean(name) for name in sorted(storage.histories()) if name.startswith("loss_")}
-        cuda = torch.cuda.is_available()
-        memory = torch.cuda.max_memory_allocated() if cuda else peak_memory()
+        memory = peak_memory(cuda=torch.cuda.is_available())
         row = {"step": done, "loss": mean("total_loss"), **losses, "lr": storage.latest()["lr"][0]}
         row |= {"images_per_s": round(rate * cfg.batch, 3), "memory_gb": round(memory / 2**30, 3)}
         row |= {"eta_s": round((cfg.iterations - done) / rate, 1), "seconds": trainer.seconds}
@@ -72,7 +70,7 @@ class Progress(hooks.HookBase):
 
 
 class Saving(hooks.HookBase):
-    """Checkpoints every `save_every` iterations, at the end and when asked to stop, which raises session.Stopped."""
+    """Checkpoints every `save_every` iterations, at the end and when asked to stop, which raises stop.Stopped."""
 
     def after_step(self):
         trainer, cfg = self.trainer, self.trainer.cfg
@@ -83,7 +81,7 @@ class Saving(hooks.HookBase):
             if done == cfg.iterations or done % cfg.save_every == 0 or trainer.stop:
                 trainer.save(done)
         if trainer.stop:
-            raise session.Stopped(f"told to stop after step {done}, of which a checkpoint is saved: run again to go on")
+            raise stop.Stopped(f"told to stop after step {done}, of which a checkpoint is saved: run again to go on")
 
 
 class Evaluation(hooks.HookBase):
@@ -112,7 +110,7 @@ class Evaluation(hooks.HookBase):
         """Scores after `done` iterations (see evaluate.evaluate) to log, terminal and TensorBoard."""
         trainer, run = self.trainer, self.trainer.run
         try:
-            trainer.results = evaluate(trainer.model, trainer.d2, trainer.test, trainer.told)
+            trainer.results = evaluate(trainer.model, trainer.d2, trainer.test, trainer.stop_requests)
         except loader.Waiting as waiting:
             trainer.stop_waiting(waiting, done)
         processes.wait()  # the first process scores alone: minutes for COCO, tens of minutes for LVIS
@@ -132,14 +130,15 @@ class Evaluation(hooks.HookBase):
 class FineTuner(Accumulator):
     """Accumulator with what DefaultTrainer adds, which assumes CUDA for several processes and fp16 for mixed precision.
 
-    start: iterations already made, by the checkpoint that `restore` is then given. told: filled once this process is to
-    stop. results: the scores of the last evaluation.
+    start: iterations already made, by the checkpoint that `restore` is then given. stop_requests: filled once this
+    process is to stop. results: the scores of the last evaluation.
     """
 
     def __init__(self, run: Run, reached: Reach, d2: CfgNode, test: DetectionData, model: torch.nn.Module,
-                 start: int = 0, told: Sequence = ()):  # fmt: skip
+                 start: int = 0, stop_requests: Sequence = ()):  # fmt: skip
         cfg, cuda = reached.cfg, d2.MODEL.DEVICE == "cuda"
-        self.run, self.cfg, self.d2, self.test, self.detector, self.told = run, cfg, d2, test, model, told
+        self.run, self.cfg, self.d2, self.test, self.detector = run, cfg, d2, test, model
+        self.stop_requests = stop_requests
         self.folder, self.stop, self.results = Path(d2.OUTPUT_DIR), False, {}
         samples, optimizer = Samples(d2), self.build_optimizer(model)
         # Before any process starts its workers: they meet in the next line.
@@ -201,14 +200,14 @@ class FineTuner(Accumulator):
             checkpoint.save(self.folder, done, to_dict(self.cfg), self.cfg.keep, **self.full_state())
 
     def stop_waiting(self, waiting: loader.Waiting, done: int) -> NoReturn:
-        """Told to stop while no images came, with `done` iterations made: keep them and raise session.Stopped."""
+        """Told to stop while no images came, with `done` iterations made: keep them and raise stop.Stopped."""
         if waiting.between and done:
             self.save(done)
-        raise session.Stopped(waiting.describe(done, self.folder)) from None
+        raise stop.Stopped(waiting.describe(done, self.folder)) from None
 
     def write_model(self, name: str, done: int) -> None:
-        """The weights after `done` iterations as a file that Detectron2 reads, by write-then-rename."""
-        with replacing(self.folder / name) as file:
+        """The weights after `done` iterations as a file that Detectron2 reads."""
+        with replacing(self.folder / name, "wb") as file:
             torch.save({"model": self.detector.state_dict(), "iteration": done}, file)
 
     @property
@@ -218,21 +217,21 @@ class FineTuner(Accumulator):
 
     def _write_metrics(self, losses: dict[str, torch.Tensor], data_time: float) -> None:
         """Mean losses over all processes to the storage; and all processes learn whether one was told to stop."""
-        asked = torch.tensor(float(bool(self.told)), device=self.d2.MODEL.DEVICE)
-        *means, stop = processes.mean(torch.stack([*losses.values(), asked])).tolist()
+        asked = torch.tensor(float(bool(self.stop_requests)), device=self.d2.MODEL.DEVICE)
+        *means, asked = processes.mean(torch.stack([*losses.values(), asked])).tolist()
         if not math.isfinite(sum(means)):
             raise FloatingPointError
-        self.stop = stop > 0
+        self.stop = asked > 0
         self.storage.put_scalars(total_loss=sum(means), data_time=data_time, **dict(zip(losses, means)))
 
     def go(self) -> dict:
         """Train to the end from where the restored checkpoint left off; returns the last evaluation's scores.
 
-        Raises BookError when the loss is not finite, session.Stopped when told to stop.
+        Raises BookError when the loss is not finite, stop.Stopped when told to stop.
         """
         try:
-            with session.deaf_children():
-                self._data_loader_iter_obj = loader.Feed(self.data_loader, self.accumulate, self.told)
+            with stop.children_ignore():
+                self._data_loader_iter_obj = loader.Feed(self.data_loader, self.accumulate, self.stop_requests)
             # Compiled functions (the focal loss) round otherwise from their second call on: on the CPU, where a resumed
             # run is bit-equal, they stay as in the first.
             with torch.jit.optimized_execution(self.d2.MODEL.DEVICE != "cpu"):
@@ -240,10 +239,11 @@ class FineTuner(Accumulator):
         except loader.Waiting as waiting:
             self.stop_waiting(waiting, self.iter)
         except FloatingPointError:  # ours, and RPN's of boxes that are not finite
-            raise BookError(
+            raise session.Diverged(
                 f"the loss is not finite at step {self.iter + 1}: lower lr={self.cfg.lr}, lengthen "
                 f"warmup={self.cfg.warmup} or set clip_gradients=1; the last checkpoint stays in "
-                f"{self.folder / 'checkpoints'}"
+                f"{self.folder / 'checkpoints'}",
+                self.iter + 1,
             ) from None
         finally:
             loader.end_workers()

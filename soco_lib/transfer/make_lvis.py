@@ -1,8 +1,9 @@
-"""A small data set in LVIS layout, made from one in COCO layout: `python -m soco_lib.transfer.make_lvis [TRAIN TEST]
-[--out FOLDER]`
+"""A small data set in LVIS layout, made from one in COCO layout, whose images stay where they are:
 
-TRAIN and TEST read coco:ANNOTATIONS.json[@IMAGE_FOLDER] (default: the embedded scenes). Writes FOLDER/lvis_train.json
-and lvis_val.json and prints how to name them as data. The images stay where they are.
+    python -m soco_lib.transfer.make_lvis [TRAIN TEST] [--out FOLDER]
+
+TRAIN and TEST read coco:ANNOTATIONS.json[@IMAGE_FOLDER] (default: the drawn scenes). Writes FOLDER/lvis_train.json and
+lvis_val.json and prints how to name them as data.
 
 What LVIS has and COCO has not: classes numbered from 1 without gaps, each with its frequency in the training set; masks
 as polygons only; and for each image the classes that are known to be absent (COCO looks for all of its classes, so all
@@ -120,7 +121,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("data", nargs="*", metavar="TRAIN TEST", help=about)
     parser.add_argument("--out", type=Path, default=ROOT / "data/scenes-lvis", help=out)
     given = parser.parse_args(arguments)
-    require(len(given.data) in (0, 2), "give two data sets, TRAIN and TEST, or none for the embedded scenes")
+    require(len(given.data) in (0, 2), "give two data sets, TRAIN and TEST, or none for the drawn scenes")
     for line in make(*(given.data or SCENES), given.out).values():
         print(line)
 

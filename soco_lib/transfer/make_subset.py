@@ -2,9 +2,9 @@
 
     python -m soco_lib.transfer.make_subset voc:voc_style@train --classes person --out data/people/train.json
 
-DATA reads coco:, lvis: or voc: (see datasets). Prints how to name the file as data; the images stay where
-they are, those without an object of the classes among them. Crowd regions and what VOC calls difficult are kept as
-crowds: nobody trains on them and no detection on them is wrong.
+Prints how to name the file as data; the images stay where they are, those without an object of the classes among
+them. Crowd regions and what VOC calls difficult are kept as crowds: nobody trains on them and no detection on them is
+wrong.
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ from pathlib import Path
 from soco_lib import ROOT, one_line_errors
 from soco_lib.fields import one_of, require
 from soco_lib.runs.folder import write_json
-from soco_lib.transfer.datasets import coco_dictionary
+from soco_lib.transfer.datasets import coco_dictionary, usage
 from soco_lib.transfer.detectron import open_data
 
 
 def subset(content: dict, chosen: tuple[str, ...], root: Path) -> dict:
-    """What a COCO dictionary (see datasets.coco_dictionary) says of the classes `chosen`; images and categories are numbered
-    from 1.
+    """What a COCO dictionary says of the classes `chosen`; images and categories are numbered from 1.
 
     root: folder that image names are made relative to.
     """
@@ -44,9 +43,7 @@ def subset(content: dict, chosen: tuple[str, ...], root: Path) -> dict:
 
 
 def make(spec: str, chosen: tuple[str, ...], out: Path) -> str:
-    """Write the file `out`; returns one line that names it as data. Raises BookError for bad data or a class that it
-    has not.
-    """
+    """Write the file `out`; returns a line that names it as data. Raises BookError for bad data or an unknown class."""
     data = open_data(spec)
     require(len(data.layouts) == 1, f"{spec!r} joins several sets: take them one by one")
     require(len({*chosen}) == len(chosen) and bool(chosen), f"classes {', '.join(chosen) or '(none)'}: name each once")
@@ -59,14 +56,15 @@ def make(spec: str, chosen: tuple[str, ...], out: Path) -> str:
     require(objects > 0, f"{spec} holds no object of {', '.join(chosen)}: nothing could be learnt or scored")
     out.parent.mkdir(parents=True, exist_ok=True)
     write_json(out, made)
-    return f"coco:{out}@{root}  ({len(made['images'])} images, {objects} objects, {crowds} crowd regions, {len(chosen)} classes)"
+    counts = f"{len(made['images'])} images, {objects} objects, {crowds} crowd regions, {len(chosen)} classes"
+    return f"coco:{out}@{root}  ({counts})"
 
 
 @one_line_errors
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", help="coco:, lvis: or voc: data set")
+    parser.add_argument("data", help=f"data set: {usage()}")
     parser.add_argument("--classes", required=True, help="names, separated by commas")
     parser.add_argument("--out", type=Path, required=True, help="COCO file to write")
     given = parser.parse_args(arguments)

@@ -7,7 +7,6 @@ torchrun. A finished run is left alone, an interrupted one begins anew.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import posixpath
 import sys
@@ -21,15 +20,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from soco_lib import locate
 from soco_lib.data.annotations import read_coco
-from soco_lib.data.sources import CocoSource, ImageSource, UnreadableImage, open_source, split_spec
+from soco_lib.data.sources import CocoSource, ImageSource, open_source, split_spec
 from soco_lib.detector import CfgNode
 from soco_lib.fields import from_dict, require
-from soco_lib.runs import loader, processes, session
+from soco_lib.runs import loader, processes, session, stop
 from soco_lib.runs.folder import Run, read_json, write_text
 from soco_lib.transfer.benchmarks import split_sets
 from soco_lib.transfer.datasets import LAYOUTS
@@ -109,16 +107,6 @@ def detector(transfer: Run, device: torch.device) -> tuple[torch.nn.Module, CfgN
     return model, d2, classes
 
 
-def read_image(source: ImageSource, index: int, form: str = "RGB") -> np.ndarray:
-    """Image `index` as (H, W, 3) uint8, read and turned as in a transfer's evaluation. Raises UnreadableImage."""
-    data = source.read(index)
-    try:
-        image = detection_utils._apply_exif_orientation(Image.open(io.BytesIO(data)))
-        return detection_utils.convert_PIL_to_numpy(image, form)
-    except Exception as error:  # its type depends on decoder and damage
-        raise UnreadableImage(f"{source.keys[index]}: {str(error).partition(' <')[0]}") from None
-
-
 class Images(Dataset):
     """Item i -> Detectron2's input of image i, resized as in its test, and `index`; or `index` and why it is
     `unreadable`.
@@ -131,7 +119,8 @@ class Images(Dataset):
     def __getitem__(self, index: int) -> dict:
         key = self.source.keys[index]
         try:
-            pixels = AugInput(read_image(self.source, index, self.form))
+            image = self.source.load(index)
+            pixels = AugInput(image[..., ::-1] if self.form == "BGR" else image)
             height, width = pixels.image.shape[:2]
             self.resize(pixels)
         except ValueError as error:  # UnreadableImage, or of Pillow for an image too thin to be resized
@@ -140,7 +129,7 @@ class Images(Dataset):
         return {"index": index, "image": image, "height": height, "width": width}
 
 
-def _detect(cfg: Predict, source: ImageSource, model, d2: CfgNode, process: processes.Process, told: Sequence):
+def _detect(cfg: Predict, source: ImageSource, model, d2: CfgNode, process: processes.Process, stop_requests: Sequence):
     """This process's images: index -> (height, width, COCO results with the numbers of image and class for ids), or why
     it could not be read. None when told to stop.
     """
@@ -151,12 +140,12 @@ def _detect(cfg: Predict, source: ImageSource, model, d2: CfgNode, process: proc
         collate_fn=trivial_batch_collator, worker_init_fn=loader.start_worker,
         prefetch_factor=ahead if cfg.workers else None, timeout=loader.POLL if cfg.workers else 0,
     )  # fmt: skip
-    with session.deaf_children():
-        feed = loader.Feed(batches, told=told)
+    with stop.children_ignore():
+        feed = loader.Feed(batches, stop_requests=stop_requests)
     found, began, said = {}, time.perf_counter(), 0.0
     try:
         for [image] in feed:
-            if told:
+            if stop_requests:
                 return None
             index = image["index"]
             if "image" in image:
@@ -211,10 +200,10 @@ def _readme(cfg: Predict, folder: Path, d2: CfgNode) -> str:
     return text.format(cfg=cfg, ours=ours, folder=folder.resolve(), weights=FINAL, device=d2.MODEL.DEVICE)
 
 
-def predict(run: Run, process: processes.Process, told: Sequence = ()) -> dict:
+def predict(run: Run, process: processes.Process, stop_requests: Sequence = ()) -> dict:
     """Detect on all images; returns the run's metrics, {} but in the first process. Raises BookError for bad input.
 
-    told: no longer empty once this process shall stop; it then raises session.Stopped.
+    stop_requests: filled once this process is to stop; it then raises stop.Stopped.
     """
     cfg = from_dict(Predict, run.record["config"])
     transfer, source = finished(cfg.model), open_source(cfg.images)
@@ -222,10 +211,10 @@ def predict(run: Run, process: processes.Process, told: Sequence = ()) -> dict:
     if process.main:
         print(f"{process.describe()}; {cfg.model} on {len(source)} images, score {cfg.score:g} or more", flush=True)
     began = time.perf_counter()
-    found = _detect(cfg, source, model, d2, process, told)
+    found = _detect(cfg, source, model, d2, process, stop_requests)
     parts, seconds = comm.gather(found, dst=0), time.perf_counter() - began
     if None in parts or found is None:
-        raise session.Stopped("told to stop before the last image: run again to begin anew")
+        raise stop.Stopped("told to stop before the last image: run again to begin anew")
     if not process.main:
         return {}
     numbers = _write(run.folder, source, {i: value for part in parts for i, value in part.items()}, classes)
@@ -236,12 +225,12 @@ def predict(run: Run, process: processes.Process, told: Sequence = ()) -> dict:
     return {**own, **speed, **numbers}
 
 
-def work(run: Run, process: processes.Process) -> dict:
+def work(run: Run, process: processes.Process, stop_requests: Sequence) -> dict:
     """`predict` that ends when the process is told to stop, and rounds as a transfer's evaluation (see finetune.py)."""
     warnings.filterwarnings("ignore", "torch.meshgrid")  # Detectron2's, harmless
     exact = torch.jit.optimized_execution(process.device.type != "cpu")
-    with session.told_to_stop() as told, torch.no_grad(), exact:
-        return predict(run, process, told)
+    with torch.no_grad(), exact:
+        return predict(run, process, stop_requests)
 
 
 @dataclass(frozen=True)
@@ -258,7 +247,7 @@ class Detected(Predictions):
 
     def pixels(self, image: dict) -> np.ndarray:
         """An image as (H, W, 3) uint8 RGB, turned as its boxes are. Raises UnreadableImage."""
-        return read_image(self.source, bisect_left(self.source.keys, image["file_name"]))
+        return self.source.load(bisect_left(self.source.keys, image["file_name"]))
 
 
 def read(folder: str | Path) -> Detected:

@@ -6,10 +6,10 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from soco_lib import BookError
+from soco_lib.data.decoding import decode
 from soco_lib.fields import require
 from soco_lib.runs.folder import Run, read_json
 from soco_lib.transfer.benchmarks import split_sets
@@ -50,11 +50,12 @@ class Predictions:
         return found
 
     def pixels(self, image: dict) -> np.ndarray:
-        """A test image as (H, W, 3) uint8 RGB. Raises BookError when it cannot be read."""
-        pixels = cv2.imread(str(self.root / image["file_name"]), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-        if pixels is None:
-            raise BookError(f"{self.root / image['file_name']} cannot be read")
-        return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+        """A test image as (H, W, 3) uint8 RGB, as its boxes are for it. Raises BookError when it cannot be read."""
+        path = self.root / image["file_name"]
+        try:
+            return decode(path.read_bytes(), lambda: (image["width"], image["height"]))
+        except (OSError, BookError) as error:
+            raise BookError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
 def read(folder: str | Path) -> Predictions:

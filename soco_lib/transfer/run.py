@@ -104,10 +104,10 @@ def _check_same(run: Run, cfg: Transfer, found: dict, say: Callable) -> None:
     require(then == now, f"init={cfg.init} has changed since this run began: {said}")
 
 
-def transfer(run: Run, process: processes.Process, told: Sequence = ()) -> dict:
+def transfer(run: Run, process: processes.Process, stop_requests: Sequence = ()) -> dict:
     """Run (or go on with) a transfer to its end; returns its metrics. Raises BookError before any work for bad input.
 
-    told: filled once this process is to stop; all processes then raise session.Stopped after the same update.
+    stop_requests: filled once this process is to stop; all processes then raise stop.Stopped after the same update.
     """
     if process.world > 1:
         comm.create_local_process_group(process.local_world)
@@ -132,7 +132,7 @@ def transfer(run: Run, process: processes.Process, told: Sequence = ()) -> dict:
     if process.main:
         (folder / "config.yaml").write_text(d2.dump())
     model = _initial_model(cfg, d2, run, process.main, resuming=found is not None)
-    tuner = FineTuner(run, reached, d2, test, model, found["step"] if found else 0, told)
+    tuner = FineTuner(run, reached, d2, test, model, found["step"] if found else 0, stop_requests)
     if found:
         tuner.restore(found)
     del found
@@ -156,15 +156,9 @@ def transfer(run: Run, process: processes.Process, told: Sequence = ()) -> dict:
     return metrics
 
 
-def work(run: Run, process: processes.Process) -> dict:
-    """`transfer` that ends with a checkpoint when the process is told to stop."""
-    with session.told_to_stop() as told:
-        return transfer(run, process, told)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status (see session.main)."""
-    return session.main(__doc__, work, arguments, fixed_sizes=False)
+    return session.main(__doc__, transfer, arguments, fixed_sizes=False)
 
 
 if __name__ == "__main__":

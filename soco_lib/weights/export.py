@@ -45,7 +45,7 @@ def export(path: str | Path, out: str | Path, network: str = "online", layout: s
         content = _torchvision(tensors) if layout == "torchvision" else _soco(state["model"])
     with writable(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(out) as file:
+    with replacing(out, "wb") as file:
         torch.save(content, file)
     return out
 

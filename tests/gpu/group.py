@@ -25,7 +25,7 @@ from soco_lib.dataset import Batch
 from soco_lib.fields import from_dict, to_dict
 from soco_lib.runs import checkpoint, processes
 from soco_lib.runs.folder import Run, write_json
-from soco_lib.runs.launch import command, environment
+from soco_lib.runs.launch import Launch, command, environment
 from soco_lib.runs.processes import Process
 from soco_lib.studies.step_time import as_loaded, lone_trainer, random_batch
 from tests.gpu.checks import (
@@ -60,7 +60,7 @@ def world_of(device: torch.device) -> int:
 
 def perform(folder: Path, world: int, restarts: int = 0) -> str:
     """Run MODULE on `folder` in `world` processes; returns "" or how it failed."""
-    words = command(MODULE, folder, gpus=world, restarts=restarts)
+    words = command(MODULE, folder, Launch(gpus=world, restarts=restarts))
     with open(folder / "group.txt", "w") as output:
         # A process that waits on a GPU for a dead one hears no signal: it need not be given long to save.
         how = environment(world) | {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "10"}

@@ -21,6 +21,7 @@ from soco_lib.data.store import build_store
 from soco_lib.dataset import AHEAD, ProposalViews, build_loader, shared_bytes
 from soco_lib.runs import processes
 from soco_lib.runs.loader import Feed, batches_ahead
+from soco_lib.runs.machine import peak_memory
 from soco_lib.studies.step_time import as_loaded, detector_step, lone_trainer, random_batch, seconds
 from soco_lib.transfer.benchmarks import Transfer
 from tests.gpu.checks import SMALL, counted_waits, settings
@@ -71,7 +72,7 @@ def step(cfg: Pretrain, device: torch.device) -> dict:
     batches = itertools.repeat(as_loaded(random_batch(cfg, cfg.batch), trainer.model, device))
     update = lambda: trainer.update(0, batches)
     taken = seconds(update, device, *((5, 2) if device.type == "cuda" else (2, 1)))
-    memory = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else None
+    memory = peak_memory(cuda=True) / 1e9 if device.type == "cuda" else None
     with counted_waits(device) as found:
         update()
     return {"images/s": cfg.batch / taken, "GB": memory, "waits": len(found)}
@@ -155,7 +156,7 @@ def transfers(device: torch.device, quick: bool) -> list[dict]:
         except (RuntimeError, ArithmeticError) as error:
             rows.append(row | {"updates/s": None, "why": why(error)})
             continue
-        memory = torch.cuda.max_memory_allocated() / 1e9 if cuda else None
+        memory = peak_memory(cuda=True) / 1e9 if cuda else None
         row |= {"updates/s": 1 / taken, "GB": memory}
         if cuda:
             row |= {"hours of 1x": base.iterations * taken / 3600, "GPUs": base.batch // count}

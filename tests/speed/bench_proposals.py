@@ -15,8 +15,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from soco_lib.boxes import best_overlaps, iou
-from soco_lib.data.proposals import ProposalConfig, paper_filter, propose, selective_search
+from soco_lib.boxes import iou
+from soco_lib.data.proposals import ProposalConfig, best_overlaps, paper_filter, propose, selective_search
 from soco_lib.data.shards import make_shards, shard_paths
 from soco_lib.data.sources import ImageSource, open_source
 from tests.speed.timing import Bench, in_turns
