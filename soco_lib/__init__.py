@@ -3,11 +3,28 @@
 import functools
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 #: The checkout: notebooks, results and data are found from here, whatever the working directory.
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def _have_home() -> None:
+    """A user without an entry in passwd and without HOME, as containers have, gets a folder for the caches that
+    libraries keep at home.
+    """
+    try:
+        Path.home()
+    except RuntimeError:
+        folder = Path(tempfile.gettempdir()) / f"soco-home-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        ours = folder.stat().st_uid == os.getuid() and not folder.is_symlink()
+        os.environ["HOME"] = str(folder) if ours else tempfile.mkdtemp(prefix="soco-home-")
+
+
+_have_home()
 
 
 class BookError(ValueError):

@@ -8,12 +8,24 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from soco_lib.fields import one_of, require
+from soco_lib.fields import MANY, SEEDS, TINY, in_range, one_of, require, tidy
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 ASSIGNMENTS = ("scale", "detectron2", "fixed")
 OPTIMIZERS = ("lars", "sgd", "adamw")
 STAGES = ("res2", "res3", "res4", "res5")
+#: Sides of views in pixels: below, no box is left that RoIAlign could pool; above, no memory holds a batch.
+SIDES = (16, 4096)
+#: Limits, both allowed, of the numbers of a Pretrain.
+LIMITS = {
+    "size": SIDES, "k": (1, 1024), "jitter_p": (0, 1), "jitter": (0, 1), "cutout_p": (0, 1), "canonical": (TINY, MANY),
+    "fixed_level": (2, 6), "hidden": (1, 2**16), "embedding": (1, 2**16), "base_lr": (TINY, MANY),
+    "final_lr": (0, MANY),
+    "warmup_factor": (0, 1), "warmup_epochs": (0, MANY), "weight_decay": (0, 1), "momentum": (0, 0.99999),
+    "trust": (TINY, MANY), "tau": (0, 1), "batch": (1, MANY), "micro_batch": (0, MANY), "epochs": (0, MANY),
+    "steps": (0, MANY), "seed": (0, SEEDS), "workers": (0, 1024), "log_every": (1, MANY), "save_every": (1, MANY),
+    "keep": (1, MANY), "probe_every": (0, MANY), "probe_images": (1, MANY),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -49,9 +61,9 @@ class View:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)  # range of the crop's width over height
 
     def __post_init__(self):
-        require(self.size > 0, f"view size={self.size} must be at least 1 pixel")
+        in_range(self, {"size": SIDES}, "view ")
         require(0 < self.scale[0] <= self.scale[1] <= 1, f"crop scale={self.scale} must satisfy 0 < low <= high <= 1")
-        require(0 < self.ratio[0] <= self.ratio[1], f"crop ratio={self.ratio} must satisfy 0 < low <= high")
+        require(0 < self.ratio[0] <= self.ratio[1] < MANY, f"crop ratio={self.ratio} must satisfy 0 < low <= high")
 
 
 @dataclass(frozen=True)
@@ -102,7 +114,8 @@ class Pretrain:
     profile: str = "paper"  # the label that every table and figure of this run carries
 
     def __post_init__(self):
-        require(self.size > 0, f"view size={self.size} must be at least 1 pixel")
+        tidy(self, "images", "proposals", "probe")
+        in_range(self, LIMITS)
         require(len(self.views) > 0, "views is empty: contrastive learning needs at least V2")
         for number, view in enumerate(self.views, start=2):
             one_of(f"V{number}'s source", view.source, ("crop", *(f"V{i}" for i in range(2, number))))
@@ -114,19 +127,11 @@ class Pretrain:
             self.aligned.boxes or (self.k == 1 and self.proposals == "whole"),
             f"alignment={self.alignment!r} pools the whole image: set k=1 and proposals='whole'",
         )
-        for name in ("k", "batch", "log_every", "save_every", "keep", "hidden", "embedding"):
-            require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("jitter_p", "cutout_p", "tau"):
-            require(0 <= getattr(self, name) <= 1, f"{name}={getattr(self, name)} must lie in [0, 1]")
         for name in self.recompute:
             one_of("recompute", name, STAGES)
         excluded = self.compile and self.recompute
         require(not excluded, "compile and recompute exclude each other: a compiled network frees on its own")
-        require(self.seed >= 0, f"seed={self.seed} may not be negative")
-        require(self.micro_batch >= 0 and self.steps >= 0, "micro_batch and steps may not be negative")
         require(self.steps > 0 or self.epochs > 0, f"epochs={self.epochs} must be positive when steps is 0")
-        for name in ("base_lr", "canonical"):
-            require(getattr(self, name) > 0, f"{name}={getattr(self, name)} must be positive")
 
     @property
     def aligned(self) -> Alignment:

@@ -125,6 +125,11 @@ def detector_config(name: str, overrides: tuple[str, ...] = ()) -> CfgNode:
             cfg.merge_from_list([key, value])
         except (AssertionError, KeyError, ValueError) as error:
             raise BookError(f"detector override {item!r} is not a setting of Detectron2's config: {error}") from None
+    sizes, ratios = cfg.MODEL.ANCHOR_GENERATOR.SIZES, cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS
+    for key, given in (("SIZES", sizes), ("ASPECT_RATIOS", ratios)):
+        rows = isinstance(given, (list, tuple)) and all(isinstance(row, (list, tuple)) and row for row in given)
+        good = rows and bool(given) and all(isinstance(x, (int, float)) and x > 0 for row in given for x in row)
+        require(good, f"MODEL.ANCHOR_GENERATOR.{key}={given!r} must be lists of positive numbers, one or one a level")
     cfg.MODEL.DEVICE = "cpu"  # builders move modules themselves; our loops say where a model lives
     return cfg
 

@@ -7,7 +7,9 @@ import difflib
 import functools
 import hashlib
 import json
+import math
 import re
+import sys
 import types
 import typing
 from pathlib import Path
@@ -29,10 +31,34 @@ _EXPONENT = re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
 Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
 
 
+#: Limits of `in_range`: positive, but for floats' own end; a count, a rate or a seed that no experiment needs more of.
+TINY, MANY, SEEDS = sys.float_info.min, 10**9, 2**32 - 1
+
+
 def require(condition: bool, message: str) -> None:
     """Raise `BookError(message)` unless `condition` holds."""
     if not condition:
         raise BookError(message)
+
+
+def tidy(cfg, *names: str) -> None:
+    """Make the paths in these fields of a frozen dataclass one spelling of the same: no blanks around, no / at the end.
+
+    It is still `x` that `x/` names: the same run, the same identity.
+    """
+    for name in names:
+        text = getattr(cfg, name).strip()
+        bare = text.rstrip("/")
+        object.__setattr__(cfg, name, text if not bare or bare.endswith(":") else bare)
+
+
+def in_range(cfg, limits: dict[str, tuple[float, float]], where: str = "") -> None:
+    """Raise `BookError` for the first field of `cfg` outside its limits (low, high), both allowed; NaN always is."""
+    for name, (low, high) in limits.items():
+        value = getattr(cfg, name)
+        bound = f"at most {high:g}" if value > high else "positive" if low == TINY else f"at least {low:g}"
+        wrong = "may not be negative" if low == 0 and value < 0 else f"must be {bound}"
+        require(low <= value <= high, f"{where}{name}={value} {wrong}")
 
 
 def one_of(name: str, value: str, known: typing.Iterable[str]) -> None:
@@ -63,13 +89,16 @@ def _convert(name: str, value, hint):
     try:
         if hint is bool and isinstance(value, str):
             return {"true": True, "false": False}[value.lower()]
-        if hint is int and isinstance(value, float) and value != int(value):
+        if hint is int and isinstance(value, float) and not value.is_integer():
             raise ValueError
         if hint in (int, float) and isinstance(value, bool):
             raise ValueError
-        return hint(value)
-    except (ValueError, TypeError, KeyError):
-        wanted = "a number" if hint is float else f"of type {hint.__name__}"
+        value = hint(value)
+        if hint is float and not math.isfinite(value):
+            raise ValueError
+        return value
+    except (ValueError, TypeError, KeyError, OverflowError):
+        wanted = "a finite number" if hint is float else f"of type {hint.__name__}"
         raise BookError(f"{name}={value!r} must be {wanted}") from None
 
 

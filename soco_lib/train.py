@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -33,6 +35,12 @@ def build_model(cfg: Pretrain, process: processes.Process) -> SoCo:
     """SoCo on the process's device, in train mode, with synchronised batch norm where several GPUs share the batch."""
     alone = process.world == 1
     require(alone or not cfg.compile, "compile=true has never run with several processes: compile=false, or GPUS=1")
+    needed = ("gcc", "cc", "clang") if process.device.type == "cuda" else ("g++", "c++", "clang++")
+    compilers = (os.environ.get("CC" if process.device.type == "cuda" else "CXX"), *needed)
+    there = not cfg.compile or any(shutil.which(name) for name in compilers if name)
+    require(
+        there, f"compile=true needs a compiler and none of {', '.join(needed)} is here: install one, or compile=false"
+    )
     torch.manual_seed(cfg.seed)
     model = SoCo(cfg).to(process.device)
     if cfg.channels_last:
@@ -120,9 +128,10 @@ class Trainer:
         state = checkpoint.chosen(folder, self.process.main, say)
         if state is None:
             return 0
-        for name in ("model", "optimizer", "scaler"):
-            getattr(self, name).load_state_dict(state[name])
-        torch.set_rng_state(state["torch_rng"])
+        with checkpoint.fitting(folder, state["step"]):
+            for name in ("model", "optimizer", "scaler"):
+                getattr(self, name).load_state_dict(state[name])
+            torch.set_rng_state(state["torch_rng"])
         return state["step"]
 
 

@@ -14,6 +14,7 @@ size and modification time.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import json
@@ -33,7 +34,7 @@ import numpy as np
 
 from soco_lib import BookError, locate
 from soco_lib.fields import require
-from soco_lib.runs.folder import replacing
+from soco_lib.runs.files import replacing
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")  # in any case
 #: Images from which on a listing is kept: a shorter one is made as fast as it would be checked and read.
@@ -115,7 +116,7 @@ def kept(name: str, holds: Callable[[dict], bool], make: Callable) -> tuple[Sequ
     start = time.time()
     keys, columns, of, changed = make()
     if len(keys) >= KEEP_FROM and changed < start - SETTLED:
-        with contextlib.suppress(OSError):  # no room, or not allowed: only time is lost
+        with contextlib.suppress(OSError, BookError):  # no room, or not allowed: only time is lost
             _write(file, keys, columns, {"format": FORMAT, "name": name, "fingerprint": fingerprint(keys), "of": of})
             return _listing(file, *_mapped(file))
     return keys, columns
@@ -176,7 +177,7 @@ def _walk(root: Path) -> tuple[list[str], list[tuple[str, int]]]:
             folders.append((inner, os.stat(folder).st_mtime_ns))
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    if is_image(entry.name) and not entry.is_dir():
+                    if is_image(entry.name) and (entry.is_file() or entry.is_symlink() and not entry.is_dir()):
                         names.append(inner + entry.name)
                     elif not entry.name.startswith(".") and entry.is_dir():  # class folders are often links
                         todo.append(f"{inner}{entry.name}/")
@@ -227,7 +228,7 @@ class _Opened:
 def _opened(*stamp) -> _Opened:
     opened = _Opened(os.open(stamp[0], os.O_RDONLY | os.O_CLOEXEC))
     if _stamp(opened.number, stamp[0]) != stamp:
-        raise OSError("the file has changed since its images were listed: start again")
+        raise OSError(errno.ESTALE, "the file has changed since its images were listed: start again")
     return opened
 
 
@@ -264,7 +265,9 @@ def _zip_rows(file: Path) -> Iterator[Row]:
     try:
         with zipfile.ZipFile(file) as archive:
             members = archive.infolist()
-    except zipfile.BadZipFile:
+    except OSError as error:
+        raise BookError(f"{file} cannot be read ({error.strerror}): allow it, or copy it again") from None
+    except Exception:  # what a torn directory raises depends on its first wrong byte
         raise BookError(f"{file} is not a complete zip archive: copy it again") from None
     for member in members:
         name = posixpath.normpath(member.filename)

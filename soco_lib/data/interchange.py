@@ -21,7 +21,7 @@ from soco_lib.data.shards import Row, given_row, shard_range, write_shard
 from soco_lib.data.sources import ImageSource, open_source
 from soco_lib.data.store import ProposalStore, assemble
 from soco_lib.fields import require
-from soco_lib.runs.folder import replacing
+from soco_lib.runs.files import replacing
 
 
 def export_json(store: ProposalStore, path: str | os.PathLike) -> None:

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from soco_lib.boxes import as_boxes, aspect_fits, iou, side_fits
-from soco_lib.fields import one_of, require
+from soco_lib.fields import MANY, SEEDS, in_range, one_of, require
 
 GENERATORS = ("selective_search", "random", "whole")
 MODES = ("fast", "quality", "single")
@@ -43,9 +43,7 @@ class ProposalConfig:
         one_of("mode", self.mode, MODES)
         side = self.search_side
         require(side == 0 or side >= 32, f"search_side={side} is too small: give 32 pixels or more, or 0 for full size")
-        require(self.base_k > 0, f"base_k={self.base_k} must be positive (OpenCV's own is 150)")
-        require(self.count >= 1, f"count={self.count} must be at least 1 box an image")
-        require(self.seed >= 0, f"seed={self.seed} may not be negative")
+        in_range(self, {"search_side": (0, 10**5), "base_k": (1, MANY), "count": (1, 10**5), "seed": (0, SEEDS)})
 
     def essence(self) -> dict:
         """The generator and the fields that it uses, as plain values."""

@@ -26,10 +26,10 @@ from soco_lib import BookError
 from soco_lib.boxes import clip, valid
 from soco_lib.data.decoding import header_size
 from soco_lib.data.proposals import STATUSES, ProposalConfig, fulfilled, propose, whole_image
-from soco_lib.data.sources import ImageSource
+from soco_lib.data.sources import MAY_PASS, ImageSource
 from soco_lib.fields import require
 from soco_lib.runs import locks, stop
-from soco_lib.runs.folder import replacing
+from soco_lib.runs.files import replacing
 from soco_lib.runs.machine import end_with_parent
 
 Say = Callable[[str], None]  # receives a line of progress
@@ -37,6 +37,8 @@ Say = Callable[[str], None]  # receives a line of progress
 Row = tuple[tuple[int, int], np.ndarray, str, str]
 #: Seconds between two looks at what the others do, and until one that has not begun counts as absent.
 POLL, GRACE = 1.0, 60.0
+#: So many images in a row that their disk does not give end a build: it has gone, not the images.
+GONE = 20
 
 
 def shard_paths(folder: Path, images: int, size: int) -> list[Path]:
@@ -73,9 +75,23 @@ def share(environment: Mapping[str, str]) -> tuple[int, int]:
     return rank, count
 
 
-def write_shard(shard: Path, rows: Iterable[Row]) -> None:
-    """Write a shard at once: a process that dies leaves no half a shard under the shard's name."""
-    start = time.thread_time()
+def present(rows: Iterable[Row], most: int) -> Iterator[Row]:
+    """`rows`, until `most` images one after the other are unavailable: then the disk is, and BookError is raised."""
+    missing = 0
+    for row in rows:
+        missing = missing + 1 if row[2] == "error" and MAY_PASS in row[3] else 0
+        gone = f"{missing} images in a row are unavailable, at last {row[3]}: is their disk there? Finished shards stay"
+        require(missing < most, f"{gone}: run again when it is, or list the images that there are (list:FILE)")
+        yield row
+
+
+def write_shard(shard: Path, rows: Iterable[Row], seconds: float | None = None) -> None:
+    """Write a shard at once: a process that dies leaves no half a shard under the shard's name.
+
+    seconds: of one core that it took (None: this call's, and the images are looked after by `present`).
+    """
+    start, count = time.thread_time(), len(shard_range(shard))
+    rows = present(rows, min(count, GONE) if count >= 16 else GONE) if seconds is None else rows  # else they are known
     sizes, boxes, status, errors = zip(*rows)
     with replacing(shard, "wb") as file:
         np.savez(
@@ -85,8 +101,19 @@ def write_shard(shard: Path, rows: Iterable[Row]) -> None:
             size=np.array(sizes, np.int32),
             error=np.array(errors, np.str_),
             boxes=np.concatenate(boxes).astype(np.float32),
-            seconds=time.thread_time() - start,
+            seconds=time.thread_time() - start if seconds is None else seconds,
         )
+
+
+def _made(shard: Path) -> bool:
+    """Whether a shard is there, and made when all of its images were available."""
+    if not zipfile.is_zipfile(shard):
+        return False
+    try:
+        with np.load(shard) as file:
+            return not any(MAY_PASS in text for text in file["error"].tolist())
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return False
 
 
 def make_shards(shards: list[Path], source: ImageSource, config: ProposalConfig, workers: int, say: Say) -> None:
@@ -95,7 +122,7 @@ def make_shards(shards: list[Path], source: ImageSource, config: ProposalConfig,
     Raises BookError when a process dies, Stopped after the running shards upon a request to stop; finished shards stay,
     a rerun goes on from them.
     """
-    missing = [shard for shard in shards if not zipfile.is_zipfile(shard)]
+    missing = [shard for shard in shards if not _made(shard)]
     todo, done, start = sum(len(shard_range(s)) for s in missing), 0, time.monotonic()
     workers, last = min(workers, len(missing)), start
     if len(missing) < len(shards):

@@ -7,9 +7,14 @@ worker processes.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import functools
+import hashlib
 import os
 import posixpath
+import stat
+import struct
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -42,6 +47,20 @@ class UnreadableImage(BookError):
     """One image cannot be read or decoded; names its key and the reason. Callers count it and go on."""
 
 
+class Unavailable(UnreadableImage):
+    """An image that its disk does not give now, and may give at another time."""
+
+
+#: In the text of an Unavailable, by which stores know such an image again.
+MAY_PASS = "cannot be read from"
+#: Errors of a path itself, which stay as long as it does.
+_LASTING = (errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL)
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a named pipe would be waited for without end
+
+
 @dataclass(frozen=True, eq=False)
 class ImageSource:
     """Images below a folder. Other layouts override how bytes and labels are found."""
@@ -60,13 +79,32 @@ class ImageSource:
         """16 hex digits over the keys, in order: two sources with the same one hold the same images by name."""
         return fingerprint(self.keys)
 
+    def sample(self, count: int = 8) -> dict[str, str]:
+        """Keys of `count` images, spread over all, with 16 hex digits of their bytes; those that cannot be read are
+        left out. Two sources with the same names hold the same images when these agree.
+        """
+        found = {}
+        for index in sorted({len(self) * i // count for i in range(count)}):
+            with contextlib.suppress(UnreadableImage):
+                found[self.keys[index]] = hashlib.sha256(self.read(index)).hexdigest()[:16]
+        return found
+
     def read(self, index: int) -> bytes:
         """The encoded file of image `index`. Raises UnreadableImage."""
         try:
-            with open(os.path.join(self.root, self.keys[index]), "rb", buffering=0) as file:
-                return file.read()
+            with open(os.path.join(self.root, self.keys[index]), "rb", 0, opener=_without_waiting) as file:
+                if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    return file.read()
         except OSError as error:
-            raise UnreadableImage(f"{self.keys[index]}: cannot be read from {self.root} ({error.strerror})") from None
+            raise self._unreadable(index, error) from None
+        raise UnreadableImage(f"{self.keys[index]}: is no regular file in {self.root}")
+
+    def _unreadable(self, index: int, error: Exception) -> UnreadableImage:
+        """What to raise for an error in reading image `index`."""
+        number, reason = getattr(error, "errno", None), getattr(error, "strerror", None) or error
+        if number is None or number in _LASTING:
+            return UnreadableImage(f"{self.keys[index]}: damaged in {self.root} ({reason})")
+        return Unavailable(f"{self.keys[index]}: {MAY_PASS} {self.root} ({reason})")
 
     def load(self, index: int) -> np.ndarray:
         """Image `index` as (H, W, 3) uint8 RGB, by the rule in decoding.py. Raises UnreadableImage when it cannot be
@@ -114,6 +152,8 @@ def open_source(spec: str) -> ImageSource:
     empty or of an unknown kind.
     """
     spec = str(spec).strip()
+    if len(bare := spec.rstrip("/")) < len(spec) and bare and not bare.endswith(":"):
+        spec = bare  # x/ is x: in the store's record too
     kind, colon, rest = spec.partition(":")
     if colon and kind in _OPENERS:
         require(rest != "", f"images={spec!r} lacks a path (known: {KINDS})")
@@ -157,9 +197,8 @@ class ArchiveSource(ImageSource):
         """As ImageSource.read."""
         try:
             return self.archive.read(index)
-        except (OSError, zlib.error) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise UnreadableImage(f"{self.keys[index]}: cannot be read from {self.root} ({reason})") from None
+        except (OSError, zlib.error, struct.error) as error:
+            raise self._unreadable(index, error) from None
 
 
 def _open_zip(spec: str, path: str) -> ImageSource:

@@ -1,4 +1,4 @@
-"""The proposals of a data set: one immutable folder that any number of processes map instead of loading.
+"""The proposals of a data set: one immutable folder, of which any number of processes read what they need.
 
     boxes.npy       (M, 4) float32: x1 y1 x2 y2, half-open, pixels of the image; all images, one after the other
     offsets.npy     (N + 1,) int64: the boxes of image i are rows offsets[i]:offsets[i+1]; none where it cannot be read
@@ -18,9 +18,12 @@ import argparse
 import functools
 import itertools
 import json
+import math
 import os
 import shutil
 import sys
+import zipfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -31,21 +34,51 @@ import numpy as np
 from soco_lib import BookError, locate, one_line_errors
 from soco_lib.data.decoding import READER
 from soco_lib.data.proposals import STATUSES, ProposalConfig
-from soco_lib.data.shards import make_shards, shard_paths, share, to_merge
-from soco_lib.data.sources import ImageSource, open_source
+from soco_lib.data.shards import make_shards, shard_paths, shard_range, share, to_merge, write_shard
+from soco_lib.data.sources import MAY_PASS, ImageSource, UnreadableImage, open_source
 from soco_lib.fields import require
 from soco_lib.runs import machine
+from soco_lib.runs.files import replacing, writable
 from soco_lib.runs.folder import write_json
 
 FORMAT = 1
+#: Fewer images than this may be unavailable still when a store is completed by those that are there again.
+FEW = 16
 FILES = ("boxes.npy", "offsets.npy", "sizes.npy", "images.parquet")
 #: Images that are looked at of a store that an earlier reader made: all of a small set.
 LOOKED_AT = 4096
 
 
+class _Rows:
+    """Rows of a .npy file, each slice read by its position: were the file mapped, somebody who cuts it short meanwhile
+    would end the process (a bus error). Processes share the pages all the same, as the system's cache.
+    """
+
+    def __init__(self, path: Path, kind: str, *shape: int):
+        self.path, self.kind, self.tail = path, np.dtype(kind), shape[1:]
+        self.row = self.kind.itemsize * math.prod(self.tail)
+        self.file = open(path, "rb", buffering=0)
+        version = np.lib.format.read_magic(self.file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        there, fortran, found = read(self.file)
+        self.begin, size = self.file.tell(), os.fstat(self.file.fileno()).st_size
+        wanted = self.begin + self.row * shape[0]
+        if (there, found, fortran, size) != (shape, self.kind, False, wanted):
+            raise ValueError(f"it holds {there} {found} in {size} bytes, not {shape} {kind} in {wanted}")
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        first, count = int(rows.start), int(rows.stop) - int(rows.start)
+        data = os.pread(self.file.fileno(), count * self.row, self.begin + first * self.row) if count > 0 else b""
+        if first < 0 or count < 0 or len(data) < count * self.row:
+            raise BookError(
+                f"{self.path} was changed while it was read: delete its folder and build the proposals again"
+            )
+        return np.frombuffer(data, self.kind).reshape(count, *self.tail)
+
+
 @dataclass(frozen=True, eq=False)
 class ProposalStore:
-    """A complete store. Opening reads a few hundred bytes; each process maps the arrays on first use."""
+    """A complete store. Opening reads a few hundred bytes, and compares the files' sizes with what they must be."""
 
     path: Path
     meta: dict  # store.json
@@ -63,40 +96,58 @@ class ProposalStore:
             meta = json.loads((path / "store.json").read_text())
         except ValueError:
             raise BookError(f"{path}/store.json is damaged: {again}") from None
-        found = meta.get("format")
+        except OSError as error:
+            raise BookError(f"{path}/store.json cannot be read ({error.strerror}): allow it") from None
+        found = meta.get("format") if isinstance(meta, dict) else None
         require(found == FORMAT, f"{path} has store format {found}, this is {FORMAT}: {again}")
         gone = [name for name in FILES if not (path / name).is_file()]
         require(not gone, f"{path} lacks {', '.join(gone)}: {again}")
-        return cls(path, meta)
+        store = cls(path, meta)
+        try:
+            for name in FILES[:3]:
+                getattr(
+                    store, f"_{name.removesuffix('.npy')}"
+                )  # opened, and its size compared with what store.json says
+            name = FILES[3]
+            with open(path / name, "rb") as file:
+                file.seek(-4, os.SEEK_END)
+                require(file.read() == b"PAR1", f"{path}/images.parquet was cut short: {again}")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise (
+                error if isinstance(error, BookError) else BookError(f"{path}/{name} is damaged ({error}): {again}")
+            ) from None
+        return store
 
     def __len__(self) -> int:
         return self.meta["images"]
 
     def __getstate__(self) -> dict:
-        return {"path": self.path, "meta": self.meta}  # workers map the files themselves
+        return {"path": self.path, "meta": self.meta}  # workers open the files themselves
 
-    def _map(self, name: str) -> np.ndarray:
-        return np.load(self.path / name, mmap_mode="r").view(np.ndarray)  # slices of np.memmap itself are slow
-
-    _boxes = functools.cached_property(lambda self: self._map("boxes.npy"))
-    _offsets = functools.cached_property(lambda self: self._map("offsets.npy"))
-    _sizes = functools.cached_property(lambda self: self._map("sizes.npy"))
+    _boxes = functools.cached_property(lambda self: _Rows(self.path / "boxes.npy", "<f4", self.meta["boxes"], 4))
+    _offsets = functools.cached_property(lambda self: _Rows(self.path / "offsets.npy", "<i8", self.meta["images"] + 1))
+    _sizes = functools.cached_property(lambda self: _Rows(self.path / "sizes.npy", "<i4", self.meta["images"], 2))
 
     def boxes(self, index: int) -> np.ndarray:
-        """(n, 4) float32 boxes of image `index`: a read-only view of the file; empty when the image is unreadable."""
+        """(n, 4) float32 boxes of image `index`, read-only; empty when the image is unreadable."""
         self._within(index)
-        return self._boxes[self._offsets[index] : self._offsets[index + 1]]
+        first, last = self._offsets[index : index + 2]
+        return self._boxes[first:last]
 
     def size(self, index: int) -> tuple[int, int]:
         """(width, height) of image `index` in pixels; (0, 0) when it is unreadable."""
         self._within(index)
-        width, height = self._sizes[index]
+        ((width, height),) = self._sizes[index : index + 1]
         return int(width), int(height)
 
     @functools.cached_property
     def readable(self) -> np.ndarray:
         """(N,) bool: the image could be read, and so has boxes."""
-        return np.diff(self._offsets) > 0
+        offsets = self._offsets[0 : len(self) + 1]
+        counts, ends = np.diff(offsets), (offsets[0], offsets[-1])
+        sound = ends == (0, self.meta["boxes"]) and (counts >= 0).all()
+        require(sound, f"{self.path}/offsets.npy is damaged: delete the folder and build the proposals again")
+        return counts > 0
 
     def _within(self, index: int) -> None:
         if not 0 <= index < len(self):
@@ -106,13 +157,18 @@ class ProposalStore:
         """images.parquet as a pandas frame: key, width, height, count, status, error. Reads the whole file."""
         import pandas  # not in every worker
 
-        return pandas.read_parquet(self.path / "images.parquet")
+        try:
+            return pandas.read_parquet(self.path / "images.parquet")
+        except (OSError, ValueError) as error:
+            again = "delete the folder and build the proposals again"
+            raise BookError(f"{self.path}/images.parquet is damaged ({str(error).splitlines()[0]}): {again}") from None
 
     def check(self, source: ImageSource) -> None:
         """Raise BookError unless the store was built from the images of `source`, by name and in order, and from the
         same pixels: of a store that an earlier reader made (see decoding.py), at most LOOKED_AT images are looked at.
         """
         if self.meta["fingerprint"] == source.fingerprint:
+            _same_images(self.path, self.meta.get("sample", {}), self.meta["source"], source)
             if self.meta.get("reader", 1) != READER:
                 self._check_pixels(source)
             return
@@ -120,7 +176,8 @@ class ProposalStore:
         a, b = next((a, b) for a, b in pairs if a != b)
         raise BookError(
             f"proposals in {self.path} (of {self.meta['source']}, {len(self)} images) do not belong to {source.spec} "
-            f"({len(source)} images): first difference {a!r} there, {b!r} here; build them for these images"
+            f"({len(source)} images): first difference {a!r} there, {b!r} here; delete {self.path} to build them for "
+            "these images there, or give PROPOSALS= another folder"
         )
 
     def _check_pixels(self, source: ImageSource) -> None:
@@ -137,7 +194,7 @@ class ProposalStore:
 
     def summary(self) -> dict:
         """Images, boxes, images of each status, and quantiles of the number of boxes in a readable image."""
-        counts = np.diff(self._offsets)[self.readable]
+        counts = np.diff(self._offsets[0 : len(self) + 1])[self.readable]
         quantiles = {f"boxes_q{q:02d}": float(np.quantile(counts, q / 100)) for q in (5, 25, 50, 75, 95)}
         return {"images": len(self), "boxes": self.meta["boxes"], **self.meta["status"], **quantiles}
 
@@ -167,8 +224,9 @@ def assemble(out: Path, source: ImageSource, essence: dict, shard_size: int, mak
         store = ProposalStore.open(out)
         _same_settings(out, store.meta["config"], essence)
         store.check(source)
-        say(f"{out}: found complete, {len(store)} images, {store.meta['boxes']} boxes")
-        return store
+        if part != (0, 1) or not _retry(out, store, source, essence, shard_size, say):
+            say(f"{out}: found complete, {len(store)} images, {store.meta['boxes']} boxes")
+            return store
     if out.is_dir() and not (out / "shards").is_dir() and any(out.iterdir()):
         raise BookError(f"{out} holds files that are not proposals: choose a new or empty folder")
     shards = _plan(out, source, essence, shard_size)
@@ -177,6 +235,51 @@ def assemble(out: Path, source: ImageSource, essence: dict, shard_size: int, mak
             return _merge(out, shards, source, essence, say)
     say(f"{out}: complete, merged by another participant")
     return ProposalStore.open(out)
+
+
+def _retry(out: Path, store: ProposalStore, source: ImageSource, essence: dict, shard_size: int, say) -> bool:
+    """Whether images that were unavailable when the store was made are there now: it is then as one that was begun, and
+    lacks the shards with these images.
+    """
+    if not store.meta["status"]["error"]:
+        return False
+    table = store.table()
+    gone = np.flatnonzero(table["error"].str.contains(MAY_PASS, regex=False))
+    back = [index for index in gone.tolist() if _there(source, index)]
+    if not back:
+        return False
+    if len(gone) - len(back) >= FEW:
+        say(f"{out}: {len(back)} of {len(gone)} images that were unavailable are there now: run again when all are")
+        return False
+    say(f"{out}: {len(back)} of {len(gone)} images that were unavailable are there now; proposing for them")
+    shards, seconds = _plan(out, source, essence, shard_size), store.meta["core_seconds"]
+    for shard in shards:
+        if set(shard_range(shard)).isdisjoint(back):
+            rows = (table.iloc[index] for index in shard_range(shard))
+            made = ((store.size(index), store.boxes(index), row["status"], row["error"])
+                    for index, row in zip(shard_range(shard), rows))  # fmt: skip
+            write_shard(shard, made, seconds * len(shard_range(shard)) / len(store))
+    (out / "store.json").unlink()
+    return True
+
+
+def _there(source: ImageSource, index: int) -> bool:
+    try:
+        source.read(index)
+    except UnreadableImage:
+        return False
+    return True
+
+
+def _same_images(where: Path, then: dict[str, str], of: str, source: ImageSource) -> None:
+    """Raise BookError where most of the images that were looked at when proposals were begun are others now: data sets
+    number their images alike.
+    """
+    now = source.sample() if then else {}
+    others = [key for key in then.keys() & now.keys() if then[key] != now[key]]
+    alike = f"proposals in {where} (of {of}) are of other images with the same names as those of {source.spec}"
+    few = len(others) <= len(then.keys() & now.keys()) / 2
+    require(few, f"{alike}, e.g. {sorted(others)[:1]}: delete it, or give PROPOSALS= another folder")
 
 
 def _same_settings(where: Path, there: dict, asked: dict) -> None:
@@ -189,11 +292,26 @@ def _plan(out: Path, source: ImageSource, essence: dict, shard_size: int) -> lis
     """The shards of this build; one that was begun keeps its shard size and must be of the same images and settings."""
     plan, asked = out / "shards" / "plan.json", {"fingerprint": source.fingerprint, "reader": READER, **essence}
     if not plan.is_file():
-        plan.parent.mkdir(parents=True, exist_ok=True)
-        write_json(plan, {"shard_size": shard_size, "of": asked})
-    begun = json.loads(plan.read_text())
+        with writable(out):
+            plan.parent.mkdir(parents=True, exist_ok=True)
+        write_json(plan, {"shard_size": shard_size, "of": asked, "sample": source.sample(), "source": source.spec})
+    try:
+        begun = json.loads(plan.read_text())
+        begun["of"], begun["shard_size"]
+    except (ValueError, KeyError, TypeError):
+        raise BookError(f"{plan} is damaged: delete {out} and build the proposals again") from None
     _same_settings(out, begun["of"], asked)
+    _same_images(out, begun.get("sample", {}), begun.get("source", "other images"), source)
     return shard_paths(plan.parent, len(source), begun["shard_size"])
+
+
+def _read_shard(shard: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(shard) as file:
+            return dict(file)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        shard.unlink(missing_ok=True)
+        raise BookError(f"{shard} was damaged, and is removed: run again, which makes it anew") from None
 
 
 def _merge(out: Path, shards: list[Path], source: ImageSource, essence: dict, say) -> ProposalStore:
@@ -201,44 +319,50 @@ def _merge(out: Path, shards: list[Path], source: ImageSource, essence: dict, sa
     import pyarrow
     import pyarrow.parquet
 
-    counts = np.concatenate([np.load(shard)["count"] for shard in shards])
+    counts = np.concatenate([_read_shard(shard)["count"] for shard in shards])
     if not counts.any():
-        error = np.load(shards[0])["error"][0]
+        error = _read_shard(shards[0])["error"][0]
         shutil.rmtree(out / "shards")  # or a rerun would find these failures made
         raise BookError(f"none of the {len(source)} images of {source.spec} can be read (first: {error}): check them")
     offsets = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
-    boxes = open(out / "boxes.npy", "wb")  # written on and on: pages of a map would count as this process's memory
-    header = {"descr": "<f4", "fortran_order": False, "shape": (int(offsets[-1]), 4)}
-    np.lib.format.write_array_header_1_0(boxes, header)
     sizes, status = np.empty((len(counts), 2), np.int32), np.zeros(len(STATUSES), int)
-    seconds, first, writer = 0.0, 0, None
-    for path in shards:
-        with np.load(path) as file:
-            shard = dict(file)
-        last = first + len(shard["count"])
-        boxes.write(shard["boxes"].astype("<f4", copy=False))
-        sizes[first:last] = shard["size"]
-        status += np.bincount(shard["status"], minlength=len(STATUSES))
-        seconds += float(shard["seconds"])
-        rows = pyarrow.table({
-            "key": list(source.keys[first:last]),
-            "width": shard["size"][:, 0],
-            "height": shard["size"][:, 1],
-            "count": shard["count"],
-            "status": [STATUSES[code] for code in shard["status"]],
-            "error": [str(text) for text in shard["error"]],
-        })  # fmt: skip
-        writer = writer or pyarrow.parquet.ParquetWriter(out / "images.parquet", rows.schema)
-        writer.write_table(rows)
-        first = last
-    writer.close()
-    boxes.close()
-    np.save(out / "offsets.npy", offsets)
-    np.save(out / "sizes.npy", sizes)
+    seconds, first = 0.0, 0
+    text, number = pyarrow.string(), pyarrow.int32()
+    kinds = {"key": text, "width": number, "height": number, "count": number, "status": text, "error": text}
+    with (
+        replacing(
+            out / "boxes.npy", "wb"
+        ) as boxes,  # written on and on: pages of a map would count as this process's memory
+        replacing(out / "images.parquet", "wb") as file,
+        pyarrow.parquet.ParquetWriter(file, pyarrow.schema(kinds)) as writer,
+    ):
+        header = {"descr": "<f4", "fortran_order": False, "shape": (int(offsets[-1]), 4)}
+        np.lib.format.write_array_header_1_0(boxes, header)
+        for path in shards:
+            shard = _read_shard(path)
+            last = first + len(shard["count"])
+            boxes.write(shard["boxes"].astype("<f4", copy=False))
+            sizes[first:last] = shard["size"]
+            status += np.bincount(shard["status"], minlength=len(STATUSES))
+            seconds += float(shard["seconds"])
+            rows = pyarrow.table({
+                "key": list(source.keys[first:last]),
+                "width": shard["size"][:, 0],
+                "height": shard["size"][:, 1],
+                "count": shard["count"],
+                "status": [STATUSES[code] for code in shard["status"]],
+                "error": [str(text) for text in shard["error"]],
+            })  # fmt: skip
+            writer.write_table(rows)
+            first = last
+    for name, array in (("offsets.npy", offsets), ("sizes.npy", sizes)):
+        with replacing(out / name, "wb") as file:
+            np.save(file, array)
     versions = {"numpy": np.__version__, "opencv": cv2.__version__, "pyarrow": pyarrow.__version__}
     meta = {
         "format": FORMAT, "reader": READER, "config": essence, "source": source.spec, "fingerprint": source.fingerprint,
         "images": len(counts), "boxes": int(offsets[-1]), "status": dict(zip(STATUSES, map(int, status))),
+        "sample": source.sample(),
         "core_seconds": round(seconds, 3), "versions": {"python": sys.version.split()[0], **versions},
     }  # fmt: skip
     write_json(out / "store.json", meta)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from pycocotools import mask as rle
 
 from soco_lib.fields import require
-from soco_lib.figures.plots import COLOURS, draw_boxes, panel_grid
+from soco_lib.figures.plots import COLOURS, draw_boxes, panel_grid, plain
 from soco_lib.transfer.errors import KINDS, ErrorKinds
 from soco_lib.transfer.predictions import Predictions, read
 
@@ -50,7 +50,7 @@ def _panel(ax, image: np.ndarray, objects: list[dict], classes: dict[int, str], 
     boxes[:, 2:] += boxes[:, :2]
     labels = [classes[o["category_id"]] + (f" {o['score']:.2f}" if "score" in o else "") for o in objects]
     draw_boxes(ax, _overlay(image, masks, colours), boxes, colours, labels, width=1.2)
-    ax.set_title(title, fontsize=9)
+    ax.set_title(plain(title), fontsize=9)
 
 
 def draw_predictions(folder: str | Path, n: int = 4, seed: int = 0, score: float = 0.3, most: int = 10) -> Figure:
@@ -71,7 +71,7 @@ def draw_predictions(folder: str | Path, n: int = 4, seed: int = 0, score: float
         pixels, kept = seen.pixels(image), seen.of_image(image["id"], score, most)
         _panel(left, pixels, truth[image["id"]], classes, "ground truth")
         _panel(right, pixels, kept, classes, f"{len(kept)} prediction{'s' * (len(kept) != 1)}")
-    figure.suptitle(seen.label, fontsize=10)
+    figure.suptitle(plain(seen.label), fontsize=10)
     return figure
 
 
@@ -108,7 +108,7 @@ def class_bars(values: dict[str, dict[str, float]], title: str, label: str, most
         ax.plot(
             [points.get(name, math.nan) for name in shown], range(len(shown)), mark, ms=4, color=COLOURS[4], label=other
         )
-    ax.set_yticks(range(len(shown)), shown, fontsize=8)
+    ax.set_yticks(range(len(shown)), [plain(name) for name in shown], fontsize=8)
     ax.set_ylim(len(shown) - 0.4, -0.6)
     ax.tick_params(axis="x", labelsize=8)
     ax.axvline(0, color="0.3", lw=0.8)
@@ -120,7 +120,7 @@ def class_bars(values: dict[str, dict[str, float]], title: str, label: str, most
     ax.set_xlabel("; ".join([label, *notes]), fontsize=8)
     if others:
         ax.legend(fontsize=8)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(plain(title), fontsize=10)
     return figure
 
 
@@ -144,7 +144,7 @@ def error_bars(kinds: dict[str, ErrorKinds], title: str) -> Figure:
         ax.grid(axis="x", alpha=0.3)
     if len(kinds) > 1:
         axes[1].legend(fontsize=8)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(plain(title), fontsize=10)
     return figure
 
 
@@ -167,5 +167,7 @@ def contact_sheet(seen: Predictions, n: int = 24, seed: int = 0, most: int = 20,
         shown, scale = ax.images[0], SIDE / max(image["height"], image["width"])
         if scale < 1:  # boxes keep their coordinates
             shown.set_data(cv2.resize(shown.get_array(), None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA))
-    figure.suptitle(f"{seen.label}; {len(chosen)} of {len(images)} images, {len(hit)} with a detection", fontsize=10)
+    figure.suptitle(
+        f"{plain(seen.label)}; {len(chosen)} of {len(images)} images, {len(hit)} with a detection", fontsize=10
+    )
     return figure

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -14,6 +15,16 @@ from soco_lib.views import ViewSample
 
 #: One colour an object, the same in every view (Okabe-Ito, distinguishable without colour vision of red and green).
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#0072B2", "#FFFFFF")
+
+
+#: Fonts with Chinese, Japanese and Korean letters, which matplotlib's own has not: those that are installed follow it.
+CJK = ("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Droid Sans Fallback", "PingFang SC", "SimHei")
+plt.rcParams["font.family"] = ["sans-serif", *({*CJK} & {font.name for font in font_manager.fontManager.ttflist})]
+
+
+def plain(text: str) -> str:
+    """Text of the user's, such as a class's or a file's name, for matplotlib, which would set `$...$` as a formula."""
+    return str(text).replace("$", r"\$")
 
 
 def draw_boxes(ax, image: np.ndarray, boxes: np.ndarray, colours=None, labels=None, width: float = 2.0) -> None:
@@ -27,7 +38,7 @@ def draw_boxes(ax, image: np.ndarray, boxes: np.ndarray, colours=None, labels=No
         ax.add_patch(Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, ec=colour, lw=width))
         if labels is not None:
             style = dict(fontsize=7, color="black", va="top", bbox=dict(fc=colour, ec="none", pad=1))
-            ax.text(x1 + 1, y1 + 1, labels[i], **style)
+            ax.text(x1 + 1, y1 + 1, plain(labels[i]), **style)
 
 
 def panel_grid(count: int, columns: int, width: float, height: float, more: float = 0.0) -> tuple[Figure, np.ndarray]:

@@ -1,6 +1,7 @@
 """A run: its folder, record, log, checkpoints, processes, and how they are started and fed.
 
 checkpoint  a run's state on disk, written whole; the newest sound one, the same for every process
+files       written whole or not at all; a full disk in one sentence
 folder      run folders: run.json, log.jsonl, metrics.json
 launch      from a run folder to processes: one, torchrun, SLURM; MODULES says which kind of run is whose
 loader      batches for a run: shared memory, workers that die or deliver nothing

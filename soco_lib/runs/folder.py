@@ -9,23 +9,23 @@ results/<name>/run.json      what was run, where, by which code, in which state
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.metadata
 import itertools
 import json
 import os
 import platform
 import re
-import socket
 import subprocess
 import time
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import IO
 
 from soco_lib import ROOT, BookError
 from soco_lib.fields import differences, essence, identity, require, to_dict
 from soco_lib.runs import locks
+from soco_lib.runs.files import replacing, writable
 
 #: Packages whose versions a record keeps.
 PACKAGES = "torch torchvision numpy opencv-contrib-python-headless sal-detectron2 detectron2 pycocotools lvis papermill"
@@ -33,23 +33,6 @@ PACKAGES = "torch torchvision numpy opencv-contrib-python-headless sal-detectron
 TIME = "%Y-%m-%dT%H:%M:%S%z"
 #: Keys of a processor's design in /proc/cpuinfo, on x86 and on ARM -> their names in records.
 DESIGN = {"cpu family": "family", "model": "model", "CPU implementer": "implementer", "CPU part": "part"}
-
-
-@contextlib.contextmanager
-def replacing(path: Path, mode: str = "w") -> Iterator[IO]:
-    """A file to write that takes the place of `path` when the block ends, on the disk and whole: readers see the old
-    file or the new one, and a writer that fails or is killed leaves the old one.
-    """
-    # Several machines may write the same file on a network disk.
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}")
-    try:
-        with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -73,11 +56,27 @@ def read_json(path: Path):
         raise BookError(f"{path} is not valid JSON ({error}): delete it and run again") from None
 
 
-def _git(*args: str) -> str:
+def _git(*args: str) -> str | None:
+    """What git says of the checkout; None where it is missing or refuses. The checkout may be another user's: its code
+    runs here anyway. Variables as a hook of git has them would lead to another repository.
+    """
+    words = ["git", "-c", f"safe.directory={ROOT}", "-C", ROOT, *args]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
-        return subprocess.run(["git", "-C", ROOT, *args], capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
+        return subprocess.run(words, capture_output=True, text=True, check=True, env=environment).stdout.strip()
+    except (OSError, ValueError, subprocess.CalledProcessError):
+        return None
+
+
+def code() -> dict:
+    """Commit of the checkout and whether files differ from it; None is unknown: without git, or for an unpacked
+    archive, also one inside another repository. What runs leave in results/ is no change of the code.
+    """
+    top = _git("rev-parse", "--show-toplevel")
+    if not top or not os.path.exists(top) or not os.path.samefile(top, ROOT):
+        return {"commit": None, "dirty": None}
+    changes = _git("status", "--porcelain", "--", ".", ":(exclude)results")
+    return {"commit": _git("rev-parse", "--verify", "HEAD"), "dirty": None if changes is None else bool(changes)}
 
 
 def processor(cpuinfo: str) -> str:
@@ -98,7 +97,7 @@ def one_kind(processors: Iterable[str]) -> bool:
 
 
 def provenance() -> dict:
-    """Code (commit, dirty flag), package versions and hardware of this process."""
+    """Code (see `code`), package versions and hardware of this process."""
     import torch  # here, because reading records needs no torch
 
     versions = {"python": platform.python_version()}
@@ -106,9 +105,8 @@ def provenance() -> dict:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     cpuinfo = Path("/proc/cpuinfo")
-    changes = _git("status", "--porcelain", "--", ".", ":(exclude)results")  # what runs write is no change of the code
     return {
-        "git": {"commit": _git("rev-parse", "HEAD"), "dirty": bool(changes)},
+        "git": code(),
         "versions": versions,
         "hardware": {
             "cpu": processor(cpuinfo.read_text() if cpuinfo.exists() else ""),
@@ -153,10 +151,8 @@ class Run:
                 return run
             run.record["config"] = plain
         else:
-            try:
+            with writable(f"the results folder {folder}"):
                 folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise BookError(f"cannot write the results folder {folder}: {error.strerror}") from None
             run = cls(folder, {"name": name, "kind": kind, "config": plain, "identity": identity(config)})
             run.record |= {"status": "created", "sessions": []}
         run.write()
@@ -189,7 +185,8 @@ class Run:
         """Take the folder for this process until `end` or its own end. Raises BookError when another process has it,
         and for a file system without locks.
         """
-        self._lock = locks.lockable(self.folder / ".lock")
+        with writable(self.folder):
+            self._lock = locks.lockable(self.folder / ".lock")
         held = weakref.ref(self._lock)  # a killed process's loader workers must not keep the lock
         os.register_at_fork(after_in_child=lambda: (file := held()) and file.close())
         if not locks.take(self._lock):
@@ -214,9 +211,13 @@ class Run:
             self._lock.close()
 
     def log(self, row: dict) -> None:
-        """Append a row to log.jsonl."""
-        with open(self.folder / "log.jsonl", "a") as file:
-            file.write(json.dumps(row) + "\n")
+        """Append a row to log.jsonl, whole or not at all. Raises BookError where it cannot be written."""
+        path = self.folder / "log.jsonl"
+        with writable(path), open(path, "ab", buffering=0) as file:
+            line, before = (json.dumps(row) + "\n").encode(), os.fstat(file.fileno()).st_size
+            if file.write(line) < len(line):
+                file.truncate(before)  # or the next row would be glued to a part of this one
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def rows(self) -> list[dict]:
         """Rows of log.jsonl, one a step, without torn lines; of a step that a resumed run repeated the last values."""

@@ -26,6 +26,7 @@ import pandas as pd
 from soco_lib import BookError
 from soco_lib.fields import require
 from soco_lib.runs import locks
+from soco_lib.runs.files import unwritable
 from soco_lib.runs.folder import Run, read_json, write_text
 
 #: How runs say that their loss left the finite numbers where the session names no `diverged_at`: a result, no failure.
@@ -166,7 +167,8 @@ def writing(folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
-        raise BookError(f"cannot write the results folder {folder}: {error.strerror}") from None
+        told = unwritable(error, f"the results folder {folder}")
+        raise told or BookError(f"cannot write the results folder {folder}: {error.strerror}") from None
 
 
 # --- state, cost and provenance ---------------------------------------------------------------------------------------
@@ -228,7 +230,7 @@ def hardware(session: dict) -> str:
 def commit(session: dict) -> str:
     """Of the code that a session ran, shortened; "+changes" where the checkout had others."""
     git = session.get("git", {})
-    return git.get("commit", "")[:10] + "+changes" * bool(git.get("dirty"))
+    return (git.get("commit") or "")[:10] + "+changes" * bool(git.get("dirty"))
 
 
 def cost(run: Run) -> dict:

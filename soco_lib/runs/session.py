@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from soco_lib import BookError
-from soco_lib.runs import loader, processes, stop
+from soco_lib.runs import files, loader, processes, stop
 from soco_lib.runs.folder import Run, write_text
 from soco_lib.runs.stop import STOPPED, Stopped
 
@@ -82,6 +82,7 @@ def main(description: str, work: Callable[[Run, processes.Process, Sequence], di
         # torchrun sends SIGTERM as soon as another process has ended: how this one ended is recorded first.
         before = {number: signal.signal(number, signal.SIG_IGN) for number in stop.SIGNALS}
         error = loader.reason(raised)
+        error = files.unwritable(error) or error
         if isinstance(error, KeyboardInterrupt):
             error = Stopped("stopped at once: run again to go on from the last checkpoint")
         message = str(error) if isinstance(error, BookError) else f"{type(error).__name__}: {error}"
@@ -90,7 +91,10 @@ def main(description: str, work: Callable[[Run, processes.Process, Sequence], di
         traceback.clear_frames(raised.__traceback__)  # releases the loader
         if ours:
             diverged = {"diverged_at": error.step} if isinstance(error, Diverged) else {}
-            run.end("stopped" if isinstance(error, Stopped) else "failed", error=message, **diverged)
+            try:
+                run.end("stopped" if isinstance(error, Stopped) else "failed", error=message, **diverged)
+            except BookError as unrecorded:  # on a full disk the record stays as it was: as of a killed process
+                print(f"{unrecorded}; how the run ended is not recorded", file=sys.stderr, flush=True)
         for number, handler in before.items():
             signal.signal(number, handler)
         if not isinstance(error, BookError):

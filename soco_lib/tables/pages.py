@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pandas as pd
+
+
+def cell(value):
+    """A value for a cell: a `|` in text would begin another one, and `<b>` would be a tag."""
+    return re.sub(r"<(?=[A-Za-z/!])", "&lt;", value.replace("|", r"\|")) if isinstance(value, str) else value
 
 
 def markdown(part: pd.DataFrame, left: int | None = None) -> str:
@@ -10,7 +17,7 @@ def markdown(part: pd.DataFrame, left: int | None = None) -> str:
     come).
     """
     align = None if left is None else ["left"] * left + ["right"] * (len(part.columns) - left)
-    filled = part.astype(object).where(part.notna(), "")
+    filled = part.astype(object).where(part.notna(), "").map(cell).rename(columns=cell)
     return filled.to_markdown(index=False, colalign=align, disable_numparse=True)
 
 

@@ -10,13 +10,21 @@ from pathlib import Path
 import yaml
 
 from soco_lib import locate
-from soco_lib.config import PRECISIONS
-from soco_lib.fields import changed, from_dict, one_of, require
+from soco_lib.config import PRECISIONS, SIDES
+from soco_lib.fields import MANY, SEEDS, TINY, changed, from_dict, in_range, one_of, require, tidy
 from soco_lib.transfer.datasets import LAYOUTS, usage
 
 SOLVERS = ("sgd", "adamw")
 REACHES = ("accumulate", "scale")
 PROFILES = ("paper", "toy")
+#: Limits, both allowed, of the numbers of a Transfer.
+LIMITS = {
+    "iterations": (1, MANY), "warmup": (0, MANY), "batch": (1, MANY), "micro_batch": (0, MANY), "lr": (TINY, 1e30),
+    "momentum": (0, 0.99999), "weight_decay": (0, 1), "clip_gradients": (0, MANY), "max_size": SIDES,
+    "test_size": SIDES, "precise_bn": (0, 10_000), "eval_every": (0, MANY), "labelled": (TINY, MANY),
+    "seed": (0, SEEDS),
+    "workers": (0, 1024), "log_every": (1, MANY), "save_every": (1, MANY), "keep": (1, MANY),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,19 +64,14 @@ class Transfer:
     profile: str = "paper"  # the label that every table and figure of this run carries
 
     def __post_init__(self):
+        tidy(self, "train", "test", "init")
         one_of("network", self.network, ("online", "target"))
         one_of("optimizer", self.optimizer, SOLVERS)
         one_of("reach", self.reach, REACHES)
         one_of("precision", self.precision, PRECISIONS)
-        for name in ("iterations", "batch", "max_size", "test_size", "log_every", "save_every", "keep"):
-            require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("warmup", "precise_bn", "eval_every", "workers", "clip_gradients", "weight_decay", "seed"):
-            require(getattr(self, name) >= 0, f"{name}={getattr(self, name)} may not be negative")
-        require(self.lr > 0, f"lr={self.lr} must be positive")
-        positive = f"labelled={self.labelled} must be positive: a share up to 1, else a number of images"
-        require(self.labelled > 0, positive)
-        sides = bool(self.min_sizes) and min(self.min_sizes) > 0
-        require(sides, f"min_sizes={self.min_sizes} needs at least one side in pixels")
+        in_range(self, LIMITS)
+        sides = bool(self.min_sizes) and SIDES[0] <= min(self.min_sizes) and max(self.min_sizes) <= SIDES[1]
+        require(sides, f"min_sizes={self.min_sizes} needs at least one side, each of {SIDES[0]} to {SIDES[1]} pixels")
         ordered = all(a < b for a, b in zip((0, *self.milestones), (*self.milestones, 1)))
         require(ordered, f"milestones={self.milestones} must rise inside (0, 1): they are shares of the iterations")
 

@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader
 
 from soco_lib.fields import to_dict
 from soco_lib.runs import checkpoint, loader, processes, session, stop
-from soco_lib.runs.folder import Run, replacing
+from soco_lib.runs.files import replacing
+from soco_lib.runs.folder import Run
 from soco_lib.runs.machine import peak_memory
 from soco_lib.transfer.batches import AHEAD, Accumulator, Reach, Samples
 from soco_lib.transfer.detectron import DetectionData
@@ -156,10 +157,11 @@ class FineTuner(Accumulator):
 
     def restore(self, state: dict) -> None:
         """Take over a checkpoint's contents, which the caller should then let go: network and optimiser in size."""
-        self.detector.load_state_dict(state["model"])
-        self.load_state_dict(state["trainer"])
-        if state["loss_normalizer"] is not None:
-            self.detector.loss_normalizer = state["loss_normalizer"]
+        with checkpoint.fitting(self.folder, state["step"]):
+            self.detector.load_state_dict(state["model"])
+            self.load_state_dict(state["trainer"])
+            if state["loss_normalizer"] is not None:
+                self.detector.loss_normalizer = state["loss_normalizer"]
 
     def build_hooks(self, again: DataLoader) -> list:
         """After each step: rate, our row, precise BN (on the images of `again`), saving, evaluation, TensorBoard."""

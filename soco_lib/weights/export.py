@@ -12,6 +12,7 @@ from torch import Tensor
 from soco_lib import BookError
 from soco_lib.fields import one_of, require
 from soco_lib.runs import checkpoint
+from soco_lib.runs.files import replacing, writable
 from soco_lib.weights.foreign import BACKBONE, LAYOUTS, RESNET, rename
 from soco_lib.weights.load import NETWORKS, checkpoint_file, own_weights
 
@@ -42,8 +43,10 @@ def export(path: str | Path, out: str | Path, network: str = "online", layout: s
         content = {"model": dict(tensors), "__author__": "soco-book", "matching_heuristics": False}
     else:
         content = _torchvision(tensors) if layout == "torchvision" else _soco(state["model"])
-    out.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(content, out)
+    with writable(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(out, "wb") as file:
+        torch.save(content, file)
     return out
 
 

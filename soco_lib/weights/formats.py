@@ -16,6 +16,7 @@ from torch import Tensor
 
 from soco_lib import BookError, locate
 from soco_lib.fields import require
+from soco_lib.runs.files import require_intact
 
 _array, _scalar = np.empty(0).__reduce__()[0], np.float32(0).__reduce__()[0]
 _buffer = np.empty(1).__reduce_ex__(5)[0]
@@ -101,6 +102,8 @@ def read(path: str | Path, trust: bool = False) -> dict:
     path = locate(path)
     require(path.is_file(), f"no file {path}")
     try:
+        if not trust:
+            require_intact(path)
         content = _state(_unpacked(path, trust))
     except BookError:
         raise
@@ -115,7 +118,7 @@ def read(path: str | Path, trust: bool = False) -> dict:
         if isinstance(error, ModuleNotFoundError):
             raise BookError(f"{path} holds objects of the package {error.name!r}: install it to convert it") from None
         said = (str(error).splitlines() or [repr(error)])[0]
-        raise BookError(f"{path} cannot be read as weights ({said})") from None
+        raise BookError(f"{path} cannot be read as weights ({said}): copy or download it again") from None
     require(isinstance(content, Mapping), f"{path} holds a {type(content).__name__}, not a dictionary of tensors")
     return dict(content)
 

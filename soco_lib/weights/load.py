@@ -7,6 +7,7 @@ loaded, new in the detector, left behind in the file, or an error; none is dropp
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,6 +60,7 @@ def read_weights(path: str | Path, network: str = "online", layout: str = "") ->
     if content.get("format") == checkpoint.FORMAT:
         return own_weights(content, file, network)
     found = translate(content, file, network, layout)
+    checkpoint.check_numbers(found.tensors, file)
     row = found.layout
     source = f"{file} ({row.what}{f', {network} network' if len(row.networks) > 1 else ''})"
     read_as = f"it was read as layout {row.name!r} (soco_lib/weights/foreign.py)"
@@ -68,6 +70,11 @@ def read_weights(path: str | Path, network: str = "online", layout: str = "") ->
 
 def own_weights(state: dict, file: Path, network: str) -> Weights:
     """Weights of a pretraining's checkpoint; a key that no part of SoCo owns is left behind unexplained."""
+    checkpoint.check_parts(state, file, {"step": int, "config": Mapping, "model": Mapping})
+    cfg = state["config"]
+    known = cfg.get("alignment") in ALIGNMENTS and isinstance(cfg.get("detector"), str)
+    require(known, f"{file} holds no pretraining (its config names no alignment and detector): take one that does")
+    checkpoint.check_numbers(state["model"], file)
     tensors, left = {}, {}
     for key, value in state["model"].items():
         owner, _, rest = key.partition(".")
@@ -80,7 +87,6 @@ def own_weights(state: dict, file: Path, network: str) -> Weights:
             left[key] = "projector" if owner == network else f"{owner} network"
         else:
             left[key] = ""
-    cfg = state["config"]
     source = f"{file} ({network} network, step {state['step']})"
     return Weights(tensors, left, ALIGNMENTS[cfg["alignment"]].parts, source, cfg["detector"], state["step"])
 
