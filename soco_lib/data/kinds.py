@@ -121,6 +121,10 @@ class Findings:
         first = f", first {self.examples[kind][0]}" if self.examples[kind][0] else ""
         return f"{self.file}: {self.about[kind][1]} ({self.counts[kind]}{first})"
 
+    def record(self) -> dict:
+        """For run.json: kind -> how many, and what became of them."""
+        return {kind: {"count": count, "verdict": self.verdict(kind)} for kind, count in self.counts.items()}
+
     def check(self) -> None:
         """Raise BookError with the first kind that is refused."""
         for kind in self.refused[:1]:

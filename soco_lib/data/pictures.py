@@ -28,7 +28,7 @@ from soco_lib.data.archives import cache_folder
 from soco_lib.data.decoding import READER, decode
 from soco_lib.data.kinds import KEEPS, LEAVES_OUT, REFUSES, REPAIRS, Findings
 from soco_lib.data.sources import ImageSource
-from soco_lib.runs import machine
+from soco_lib.runs import locks, machine
 
 FORMAT = 1
 #: Pixels that OpenCV decodes at most.
@@ -179,10 +179,19 @@ def examine(
     """
     about = ABOUT if strict else _LENIENT
     file = cache_folder() / "checks" / f"{_fingerprint(pictures, labels, [FORMAT, READER, strict, deep])}.json"
+    with contextlib.ExitStack() as alone:
+        with contextlib.suppress(OSError, BookError):  # no folder, or no locks: each process looks for itself
+            file.parent.mkdir(parents=True, exist_ok=True)
+            locks.take(alone.enter_context(locks.lockable(file.with_suffix(".lock"))), wait=True)
+        return _examine(pictures, Findings(pictures.where, about=about), deep, file, say)
+
+
+def _examine(pictures: Pictures, found: Findings, deep: bool, file: Path, say: Callable) -> Findings:
+    """As `examine`; kept in `file`."""
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         kept = json.loads(file.read_text())
-        return Findings(pictures.where, kept["counts"], kept["examples"], about)
-    found, count, last = Findings(pictures.where, about=about), len(pictures.names), time.monotonic()
+        return Findings(pictures.where, kept["counts"], kept["examples"], found.about)
+    count, last = len(pictures.names), time.monotonic()
     with ThreadPoolExecutor(2 * machine.cores()) as pool:
         for i, kinds in enumerate(pool.map(lambda i: look(pictures, i, deep), range(count))):
             for kind in kinds:
@@ -193,12 +202,22 @@ def examine(
     stems = Counter(posixpath.splitext(name)[0].split(".")[0] for name in pictures.names if pictures.path(0) is None)
     found.add("two-pictures", [stem for stem, times in stems.items() if times > 1])
     with contextlib.suppress(OSError):  # no room, or not allowed: only time is lost
-        file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
             part = Path(scratch) / file.name
             part.write_text(json.dumps({k: v for k, v in asdict(found).items() if k in ("counts", "examples")}))
             os.replace(part, file)
     return found
+
+
+def examine_source(source: ImageSource, say: Callable = lambda line: None) -> dict:
+    """For the record: what is odd about a source's labels and pictures, of which what cannot be read is left out.
+
+    Raises BookError for what is refused.
+    """
+    found = source.findings, examine(Pictures.of(source), strict=False, say=say)
+    for part in found:
+        part.check()
+    return found[0].record() | found[1].record()
 
 
 def _fingerprint(pictures: Pictures, labels: Path | None, how: list) -> str:

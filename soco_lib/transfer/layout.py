@@ -6,11 +6,13 @@ A layout is one class, known by its `kind` from its definition on; nothing elsew
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from soco_lib.data.kinds import Findings
+from soco_lib.data.pictures import Pictures, examine
 from soco_lib.fields import require
 
 #: Images of a set whose existence is checked before a run starts.
@@ -66,6 +68,13 @@ class DataLayout:
     def read(self, rest: str) -> dict:
         """Set `source`, `root` and what is not the default; returns the set as a COCO dictionary. Raises BookError."""
         raise NotImplementedError
+
+    def examine_pictures(self, deep: bool = False, say: Callable = lambda line: None) -> Findings:
+        """What is odd about the pictures, all of them; an evaluator needs each (see pictures.examine)."""
+        names = [*self.sizes]
+        path = lambda i: self.root / names[i]
+        pictures = Pictures(str(self.root), names, path, lambda i: path(i).read_bytes(), lambda i: self.sizes[names[i]])
+        return examine(pictures, strict=True, deep=deep, labels=self.source, say=say)
 
     def records(self, name: str = "") -> list[dict]:
         """Detectron2's dataset dicts; `name` is the set's in Detectron2's catalogue."""
