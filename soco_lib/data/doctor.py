@@ -95,7 +95,8 @@ def _images(content: dict, found: Findings, size_of) -> None:
         found.add("image-twice", [f"image {i['id']}" for i in again if i == by_id[i["id"]]])
         content["images"] = images = [*by_id.values()]
     found.add("file-name-twice", _twice([image["file_name"] for image in images if "file_name" in image]))
-    _sizes(images, found, size_of)
+    if content.get("annotations"):
+        _sizes(images, found, size_of)
 
 
 def _sizes(images: list[dict], found: Findings, size_of) -> None:

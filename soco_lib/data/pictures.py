@@ -114,7 +114,8 @@ def _of_file(file, stated: Stated, deep: bool) -> list[str]:
     try:
         with Image.open(file) as image:
             form, mode, shape, bits = image.format, image.mode, image.size, image.tile[0][3] if image.tile else ""
-            orientation, depth = image.getexif().get(0x0112, 1), image.getbands()
+            late = form == "PNG" and "exif" not in image.info  # Pillow would decode it whole, to look behind its pixels
+            orientation, depth = 1 if late else image.getexif().get(0x0112, 1), image.getbands()
             swapped = form != "TIFF" and orientation in (5, 6, 7, 8)
     except Exception:  # by what is wrong in the file
         return ["file-no-image"]
