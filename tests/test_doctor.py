@@ -373,6 +373,16 @@ def test_a_check_is_kept_until_something_changes(tmp_path, monkeypatch):
     assert examine(pictures, True, labels=tmp_path / "a.json").counts == {"file-empty": 3}
 
 
+def test_a_link_that_loops_leaves_the_rest_of_the_folder(tmp_path):
+    write_coco(tmp_path, "a", 3)
+    (tmp_path / "images/up").symlink_to(tmp_path)
+    (tmp_path / "images/self").symlink_to(tmp_path / "images/self")
+    (tmp_path / "more").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "more/b.png")
+    (tmp_path / "images/class").symlink_to(tmp_path / "more")
+    assert [*open_source(f"folder:{tmp_path}/images").keys] == ["a1.jpg", "a2.jpg", "a3.jpg", "class/b.png"]
+
+
 # --- the whole --------------------------------------------------------------------------------------------------------
 
 

@@ -129,8 +129,6 @@ def examine_set(role: str, spec: str, deep: bool = False, say: Callable = print)
                                              lambda i: layout.sizes[names[i]])  # fmt: skip
                 examined.findings.append(layout.examine_pictures(deep, say))
                 examined.findings.append(forks(layout.root))
-                if role == "test":
-                    layout.check_scored()
         else:
             source = open_source(spec)
             if isinstance(source, VocSource):

@@ -18,7 +18,7 @@ from soco_lib.data.annotations import coco_root, examine_coco, examine_voc, pars
 from soco_lib.data.kinds import Findings, repaired
 from soco_lib.data.sources import open_source, split_spec
 from soco_lib.fields import require
-from soco_lib.runs.folder import write_json
+from soco_lib.runs.folder import write_json, write_text
 from soco_lib.transfer.layout import LAYOUTS, DataLayout, coco_dictionary, usage
 
 __all__ = ["LAYOUTS", "DataLayout", "coco_dictionary", "usage"]
@@ -258,25 +258,20 @@ class Voc(DataLayout):
     def records(self, name: str = "") -> list[dict]:
         return self._records
 
-    def check_scored(self) -> None:
-        from detectron2.evaluation.pascal_voc_evaluation import parse_rec
-
-        for name in self.source.read_text().splitlines():
-            file = self.root.parent / "Annotations" / f"{name.strip()}.xml"
-            try:
-                parse_rec(str(file))
-            except (OSError, AttributeError, TypeError, ValueError):
-                raise BookError(
-                    f"{file} cannot be scored: VOC's evaluation needs the file of every line of {self.source}, and in "
-                    "it pose, truncated, difficult and whole-number corners of every object: complete it"
-                ) from None
-
     def evaluator(self, name: str, tasks: tuple[str, ...], folder: Path):
-        from detectron2.evaluation import PascalVOCDetectionEvaluator
+        from detectron2.evaluation import PascalVOCDetectionEvaluator, pascal_voc_evaluation
         from detectron2.evaluation.coco_evaluation import instances_to_coco_json
         from detectron2.utils import comm
 
         classes, objects = self.classes, (item for record in self._records for item in record["annotations"])
+        # As read here, instead of from files that must hold pose, truncated and whole numbers, in one encoding.
+        truth, split = {}, folder / "voc_split.txt"
+        for record in self._records:
+            truth[record["image_id"]] = [
+                {"name": classes[a["category_id"]], "difficult": a["difficult"], "bbox": [x + 1, y + 1, x2, y2]}
+                for a in record["annotations"]
+                for x, y, x2, y2 in [a["bbox"]]
+            ]
         present = sorted({item["category_id"] for item in objects if not item["difficult"]})
 
         class Evaluator(PascalVOCDetectionEvaluator):
@@ -292,9 +287,12 @@ class Voc(DataLayout):
                     self.saved += instances_to_coco_json(output["instances"].to("cpu"), image["image_id"])
 
             def evaluate(self):
+                self._image_set_path = str(split)
+                pascal_voc_evaluation.parse_rec = lambda file: truth[Path(file).stem]
                 saved = comm.gather(self.saved, dst=0)
                 if comm.is_main_process():
                     write_json(folder / Voc.predictions, list(itertools.chain(*saved)))
+                    write_text(split, "".join(f"{name}\n" for name in truth))
                 every, found = self._predictions, {}
                 for i in present:
                     self._class_names, self._predictions = [classes[i]], {0: every[i]} if every.get(i) else {}

@@ -84,9 +84,6 @@ class DataLayout:
         """The set as a COCO dictionary, in which a "difficult" object is a crowd region."""
         return coco_dictionary(self.records(), self.classes)
 
-    def check_scored(self) -> None:
-        """Raise BookError where the evaluator could not read the set, if it asks more of it than training does."""
-
     def evaluator(self, name: str, tasks: tuple[str, ...], folder: Path):
         """Detectron2's evaluator of the set called `name`, which writes `predictions` into `folder`."""
         from detectron2.evaluation import COCOEvaluator
