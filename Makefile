@@ -141,8 +141,9 @@ proposals: $(TOY_DATA) | $(READY) ## proposals of IMAGES, and a look at them
 	@$(call NOTEBOOK,01_proposals,$(notdir $(STORE))) $(DATA_FLAGS)
 views: $(TOY_DATA) | $(READY) ## the views that pretraining sees of IMAGES
 	@$(PROPOSE) $(call NOTEBOOK,02_views,views-$(PROFILE)) $(DATA_FLAGS) -p config 'notebooks/params/pretrain-$(PROFILE).yaml'
-data-check: | $(READY) ## count images and annotations of NAMES against the known totals of COCO, VOC, LVIS, ImageNet
-	@$(PY) -m soco_lib.transfer.check_data $(NAMES)
+data-check: | $(READY) ## what is odd about TRAIN, TEST, IMAGES (DEEP=1: decode all); without these, count NAMES against known totals
+	@$(if $(TRAIN)$(TEST)$(IMAGES),$(PY) -m soco_lib.figures.odd_data $(if $(DEEP),--deep) --out '$(RESULTS)/data-check' \
+	    $(if $(TRAIN),--train '$(TRAIN)') $(if $(TEST),--test '$(TEST)') $(if $(IMAGES),--images '$(IMAGES)'),$(PY) -m soco_lib.transfer.check_data $(NAMES))
 
 ##@ run
 pretrain: $(TOY_DATA) | $(READY) ## pretrain on IMAGES with GPUS x NODES processes; goes on where it was interrupted

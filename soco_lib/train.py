@@ -19,6 +19,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from soco_lib.config import Plan, Pretrain, plan
+from soco_lib.data.kinds import LEAVES_OUT
+from soco_lib.data.pictures import examine_source
+from soco_lib.data.sources import open_source
 from soco_lib.dataset import AHEAD, Batch, ProposalViews, build_loader, normalize, shared_bytes
 from soco_lib.encoder import Encoder, send
 from soco_lib.features.probe import fresh, probe
@@ -152,6 +155,23 @@ def score(done: int, encoder: Encoder, cfg: Pretrain, log: Log) -> None:
         print(f"probe after step {done}{' (random weights)' if suffix else ''}: {scores.describe()}", flush=True)
 
 
+def _check_data(run: Run, cfg: Pretrain, dataset: ProposalViews) -> None:
+    """Record what is odd about the data, and leave unread images to their count. Raises BookError for what is refused.
+
+    Who built the proposals has read every image, and kept which it could not.
+    """
+    store, source = dataset.store, dataset.source
+    if store is None:
+        run.record["data"] = {"images": examine_source(source, print)}
+    else:
+        lost = int((~store.readable).sum())
+        unread = {"unreadable": {"count": lost, "verdict": LEAVES_OUT}} if lost else {}
+        run.record["data"] = {"images": source.findings.record() | unread}
+    if cfg.probe:
+        run.record["data"]["probe"] = examine_source(open_source(cfg.probe), print)
+    run.write()
+
+
 def train(run: Run, process: processes.Process, stop_requests: Sequence = ()) -> dict:
     """Run (or go on with) a pretraining to its end; returns its metrics. Raises BookError before any work on bad input.
 
@@ -160,6 +180,8 @@ def train(run: Run, process: processes.Process, stop_requests: Sequence = ()) ->
     cfg = from_dict(Pretrain, run.record["config"])
     say = print if process.main else lambda *_, **__: None
     dataset = ProposalViews(cfg)
+    if process.main:
+        _check_data(run, cfg, dataset)
     numbers = plan(cfg, len(dataset), process.world, process.synchronised)
     say(f"{process.describe()}; {numbers.describe(cfg)}", flush=True)
     # Before any process starts its workers: they meet when the model is built.

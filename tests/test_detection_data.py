@@ -251,7 +251,7 @@ def test_boxes_without_area_are_counted(tmp_path):
     [
         (
             lambda root: (root / "Annotations/test_1.xml").unlink(),
-            r"test_1.xml is no VOC annotation .*No such file.*: complete Ann",
+            r"images of the split without annotation: complete Annotations .1, first test_1.xml",
         ),
         (
             lambda root: (root / "Annotations/test_1.xml").write_text("<annotation>"),
@@ -272,21 +272,31 @@ def test_broken_voc_names_the_file(tmp_path, breaks, message):
     assert "\n" not in str(caught.value)
 
 
-def test_what_vocs_evaluation_cannot_read_is_told_before_training(tmp_path):
+def test_voc_is_scored_without_what_only_its_own_files_hold(tmp_path):
     root = write_voc(tmp_path / "voc", {"train": 3, "test": 3}, truncated="")
-    assert len(open_data(f"voc:{root}@train").records) == 3, "training needs no such tag"
-    with pytest.raises(BookError, match=r"test_0.xml cannot be scored: .*truncated.*: complete it"):
-        open_both(settings(f"voc:{root}@train", f"voc:{root}@test"))
+    file, split = root / "Annotations/test_1.xml", root / "ImageSets/Main/test.txt"
+    file.write_text(re.sub(r"<xmax>(\d+)", r"<xmax>\1.5", file.read_text()))
+    split.write_text(split.read_text(), encoding="utf-16")
+    found, _ = score((f"voc:{root}@train", f"voc:{root}@test"), tmp_path)
+    assert found["bbox"]["AP"] == pytest.approx(100)
 
 
 @pytest.mark.parametrize(
     "key, value, message",
     [
-        (("categories", 0, "id"), 7, "category ids of LVIS run from 1 to their number, 2, here from 2 to 7"),
+        (
+            ("categories", 0, "id"),
+            7,
+            "annotations of a category that is not listed: add it, or remove them .12, first annotation 1, category 1",
+        ),
         (("categories", 0, "frequency"), "", r"each category's frequency \(r, c, f\)"),
         (("images", 0, "neg_category_ids"), None, "neg_category_ids and not_exhaustive_category_ids"),
-        (("images", 0, "coco_url"), None, "is no file of LVIS instances .*coco_url"),
-        (("annotations", 0, "segmentation"), [[1, 2, 3, 4]], r"1 annotations are no polygons.*id \[1\]"),
+        (("images", 0, "coco_url"), None, "is no COCO annotation file .*coco_url"),
+        (
+            ("annotations", 0, "segmentation"),
+            {"size": [72, 96], "counts": [6912]},
+            r"1 annotations are no polygons.*id \[1\]",
+        ),
     ],
 )
 def test_broken_lvis_names_what_is_wrong(tmp_path, key, value, message):

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import json
-from collections.abc import Iterator
+import functools
+import gc
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
 from soco_lib import BookError, locate
+from soco_lib.data.decoding import header_size
+from soco_lib.data.doctor import sound
+from soco_lib.data.kinds import Findings, parsed, read_text
 from soco_lib.fields import require
 
 
@@ -24,14 +29,61 @@ def parsing(file: Path, what: str, remedy: str) -> Iterator[None]:
         raise BookError(f"{file} is no {what} ({type(error).__name__}: {error}): {remedy}") from None
 
 
-def read_coco(file: Path, needed: tuple[str, ...] = ("images", "annotations", "categories")) -> dict:
-    """The dictionary of a COCO annotation file. Raises BookError when it is missing, foreign, or lists no images."""
+ALL = ("images", "annotations", "categories")
+
+
+@contextlib.contextmanager
+def _without_cycles() -> Iterator[None]:
+    """Within, nobody looks for cycles among millions of fresh lists, which takes longer than making them."""
+    on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if on:
+            gc.enable()
+
+
+def examine_coco(
+    file: Path, needed: tuple[str, ...] = ALL, folder: str | None = None, prepare: Callable[[dict], None] | None = None
+) -> tuple[dict, Findings]:
+    """The dictionary of a COCO annotation file, repaired in memory (see doctor.py), and what was found in it.
+
+    folder: of the images, for sizes that the file does not say; prepare: changes the dictionary before it is looked at.
+    Raises BookError when the file is missing, foreign, or lists no images.
+    """
     require(file.is_file(), f"no annotation file {file}: give KIND:ANNOTATIONS.json[@IMAGE_FOLDER]")
-    with parsing(file, "COCO annotation file", f"give an instances_*.json with {', '.join(needed)}"):
-        content = json.loads(file.read_bytes())
+    found = Findings(str(file))
+    with parsing(file, "COCO annotation file", f"give an instances_*.json with {', '.join(needed)}"), _without_cycles():
+        content = parsed(file.read_bytes(), found)
+        if content is None:
+            return {}, found
         empty = [key for key in needed if not content[key] and key != "annotations"]
+        if prepare:
+            prepare(content)
     require(not empty, f"{file} lists no {' and no '.join(empty)}")
+
+    @functools.cache
+    def root() -> Path:
+        return coco_root(file, folder, content["images"][0]["file_name"])
+
+    with _without_cycles():
+        return sound(content, found, lambda name: picture_size(root() / name))
+
+
+def read_coco(file: Path, *how, **named) -> dict:
+    """As `examine_coco`, the dictionary alone. Raises BookError too for what cannot be repaired."""
+    content, found = examine_coco(file, *how, **named)
+    found.check()
     return content
+
+
+def picture_size(file: Path) -> tuple[int, int] | None:
+    """(width, height) of a picture as it is seen, turned by EXIF, from its header; None where it cannot be read."""
+    try:
+        return header_size(file.read_bytes())
+    except Exception:  # of a damaged file, by what is wrong in it
+        return None
 
 
 def coco_root(file: Path, given: str | Path | None, key: str) -> Path:
@@ -61,7 +113,7 @@ def read_voc(root: Path, name: str) -> tuple[tuple[int, int] | None, list[VocObj
     """
     file = root / "Annotations" / f"{name}.xml"
     with parsing(file, "VOC annotation", f"complete Annotations, or take {name} out of the split"):
-        tree = ElementTree.parse(file)
+        tree = _tree(file)
         size = [tree.findtext(f"size/{side}") for side in ("width", "height")]
         objects = [
             VocObject(
@@ -74,12 +126,20 @@ def read_voc(root: Path, name: str) -> tuple[tuple[int, int] | None, list[VocObj
         return (int(size[0]), int(size[1])) if all(size) else None, objects
 
 
+def _tree(file: Path) -> ElementTree.Element:
+    """Parsed XML without entities, which may name other files or grow without end. Raises OSError, SyntaxError."""
+    data = file.read_bytes()
+    if b"<!" in data.replace(b"<!--", b"").replace(b"<![CDATA[", b"") or b"<\0!\0" in data or b"\0<\0!" in data:
+        raise SyntaxError("it has a document type or entities, which are never resolved: remove those")
+    return ElementTree.fromstring(data)
+
+
 def voc_classes(root: Path) -> tuple[str, ...]:
     """Every object name in `Annotations/`, sorted: of all splits, so that their labels agree. Raises BookError."""
     names = set()
-    for file in (root / "Annotations").glob("*.xml"):
+    for file in (root / "Annotations").glob("[!.]*.xml"):  # not a Mac's ._NAME.xml
         with parsing(file, "VOC annotation", "repair or remove it"):
-            names |= {name.text.strip() for name in ElementTree.parse(file).iterfind("object/name")}
+            names |= {name.text.strip() for name in _tree(file).iterfind("object/name")}
     return tuple(sorted(names))
 
 
@@ -88,6 +148,45 @@ def voc_split(root: Path, split: str | None) -> tuple[Path, list[str]]:
     sets, split = root / "ImageSets" / "Main", split or "trainval"
     require(sets.is_dir(), f"no VOC layout at {root}: it needs JPEGImages, Annotations and ImageSets/Main")
     file = sets / f"{split}.txt"
-    known = sorted(other.stem for other in sets.glob("*.txt") if "_" not in other.stem)
+    known = sorted(other.stem for other in sets.glob("[!.]*.txt") if "_" not in other.stem)
     require(file.is_file(), f"no split {split!r} in {sets} (known: {', '.join(known) or 'none'})")
-    return file, [line.split()[0] for line in file.read_text().splitlines() if line.strip()]
+    return file, [line.split()[0] for line in read_text(file).splitlines() if line.strip()]
+
+
+def voc_picture(root: Path, name: str) -> str:
+    """File name of image `name` in `JPEGImages`: a JPEG's where there is one, or where there is none at all."""
+    folder = root / "JPEGImages"
+    endings = (".jpg", ".jpeg", ".JPG", ".JPEG", ".png", ".PNG")
+    return next((name + end for end in endings if (folder / (name + end)).is_file()), f"{name}.jpg")
+
+
+def examine_voc(root: Path, names: Sequence[str]) -> Findings:
+    """What is odd about the annotations of these images of the VOC set at `root`; nothing is changed."""
+    found = Findings(str(root / "Annotations"))
+    for name in names:
+        file = f"{name}.xml"
+        try:
+            tree = _tree(root / "Annotations" / file)
+        except OSError:
+            found.add("voc-missing", [file])
+            continue
+        except (SyntaxError, ValueError) as error:
+            found.add("voc-entities" if "entities" in str(error) else "voc-malformed", [file])
+            continue
+        sides = [tree.findtext(f"size/{side}") or "" for side in ("width", "height")]
+        found.add("voc-no-size", [] if all(side.strip().isdecimal() and int(side) for side in sides) else [file])
+        objects = tree.findall("object")
+        found.add("voc-no-object", [] if objects else [file])
+        for number, item in enumerate(objects, 1):
+            where = f"{file}, object {number}"
+            found.add("voc-no-name", [] if (item.findtext("name") or "").strip() else [where])
+            try:
+                box = [float(item.findtext(f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax")]
+            except (TypeError, ValueError):
+                box = [math.nan]
+            if not all(map(math.isfinite, box)):
+                found.add("voc-no-box", [where])
+                continue
+            found.add("voc-float-box", [] if all(map(float.is_integer, box)) else [where])
+            found.add("voc-empty-box", [where] if box[2] < box[0] or box[3] < box[1] else [])
+    return found

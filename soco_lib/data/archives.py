@@ -167,6 +167,17 @@ def folder_keys(root: Path) -> Sequence[str]:
     return kept(f"folder {root}", holds, make)[0]
 
 
+def _enters(entry: os.DirEntry) -> bool:
+    """Whether an entry is a folder to look into: not a link that loops, to itself or a folder that it lies in."""
+    try:
+        if not entry.is_dir():
+            return False
+        within = os.path.realpath(os.path.dirname(entry.path)) + os.sep
+        return not (entry.is_symlink() and within.startswith(os.path.realpath(entry.path) + os.sep))
+    except OSError:
+        return False
+
+
 def _walk(root: Path) -> tuple[list[str], list[tuple[str, int]]]:
     """Image paths below `root`, and every folder with its modification time in ns as it was before it was read."""
     names, folders, todo = [], [], [""]
@@ -177,9 +188,9 @@ def _walk(root: Path) -> tuple[list[str], list[tuple[str, int]]]:
             folders.append((inner, os.stat(folder).st_mtime_ns))
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    if is_image(entry.name) and (entry.is_file() or entry.is_symlink() and not entry.is_dir()):
+                    if is_image(entry.name) and (entry.is_file() or entry.is_symlink() and not _enters(entry)):
                         names.append(inner + entry.name)
-                    elif not entry.name.startswith(".") and entry.is_dir():  # class folders are often links
+                    elif not entry.name.startswith(".") and _enters(entry):  # class folders are often links
                         todo.append(f"{inner}{entry.name}/")
         except OSError as error:
             raise BookError(f"folder {folder} cannot be read ({error.strerror}): allow it or leave it out") from None

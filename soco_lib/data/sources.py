@@ -24,7 +24,16 @@ import numpy as np
 
 from soco_lib import BookError, locate
 from soco_lib.boxes import as_boxes
-from soco_lib.data.annotations import coco_root, parsing, read_coco, read_voc, voc_classes, voc_split
+from soco_lib.data.annotations import (
+    coco_root,
+    examine_coco,
+    examine_voc,
+    parsing,
+    read_voc,
+    voc_classes,
+    voc_picture,
+    voc_split,
+)
 from soco_lib.data.archives import (
     Archive,
     fingerprint,
@@ -35,6 +44,7 @@ from soco_lib.data.archives import (
     zip_images,
 )
 from soco_lib.data.decoding import decode, decode_near, read_differently
+from soco_lib.data.kinds import Findings, read_text
 from soco_lib.fields import require
 
 KINDS = (
@@ -70,6 +80,8 @@ class ImageSource:
     keys: Sequence[str] = field(repr=False)  # sorted, unique
     #: Names of the labels, () for images without any.
     classes = ()
+    #: What is odd about the labels.
+    findings = Findings()
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -180,7 +192,7 @@ def _open_folder(spec: str, path: str) -> ImageSource:
 def _open_list(spec: str, path: str) -> ImageSource:
     file = locate(path)
     require(file.is_file(), f"no list file {file}: give a text file with one image path a line")
-    lines = (line.strip() for line in file.read_text().splitlines())
+    lines = (line.strip() for line in read_text(file).splitlines())
     keys = in_order([posixpath.normpath(line) for line in lines if line and line[0] != "#"], f"list {file}")
     there = (file.parent / keys[0]).is_file()
     require(there, f"{file}: no image {keys[0]!r} there; paths are relative to {file.parent}")
@@ -226,6 +238,7 @@ class CocoSource(ImageSource):
     labels: np.ndarray = field(default=None, repr=False)
     offsets: np.ndarray = field(default=None, repr=False)
     sizes: np.ndarray = field(default=None, repr=False)  # (N, 2) int64: width, height as stated; 0 where they are not
+    findings: Findings = field(default=None, repr=False)
 
     def stated(self, index: int) -> tuple[int, int] | None:
         """As ImageSource.stated."""
@@ -241,7 +254,8 @@ class CocoSource(ImageSource):
 
 def _open_coco(spec: str, path: str) -> ImageSource:
     file, root = split_spec(path)
-    data = read_coco(file, needed=("images",))
+    data, findings = examine_coco(file, ("images",), root)
+    findings.check()
     with parsing(file, "COCO annotation file", "give an instances_*.json"):
         names = {image["id"]: posixpath.normpath(image["file_name"]) for image in data["images"]}
         sizes = {
@@ -259,7 +273,7 @@ def _open_coco(spec: str, path: str) -> ImageSource:
     return CocoSource(
         spec, coco_root(file, root, keys[0]), keys, tuple(categories.values()), as_boxes([row[:4] for row in rows]),
         np.array([row[4] for row in rows], np.int64), np.cumsum([0] + [len(found[key]) for key in keys]),
-        np.array([sizes[key] for key in keys]),
+        np.array([sizes[key] for key in keys]), findings,
     )  # fmt: skip
 
 
@@ -270,6 +284,11 @@ class VocSource(ImageSource):
     def classes(self) -> tuple[str, ...]:
         """See annotations.voc_classes."""
         return voc_classes(self.root)
+
+    @functools.cached_property
+    def findings(self) -> Findings:
+        """As ImageSource.findings."""
+        return examine_voc(self.root, [Path(key).stem for key in self.keys])
 
     def stated(self, index: int) -> tuple[int, int] | None:
         """As ImageSource.stated."""
@@ -289,7 +308,8 @@ class VocSource(ImageSource):
 def _open_voc(spec: str, path: str) -> ImageSource:
     root, split = split_spec(path)
     file, names = voc_split(root, split)
-    return VocSource(spec, root, in_order([f"JPEGImages/{name}.jpg" for name in names], f"split {file.stem} of {root}"))
+    keys = [f"JPEGImages/{voc_picture(root, name)}" for name in names]
+    return VocSource(spec, root, in_order(keys, f"split {file.stem} of {root}"))
 
 
 _OPENERS = {

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from soco_lib import boxes as box_math
 from soco_lib import one_line_errors
 from soco_lib.config import ALIGNMENTS, Pretrain
+from soco_lib.data.pictures import examine_source
 from soco_lib.data.sources import ImageSource, UnreadableImage, open_source
 from soco_lib.dataset import normalize
 from soco_lib.encoder import Encoder
@@ -213,12 +214,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", default=device, type=torch.device, help="cpu, cuda, ... (default: the GPU if any)")
     given = parser.parse_args(arguments)
     run = Run.read(given.folder)
+    named = {"data": given.data, **({"fit": given.fit} if given.fit else {})}
+    odd = {name: examine_source(open_source(spec), print) for name, spec in named.items()}
     cfg, trained, step = trained_encoder(run, given.device)
     both = {"random": fresh(cfg, device=given.device), "trained": trained}
     scores = {name: probe(encoder, cfg, given.data, given.images, fit=given.fit) for name, encoder in both.items()}
     for name, score in scores.items():
         print(f"{name:>8}: {score.describe()}")
-    record = {"data": given.data, "fit": given.fit, "step": step}
+    record = {"data": given.data, "fit": given.fit, "step": step, "odd": odd}
     write_json(run.folder / "probe.json", record | {name: vars(score) for name, score in scores.items()})
 
 

@@ -10,6 +10,7 @@ detectron    data in Detectron2's catalogues, and its config
 errors       what a detector gets wrong, by kind
 evaluate     scores
 finetune     the loop, in Detectron2's trainer
+layout       what every set has
 make_lvis    makes a small LVIS set
 make_subset  makes a set of some classes
 predict      a fine-tuned run on new images

@@ -72,6 +72,24 @@ def _initial_model(cfg: Transfer, d2: CfgNode, run: Run, main: bool, resuming: b
     return model
 
 
+def _check_data(run: Run, parts: dict[str, DetectionData], main: bool, say: Callable) -> None:
+    """Look at every picture, and record what is odd about pictures and labels. Raises BookError for what is refused."""
+    record = {}
+    for name, data in parts.items():
+        for layout in data.layouts:
+            pictures = layout.examine_pictures(say=say)
+            pictures.check()
+            for kind, found in (layout.findings.record() | pictures.record()).items():
+                before = record.setdefault(name, {}).setdefault(kind, {"count": 0} | {"verdict": found["verdict"]})
+                before["count"] += found["count"]
+    for name, kinds in record.items():
+        said = "; ".join(f"{kind}: {found['count']} ({found['verdict']})" for kind, found in kinds.items())
+        say(f"odd in {name}: {said}", flush=True)
+    if main:
+        run.record["data"] = record
+        run.write()
+
+
 def _check_images(run: Run, cfg: Transfer, train: DetectionData, main: bool) -> None:
     """Write the drawn training images to labelled.json. Raises BookError when the run began with others."""
     path, drawn = run.folder / "labelled.json", list(train.image_ids)
@@ -117,6 +135,7 @@ def transfer(run: Run, process: processes.Process, stop_requests: Sequence = ())
     folder = run.folder / "detectron2"
     _log_to(folder, process.main)
     train, test = open_both(cfg)
+    _check_data(run, {"train": train, "test": test}, process.main, say)
     d2 = detectron_config(cfg, train, test, folder, process.world)
     say(
         f"{process.describe()}; {cfg.detector} from {cfg.init}; training: {train.describe()}; test: {test.describe()}; "

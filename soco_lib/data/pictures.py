@@ -1,0 +1,241 @@
+"""What is odd about picture files, from their headers and ends; decoded whole only on request.
+
+Of a set that is trained or scored by labels every picture must be there, whole, and of the size that its annotations
+state; of a set that is only looked at, what cannot be read is left out. A check is kept below the user's cache folder
+(see archives.py) until an annotation file or a picture changes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import posixpath
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from soco_lib import BookError
+from soco_lib.data.archives import cache_folder
+from soco_lib.data.decoding import READER, decode
+from soco_lib.data.kinds import KEEPS, LEAVES_OUT, REFUSES, REPAIRS, Findings
+from soco_lib.data.sources import ImageSource
+from soco_lib.runs import locks, machine
+
+FORMAT = 1
+#: Pixels that OpenCV decodes at most.
+LARGEST = 2**30
+#: Bytes at a file's end in which a whole JPEG or PNG ends.
+TAIL = 65536
+#: Seconds between two lines of progress.
+EVERY = 30.0
+UNREAD = {
+    "file-missing": "no such file: complete the folder",
+    "file-unreadable": "a file that may not be read: allow it",
+    "file-empty": "a file without content: copy it again",
+    "file-no-image": "a file that is no picture: replace it",
+    "file-truncated": "a file that is cut short: copy it again",
+    "file-huge": "a picture of more than 2^30 pixels: make it smaller",
+    "file-damaged": "a picture that cannot be decoded: copy it again",
+}
+ABOUT = {
+    **{kind: (REFUSES, what) for kind, what in UNREAD.items()},
+    "size-swapped": (REFUSES, "width and height are swapped: correct them in the annotations"),
+    "size-other": (REFUSES, "a picture of another size than its annotations say: correct them"),
+    "exif-turned": (REPAIRS, "EXIF says that the picture is turned: seen so, if its labels are not for stored pixels"),
+    "sixteen-bit": (REPAIRS, "16-bit samples: their upper 8 bits are seen"),
+    "palette": (REPAIRS, "a palette: seen in its colours"),
+    "cmyk": (REPAIRS, "CMYK: converted without a colour profile"),
+    "alpha": (REPAIRS, "an alpha channel: dropped"),
+    "one-bit": (REPAIRS, "one bit a pixel: 0 and 255"),
+    "odd-name": (KEEPS, "a name with a backslash, a control character, or bytes that are no UTF-8"),
+    "two-pictures": (KEEPS, "another picture of the same name, of a WebDataset sample: is one a mask?"),
+    "resource-fork": (LEAVES_OUT, "a Mac's resource fork (._NAME): no picture"),
+    "ds-store": (LEAVES_OUT, "a Mac's .DS_Store"),
+}
+_LENIENT = ABOUT | {kind: (LEAVES_OUT, what) for kind, what in UNREAD.items()}
+_MODES = {
+    "P": "palette",
+    "PA": "palette",
+    "CMYK": "cmyk",
+    "YCCK": "cmyk",
+    "RGBA": "alpha",
+    "LA": "alpha",
+    "1": "one-bit",
+}
+Stated = Callable[[], "tuple[int, int] | None"]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures to look at: of each its name, its file (None: inside an archive, given by `read`) and stated size."""
+
+    where: str
+    names: Sequence[str]
+    path: Callable[[int], Path | None]
+    read: Callable[[int], bytes]
+    stated: Callable[[int], tuple[int, int] | None]
+
+    @classmethod
+    def of(cls, source: ImageSource) -> Pictures:
+        """Those of a source."""
+        archive = getattr(source, "archive", None)
+        path = lambda i: None if archive else source.root / source.keys[i]
+        return cls(source.spec, source.keys, path, source.read, source.stated)
+
+
+def look(picture: Pictures, i: int, deep: bool = False) -> list[str]:
+    """Kinds that picture `i` is of."""
+    name, path, stated = picture.names[i], picture.path(i), lambda: picture.stated(i)
+    odd = "\\" in name or any(ord(c) < 32 or 0xDC80 <= ord(c) <= 0xDCFF for c in name)
+    kinds = ["odd-name"] if odd else []
+    try:
+        with io.BytesIO(picture.read(i)) if path is None else open(path, "rb") as file:
+            return kinds + _of_file(file, stated, deep)
+    except FileNotFoundError:
+        return [*kinds, "file-missing"]
+    except (OSError, BookError):
+        return [*kinds, "file-unreadable"]
+
+
+def _of_file(file, stated: Stated, deep: bool) -> list[str]:
+    size = file.seek(0, os.SEEK_END)
+    if not size:
+        return ["file-empty"]
+    file.seek(0)
+    try:
+        with Image.open(file) as image:
+            form, mode, shape, bits = image.format, image.mode, image.size, image.tile[0][3] if image.tile else ""
+            late = form == "PNG" and "exif" not in image.info  # Pillow would decode it whole, to look behind its pixels
+            orientation, depth = 1 if late else image.getexif().get(0x0112, 1), image.getbands()
+            swapped = form != "TIFF" and orientation in (5, 6, 7, 8)
+    except Exception:  # by what is wrong in the file
+        return ["file-no-image"]
+    kinds = [_MODES[mode]] if mode in _MODES else []
+    if mode.startswith("I") or "16" in str(bits) or (mode == "RGB" and form == "PNG" and _png_depth(file) == 16):
+        kinds.append("sixteen-bit")
+    if len(depth) == 4 and mode == "RGBa":
+        kinds.append("alpha")
+    if shape[0] * shape[1] > LARGEST:
+        return [*kinds, "file-huge"]
+    said = stated()
+    if orientation in range(2, 9):
+        kinds.append("exif-turned")
+    seen = shape[::-1] if swapped and said != shape else shape
+    if said is not None and said != seen:
+        kinds.append("size-swapped" if said == seen[::-1] and seen[0] != seen[1] else "size-other")
+    if not _whole(file, form, size):
+        return [*kinds, "file-truncated"]
+    if deep:
+        file.seek(0)
+        try:
+            decode(file.read(), stated)
+        except BookError:
+            kinds.append("file-damaged")
+    return kinds
+
+
+def _png_depth(file) -> int:
+    file.seek(24)
+    return file.read(1)[0]
+
+
+def _whole(file, form: str, size: int) -> bool:
+    """Whether a JPEG or PNG has its end."""
+    if form not in ("JPEG", "PNG"):
+        return True
+    end = b"\xff\xd9" if form == "JPEG" else b"IEND"
+    file.seek(max(0, size - TAIL))
+    if end in file.read():
+        return True
+    file.seek(0)
+    return end in file.read()
+
+
+def forks(folder: Path) -> Findings:
+    """A Mac's files among the pictures, by name, in a folder and those below it."""
+    found = Findings(str(folder), about=ABOUT)
+    for inner, _, names in os.walk(folder):
+        where = os.path.relpath(inner, folder)
+        for kind, begin in (("resource-fork", "._"), ("ds-store", ".DS_Store")):
+            found.add(kind, [os.path.normpath(os.path.join(where, n)) for n in sorted(names) if n.startswith(begin)])
+    return found
+
+
+def examine(
+    pictures: Pictures, strict: bool, deep: bool = False, labels: Path | None = None, say: Callable = lambda line: None
+) -> Findings:
+    """What is odd about a set's pictures, from the cache if nothing has changed since.
+
+    strict: whether a picture that cannot be read is refused, else left out; deep: decode each whole; labels: the
+    annotation file, whose content counts as well; say: gets a line of progress every half minute.
+    """
+    about = ABOUT if strict else _LENIENT
+    file = cache_folder() / "checks" / f"{_fingerprint(pictures, labels, [FORMAT, READER, strict, deep])}.json"
+    with contextlib.ExitStack() as alone:
+        with contextlib.suppress(OSError, BookError):  # no folder, or no locks: each process looks for itself
+            file.parent.mkdir(parents=True, exist_ok=True)
+            locks.take(alone.enter_context(locks.lockable(file.with_suffix(".lock"))), wait=True)
+        return _examine(pictures, Findings(pictures.where, about=about), deep, file, say)
+
+
+def _examine(pictures: Pictures, found: Findings, deep: bool, file: Path, say: Callable) -> Findings:
+    """As `examine`; kept in `file`."""
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        kept = json.loads(file.read_text())
+        return Findings(pictures.where, kept["counts"], kept["examples"], found.about)
+    count, last = len(pictures.names), time.monotonic()
+    with ThreadPoolExecutor(2 * machine.cores()) as pool:
+        for i, kinds in enumerate(pool.map(lambda i: look(pictures, i, deep), range(count))):
+            for kind in kinds:
+                found.add(kind, [pictures.names[i]])
+            if time.monotonic() - last > EVERY:
+                last = time.monotonic()
+                say(f"{pictures.where}: looked at {i + 1} of {count} pictures")
+    stems = Counter(posixpath.splitext(name)[0].split(".")[0] for name in pictures.names if pictures.path(0) is None)
+    found.add("two-pictures", [stem for stem, times in stems.items() if times > 1])
+    with contextlib.suppress(OSError):  # no room, or not allowed: only time is lost
+        with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
+            part = Path(scratch) / file.name
+            part.write_text(json.dumps({k: v for k, v in asdict(found).items() if k in ("counts", "examples")}))
+            os.replace(part, file)
+    return found
+
+
+def examine_source(source: ImageSource, say: Callable = lambda line: None) -> dict:
+    """For the record: what is odd about a source's labels and pictures, of which what cannot be read is left out.
+
+    Raises BookError for what is refused.
+    """
+    found = source.findings, examine(Pictures.of(source), strict=False, say=say)
+    for part in found:
+        part.check()
+    return found[0].record() | found[1].record()
+
+
+def _fingerprint(pictures: Pictures, labels: Path | None, how: list) -> str:
+    """Of names, sizes and times of all files, and the annotation file's content."""
+    made = hashlib.sha256(json.dumps([pictures.where, *how]).encode())
+    if labels is not None and labels.is_file():
+        with open(labels, "rb") as file:
+            made.update(hashlib.file_digest(file, "sha256").digest())
+    archive = getattr(getattr(pictures.read, "__self__", None), "archive", None)
+    if archive:
+        made.update(json.dumps(archive.files).encode())
+    for i, name in enumerate(pictures.names):
+        path = pictures.path(i)
+        try:
+            status = os.stat(path) if path is not None else None
+            stamp = (status.st_size, status.st_mtime_ns) if status else ()
+        except OSError:
+            stamp = (-1,)
+        made.update(f"{name}{stamp}{pictures.stated(i) if labels is None else ''}".encode(errors="replace"))
+    return made.hexdigest()[:32]

@@ -1,0 +1,234 @@
+"""The doctor of one's own data: `python -m soco_lib.figures.odd_data --train SPEC --test SPEC --images SPEC`
+
+looks at all pictures and labels of a training set, a test set and images to pretrain on, prints what is odd, how often,
+and what becomes of it, and writes a page with pictures of the first of each kind. Exit status 1 if something is
+refused: no run would take it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import html
+import io
+import json
+import posixpath
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from soco_lib import ROOT, BookError, one_line_errors
+from soco_lib.data.annotations import examine_coco, examine_voc, read_voc
+from soco_lib.data.decoding import decode
+from soco_lib.data.kinds import REFUSES, SEVERITY, Findings, parsed
+from soco_lib.data.pictures import Pictures, examine, forks
+from soco_lib.data.sources import KINDS as SOURCES
+from soco_lib.data.sources import VocSource, open_source, split_spec
+from soco_lib.figures.plots import draw_boxes
+from soco_lib.runs.folder import write_text
+from soco_lib.transfer.benchmarks import split_sets
+from soco_lib.transfer.datasets import LAYOUTS, Coco
+
+#: Pictures of a kind on the page.
+SHOWN = 3
+#: Of what a reader refuses beyond the kinds that are looked for.
+OTHERWISE = {"refused": (REFUSES, "its reader refuses it")}
+Boxes = list[tuple[list[float], str]]  # x y w h, class
+
+
+@dataclass
+class Examined:
+    """One set: what is odd, and what is needed to show it."""
+
+    role: str  # train, test or images
+    spec: str
+    findings: list[Findings] = field(default_factory=list)
+    pictures: Pictures | None = None
+    boxes: dict[str, Boxes] = field(default_factory=dict)  # of each picture, as the book sees them
+    of_label: dict[str, str] = field(default_factory=dict)  # "annotation 7", "image 3" -> name of its picture
+
+    def refuse(self, reason: str) -> None:
+        """What a reader said, unless a kind says it already."""
+        if not any(found.refused for found in self.findings):
+            self.findings.append(Findings(self.spec, about=OTHERWISE))
+            self.findings[-1].add("refused", [reason])
+
+    def rows(self) -> list[tuple]:
+        """Set, kind, count, example, severity, what becomes of it."""
+        return [
+            (self.role, kind, count, found.examples[kind][0], SEVERITY[found.verdict(kind)], found.verdict(kind))
+            for found in self.findings
+            for kind, count in found.counts.items()
+        ]
+
+
+def _label_maps(examined: Examined, file: Path, content: dict) -> None:
+    """Which picture an annotation of the file is in, and its boxes after the repair."""
+    raw = parsed(file.read_bytes(), Findings())
+    names = {str(image.get("id")): str(image.get("file_name", "")) for image in content.get("images", ())}
+    for image in raw.get("images", ()):
+        examined.of_label[f"image {image.get('id')}"] = names.get(str(image.get("id")), "")
+    for number, a in enumerate(raw.get("annotations") or ()):
+        if isinstance(a, dict):
+            name = names.get(str(a.get("image_id")), "")
+            for label in (f"annotation {a.get('id')}", f"id {a.get('id')!r}", f"entry {number}"):
+                examined.of_label.setdefault(label, name)
+    words = {c.get("id"): str(c.get("name")) for c in content.get("categories", ())}
+    boxes = defaultdict(list)
+    for a in content.get("annotations", ()):
+        if isinstance(a.get("bbox"), list) and len(a["bbox"]) == 4 and all(type(v) in (int, float) for v in a["bbox"]):
+            boxes[names.get(str(a.get("image_id")), "")].append((a["bbox"], words.get(a.get("category_id"), "?")))
+    examined.boxes = dict(boxes)
+
+
+def _examine_coco(examined: Examined, kind: str, rest: str, strict: bool) -> None:
+    file, folder = split_spec(rest)
+    layout = LAYOUTS[kind]
+    needed = ("images", "annotations", "categories") if strict else ("images",)
+    content, found = examine_coco(file, needed, folder, layout.name_files)
+    examined.findings.append(found)
+    if isinstance(content, dict) and content.get("images") and "not-coco" not in found.counts:
+        _label_maps(examined, file, content)
+
+
+def _examine_voc(examined: Examined, source: VocSource) -> None:
+    names = [Path(key).stem for key in source.keys]
+    examined.findings.append(examine_voc(source.root, names))
+    examined.of_label.update({f"{name}.xml": key for name, key in zip(names, source.keys)})
+    for key in examined.of_label.values() if len(names) < 5000 else ():
+        try:
+            found = read_voc(source.root, Path(key).stem)[1]
+        except BookError:
+            continue
+        corners = [(item.corners, item.name) for item in found]
+        examined.boxes[key] = [([x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1], name) for (x1, y1, x2, y2), name in corners]
+
+
+def examine_set(role: str, spec: str, deep: bool = False, say: Callable = print) -> Examined:
+    """All that is odd about one set: `images`, or `train` or `test` of a transfer."""
+    examined, strict = Examined(role, spec), role != "images"
+    kind, _, rest = spec.partition(":")
+    try:
+        if issubclass(LAYOUTS.get(kind, object), Coco):
+            _examine_coco(examined, kind, rest, strict)
+        if strict and kind in LAYOUTS:
+            source = open_source(spec) if kind == "voc" else None
+            if source:
+                _examine_voc(examined, source)
+            layout = LAYOUTS[kind](rest) if not any(found.refused for found in examined.findings) else None
+            if layout:
+                names = [*layout.sizes]
+                path = lambda i: layout.root / names[i]
+                examined.pictures = Pictures(str(layout.root), names, path, lambda i: path(i).read_bytes(),
+                                             lambda i: layout.sizes[names[i]])  # fmt: skip
+                examined.findings.append(layout.examine_pictures(deep, say))
+                examined.findings.append(forks(layout.root))
+        else:
+            source = open_source(spec)
+            if isinstance(source, VocSource):
+                _examine_voc(examined, source)
+            examined.pictures = Pictures.of(source)
+            examined.findings.append(examine(examined.pictures, strict, deep, say=say))
+            if source.root.is_dir():
+                examined.findings.append(forks(source.root))
+    except BookError as error:
+        examined.refuse(str(error))
+    return examined
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+def _picture(examined: Examined, example: str) -> str:
+    """An example as an HTML figure: its picture with boxes if there is one, else its words."""
+    words = f"<figcaption>{html.escape(example)}</figcaption>"
+    label = example.split(", ")[0]
+    name, pictures = examined.of_label.get(label, example), examined.pictures
+    names = [] if pictures is None else [*pictures.names]
+    ends = [
+        i for i, known in enumerate(names) if known == name or posixpath.basename(known) == posixpath.basename(name)
+    ]
+    if not ends or not name:
+        return f"<figure>{words}</figure>"
+    try:
+        path = pictures.path(ends[0])
+        data = path.read_bytes() if path is not None else pictures.read(ends[0])
+        image = decode(data, lambda: pictures.stated(ends[0]))
+    except (OSError, BookError) as error:
+        return f"<figure><p>{html.escape(str(error))}</p>{words}</figure>"
+    boxes = examined.boxes.get(name, [])
+    corners = np.array([[x, y, x + w, y + h] for (x, y, w, h), _ in boxes]).reshape(-1, 4)
+    figure, ax = plt.subplots(figsize=(4, 4 * min(2, image.shape[0] / image.shape[1])), layout="constrained")
+    draw_boxes(ax, image, corners, labels=[word.replace("$", r"\$") for _, word in boxes])
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="jpeg", dpi=90)
+    plt.close(figure)
+    source = base64.b64encode(drawn.getvalue()).decode()
+    return f'<figure><img src="data:image/jpeg;base64,{source}" alt="{html.escape(name)}">{words}</figure>'
+
+
+def page(sets: list[Examined]) -> str:
+    """Everything that is odd, with pictures, as one HTML file that needs no other."""
+    style = (
+        "body{font:15px/1.45 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem}figure{display:"
+        "inline-block;margin:.4rem;vertical-align:top;max-width:24rem}img{max-width:100%}figcaption{overflow-wrap:"
+        "anywhere;color:#555;font-size:.85em}.error{color:#a00}.warning{color:#850}h2{border-top:1px solid #ccc;"
+        "padding-top:1rem}code{overflow-wrap:anywhere}"
+    )
+    parts = [f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Data check</title><style>{style}</style>']
+    parts.append("<h1>What is odd about the data</h1>")
+    for examined in sets:
+        parts.append(f"<h2>{examined.role}: <code>{html.escape(examined.spec)}</code></h2>")
+        if not examined.rows():
+            parts.append("<p>Nothing: it is taken as it is.</p>")
+        for found in examined.findings:
+            for kind, count in found.counts.items():
+                verdict, what = found.about[kind]
+                said = f"<b>{kind}</b>, {count}: {html.escape(what)}"
+                parts.append(f'<h3><span class="{SEVERITY[verdict]}">{verdict}</span> {said}</h3>')
+                parts += [_picture(examined, example) for example in found.examples[kind][:SHOWN] if example]
+    return "\n".join(parts) + "\n"
+
+
+@one_line_errors
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    layouts = ", ".join(f"{kind}:{layout.form}" for kind, layout in LAYOUTS.items())
+    for role in ("train", "test"):
+        parser.add_argument(f"--{role}", default="", metavar="SPEC", help=f"{layouts}, or several joined by +")
+    parser.add_argument("--images", default="", metavar="SPEC", help=SOURCES)
+    parser.add_argument("--deep", action="store_true", help="decode every picture whole, which takes as long as a step")
+    parser.add_argument("--out", type=Path, default=ROOT / "results" / "data-check", help="folder of the page")
+    given = parser.parse_args(arguments)
+    roles = [(role, spec) for role in ("train", "test") if (spec := getattr(given, role))]
+    roles = [(role, f"{kind}:{rest}") for role, spec in roles for kind, rest in split_sets(spec)]
+    roles += [("images", given.images)] if given.images else []
+    sets = [examine_set(role, spec, given.deep, lambda line: print(line, flush=True)) for role, spec in roles]
+    rows = [row for examined in sets for row in examined.rows()]
+    if rows:
+        table = pd.DataFrame(rows, columns=["set", "kind", "count", "example", "severity", "what becomes of it"])
+        print(table.map(lambda cell: str(cell).replace("|", "¦").replace("\n", " ")).to_markdown(index=False))
+    else:
+        print("nothing is odd")
+    given.out.mkdir(parents=True, exist_ok=True)
+    write_text(given.out / "index.html", page(sets))
+    counts = [
+        {"set": e.role, "spec": e.spec, **{k: v for f in e.findings for k, v in f.record().items()}} for e in sets
+    ]
+    write_text(given.out / "findings.json", json.dumps(counts, indent=1) + "\n")
+    print(f"\nwith pictures: {given.out / 'index.html'}")
+    refused = [(found, kind) for examined in sets for found in examined.findings for kind in found.refused]
+    for found, kind in refused:
+        print(f"refused: {found.examples[kind][0] if kind in OTHERWISE else found.sentence(kind)}")
+    return int(bool(refused))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
