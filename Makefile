@@ -13,7 +13,7 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 #: * GPUS=1         processes on each machine, one a GPU
 #: * LAUNCH=        launch options of a cluster: a file such as notebooks/params/launch-slurm.yaml; single ones win over it
 #:   RESULTS=results  where run folders go
-#:   PROPOSALS=     folder of the proposals of IMAGES (default: data/<name of the pictures>-proposals)
+#:   PROPOSALS=     folder of the proposals of IMAGES (default: data/<name of the pictures>-<a number of theirs>-proposals)
 #:   BENCHMARK=     one of the paper's benchmarks, such as coco-fpn-1x, at the scale of PROFILE (default: the parameter file's settings)
 #:   TRAIN= TEST=   training and test data of a transfer, coco:JSON@IMAGES (default: the benchmark's or the parameter file's)
 #:   VOC_TRAIN= VOC_TEST= LVIS_TRAIN= LVIS_TEST=  the same for the benchmarks of VOC and LVIS in `make benchmarks`
@@ -29,14 +29,52 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 #:   DETECTRON2=    any pip specification in place of the pinned Detectron2; `pinned` goes back
 #:   QUICK= ARGS=   1: `make check-gpu` leaves out what takes minutes; passed on by `make test` to pytest, by `make lab` to JupyterLab
 # The defaults, which hold unless make is given a value: a shell's own variable of such a name is not meant.
-$(foreach default,PROFILE=toy INIT=scratch SEED=0 SEEDS=0 RESULTS=results SCORE=0.5 $(addsuffix =,MODEL RUN IMAGES SET GPUS LAUNCH PROPOSALS BENCHMARK \
+DEFAULTS := PROFILE=toy INIT=scratch SEED=0 SEEDS=0 RESULTS=results SCORE=0.5 $(addsuffix =,MODEL RUN IMAGES SET GPUS LAUNCH PROPOSALS BENCHMARK \
     TRAIN TEST VOC_TRAIN VOC_TEST LVIS_TRAIN LVIS_TEST RUNS A B NAMES JOBS PLAN MEASURE RECORDED VARIANTS BENCHMARKS NODES RENDEZVOUS \
-    RESTARTS LAUNCHER PARTITION MINUTES CPUS QUICK ARGS),$(eval $(default)))
+    RESTARTS LAUNCHER PARTITION MINUTES CPUS QUICK ARGS)
+$(foreach default,$(DEFAULTS),$(eval $(default)))
+# --------------------------------------------------------------------------------------------------- what was asked for
+# $(call q,TEXT) is one word of the shell, whatever the text holds; $(call y,TEXT) one string of YAML; $(call last,PATH) its last part.
+q = '$(subst ','\'',$1)'
+y = "$(subst ",\",$(subst \,\\,$1))"
+last = $(lastword $(subst /, ,$1))
+COMMA := ,
+# ARGS as words of the shell, in which quotes hold words together and nothing is expanded.
+TAKE_ARGS = $(if $(ARGS),args=(); while IFS= read -r word; do args+=("$$word"); done < <(printf '%s\n' $(call q,$(ARGS)) | xargs -n 1 printf '%s\n');)
+ARGS_TAKEN = $(if $(ARGS),"$${args[@]}")
+# Names that make is given must be known: these, some of this file's, make's own, and what programs read in the environment.
+VARIABLES := $(foreach default,$(DEFAULTS),$(firstword $(subst =, ,$(default)))) PYTHON DETECTRON2
+OTHERS := PY PIP ENV TOGETHER SHELL .% -% MAKE% SOCO_% PYTHON% OMP_% CUDA_% TORCH_% NCCL_% SLURM_% CONDA_% VIRTUAL_ENV HOME TMPDIR PATH
+GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command%,$(origin $(name))),$(name)))
+STRANGER := $(firstword $(filter-out $(VARIABLES) $(OTHERS),$(GIVEN)))
+NEAREST = $(shell python3 -c 'import difflib, sys; print(*difflib.get_close_matches(sys.argv[1].upper(), sys.argv[2:], 1))' \
+    $(call q,$(STRANGER)) $(VARIABLES) 2>/dev/null)
+$(if $(STRANGER),$(error there is no variable $(STRANGER)=$(addprefix : did you mean ,$(addsuffix =?,$(NEAREST))) (`make variables` lists all)))
+# Their values are taken as they were typed: a `$` is a dollar sign, not the beginning of one of make's own variables.
+$(foreach name,$(filter $(VARIABLES),$(GIVEN)),$(eval override $(name) := $$(value $(name))))
+refuse = $(error $1=$($1) $2)
+not_digits = $(subst 0,,$(subst 1,,$(subst 2,,$(subst 3,,$(subst 4,,$(subst 5,,$(subst 6,,$(subst 7,,$(subst 8,,$(subst 9,,$1))))))))))
+is_number = $(if $1,$(filter xx,x$(call not_digits,$1)x))
+has_blanks = $(word 2,x$1x)
+SIGNS := ' " ` ; $$ ( ) { } & | < > * ? [ ] !
+has_signs = $(strip $(foreach sign,$(SIGNS),$(findstring $(sign),$1)))
+$(foreach name,SEED GPUS NODES RESTARTS MINUTES CPUS JOBS,$(if $(filter-out SEED,$(name))$($(name)),$(if $(filter-out xx,x$($(name))x),\
+    $(if $(call is_number,$($(name))),,$(call refuse,$(name),must be a whole number)))))
+$(if $(SEED),,$(call refuse,SEED,must be a whole number))
+$(foreach name,GPUS NODES MINUTES JOBS,$(if $($(name)),$(if $(subst 0,,$($(name))),,$(call refuse,$(name),must be at least 1))))
+$(if $(call is_number,$(subst $(COMMA),,$(SEEDS))),,$(call refuse,SEEDS,must be whole numbers joined by commas$(COMMA) as SEEDS=0$(COMMA)1))
+$(foreach name,PLAN MEASURE RECORDED QUICK,$(if $(filter-out xx x1x,x$($(name))x),$(call refuse,$(name),is a switch: 1$(COMMA) or leave it out)))
+PROFILES := toy paper $(if $(filter table%,$(MAKECMDGOALS)),all) $(patsubst notebooks/params/pretrain-%.yaml,%,$(wildcard notebooks/params/pretrain-*.yaml))
+$(if $(filter $(PROFILES:%=x%x),$(if $(call has_blanks,$(PROFILE)),,x$(PROFILE)x)),,$(call refuse,PROFILE,is no scale: $(sort $(PROFILES))))
+$(if $(filter xx xlocalx xslurmx,$(if $(call has_blanks,$(LAUNCHER)),,x$(LAUNCHER)x)),,$(call refuse,LAUNCHER,is unknown: local or slurm))
+$(if $(call has_blanks,$(RUN))$(call has_signs,$(RUN)),$(if $(findstring /,$(RUN)),,$(call refuse,RUN,is no folder's name: use letters$(COMMA) digits and _ - . +)))
+$(if $(call has_signs,$(MAKECMDGOALS)),$(error there is no target $(MAKECMDGOALS): `make` lists them))
+$(if $(strip $(RESULTS)),,$(call refuse,RESULTS,names no folder: leave it out for results/))
 # ---------------------------------------------------------------------------------------------------------- environment
 # The active virtual or conda environment, but never conda's base, which is nobody's project; else .venv, also when that is the active one.
 ENV := $(or $(VIRTUAL_ENV),$(if $(filter-out base,$(CONDA_DEFAULT_ENV)),$(CONDA_PREFIX)),.venv)
 ENV := $(if $(filter $(CURDIR)/.venv,$(ENV)),.venv,$(ENV))
-$(if $(word 2,$(ENV)),$(error the active environment's path has a space ($(ENV)): deactivate it, and .venv is used))
+$(if $(call has_blanks,$(ENV))$(call has_signs,$(ENV)),$(error the active environment's path has a space or a sign of the shell's ($(ENV)): deactivate it$(COMMA) and .venv is used))
 PY := $(ENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 # A kernel of the same name in the user's home must not stand in for this environment's.
@@ -47,7 +85,7 @@ READY := $(ENV)/.soco-ready
 PINNED := soco_lib/detectron2.txt
 # Unless one is asked for, the Detectron2 that was set up stays.
 WANTED := $(or $(strip $(DETECTRON2)),$(shell sed -n 2p '$(READY)' 2>/dev/null),pinned)
-CHANGED := $(shell printf '%s\n' '$(CURDIR)' '$(WANTED)' | cmp -s - '$(READY)' || echo changed)
+CHANGED := $(shell printf '%s\n' $(call q,$(CURDIR)) $(call q,$(WANTED)) | cmp -s - '$(READY)' || echo changed)
 .PHONY: help variables setup lab quickstart book changed data proposals views data-check pretrain join transfer benchmarks compare rerun \
     predict probe tables show report claims probe-table gallery table9 reproduce-toy test lint check-variants check-gpu bench clean
 
@@ -71,7 +109,7 @@ ifeq ($(WANTED),pinned)
 	    $(PIP) install -q --target "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("platlib"))')" \
 	        --no-deps --only-binary=:all: --python-version 3.10 --platform linux_x86_64 --require-hashes -r $(PINNED); }
 else
-	@$(PIP) uninstall -qq -y detectron2 sal-detectron2 && $(PIP) install -q --no-build-isolation '$(WANTED)'
+	@$(PIP) uninstall -qq -y detectron2 sal-detectron2 && $(PIP) install -q --no-build-isolation $(call q,$(WANTED))
 	@$(PIP) install -q --no-deps --require-hashes -r <(sed -n '/^lvis/,$$p' $(PINNED))
 endif
 	@said=$$($(PY) -W ignore -c 'import torch, cv2, detectron2' 2>&1) || { case "$$said" in \
@@ -79,42 +117,52 @@ endif
 	    *detectron2*) remedy="try the pinned Detectron2, make setup DETECTRON2=pinned";; \
 	    *) remedy="remove $(ENV) and run make setup again";; \
 	esac; echo "setup: $$(tail -n 1 <<<"$$said"): $$remedy" >&2; exit 1; }
-	@printf '%s\n' '$(CURDIR)' '$(WANTED)' > $@
+	@printf '%s\n' $(call q,$(CURDIR)) $(call q,$(WANTED)) > $@
 $(PY):
 	@[ '$(ENV)' = .venv ] || { \
 	    echo "setup: the active environment $(ENV) has no bin/python: deactivate it (then .venv is used) or activate another" >&2; exit 1; }; \
-	for python in $(or $(PYTHON),python3.11 python3 python3.12 python3.13); do \
-	    $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && exec $$python -m venv --clear .venv; \
-	done; echo "setup: $(or $(PYTHON),no python3 on the PATH) is not Python 3.11 to 3.13: make setup PYTHON=/path/to/python3.11" >&2; exit 1
+	for python in $(if $(PYTHON),$(call q,$(PYTHON)),python3.11 python3 python3.12 python3.13); do \
+	    "$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && exec "$$python" -m venv --clear .venv; \
+	done; echo "setup: "$(call q,$(or $(PYTHON),no python3 on the PATH))" is not Python 3.11 to 3.13: make setup PYTHON=/path/to/python3.11" >&2; exit 1
 lab: | $(READY) ## open JupyterLab on notebooks/
-	@PATH="$(abspath $(ENV))/bin:$$PATH" $(PY) -m jupyterlab --ServerApp.root_dir='$(CURDIR)' --LabApp.default_url=/lab/tree/notebooks $(ARGS)
+	@$(TAKE_ARGS) PATH="$(abspath $(ENV))/bin:$$PATH" $(PY) -m jupyterlab --ServerApp.root_dir=$(call q,$(CURDIR)) --LabApp.default_url=/lab/tree/notebooks $(ARGS_TAKEN)
 # A notebook's product is its HTML: it is rendered last and put in place by a rename, so it stands for the whole run.
 BOOK := $(PY) -m soco_lib.book
-NOTEBOOK = $(BOOK) notebooks/$(1).ipynb --results '$(RESULTS)' --run-name '$(or $(RUN),$(2))'
-COMMA := ,
+NOTEBOOK = $(BOOK) notebooks/$(1).ipynb --results $(call q,$(RESULTS)) --run-name $(call q,$(or $(RUN),$(2)))
 SCENES := data/scenes
 # The toy profile's data are the scenes, unless others are named.
 TOY_DATA := $(if $(filter toy,$(PROFILE)),$(SCENES)/scenes.json $(SCENES)-test/scenes.json)
 PICTURES := $(or $(IMAGES),$(if $(filter toy,$(PROFILE)),coco:$(SCENES)/annotations/instances_train.json,folder:imagenet/train))
-# data/scenes-proposals for the scenes, else by the path's last part: folder:photos/cats -> data/cats-proposals. `whole`: one box, no store.
-STORE := $(or $(PROPOSALS),data/$(if $(findstring $(SCENES)/,$(PICTURES)),scenes,$(basename $(notdir $(lastword $(subst :, ,$(firstword $(subst @, ,$(PICTURES))))))))-proposals)
-PROPOSE = $(if $(filter whole,$(STORE)),,$(PY) -m soco_lib.data.store --images '$(PICTURES)' --out '$(STORE)' &&)
-DATA_FLAGS = -p images '$(PICTURES)' -p proposals '$(STORE)'
+# Where their proposals are: data/scenes-proposals for the scenes, else data/ the path's last part, a number of the whole of it (photos/cats and
+# pets/cats are two), -proposals; an older store without that number is used if it is of these images. `whole`: one box, no store.
+define NAMED
+spec=$(call q,$(PICTURES)); spec=$${spec#folder:}; while [[ $$spec == ?*/ ]]; do spec=$${spec%/}; done; path=$${spec%%@*}; name=$${path##*[/:]}; name=$${name%.*}; \
+name=$$(printf %s "$$name" | LC_ALL=C tr -cs 'A-Za-z0-9_+.' - | sed 's/^[^A-Za-z0-9]*//; s/-*$$//'); name=$${name:-images}; old=data/$$name-proposals/store.json; \
+if [ -f "$$old" ] && $(call q,$(PY)) -SEc 'import json, sys; sys.exit(json.load(open(sys.argv[1]))["source"].removeprefix("folder:").rstrip("/") != sys.argv[2])' \
+    "$$old" "$$spec" 2>/dev/null; then echo "$$name"; else echo "$$name-$$(printf %s "$$spec" | cksum | cut -d' ' -f1)"; fi
+endef
+NAME = $(eval NAME := $(if $(findstring $(SCENES)/,$(PICTURES)),scenes,$(shell $(NAMED))))$(NAME)
+STORE = $(or $(PROPOSALS),data/$(NAME)-proposals)
+PROPOSE = $(if $(filter whole,$(STORE)),,$(PY) -m soco_lib.data.store --images $(call q,$(PICTURES)) --out $(call q,$(STORE)) &&)
+DATA_FLAGS = -p images $(call q,$(PICTURES)) -p proposals $(call q,$(STORE))
 # The launch options that were given, for soco_lib.runs.launch.Launch.of.
-HOW := {$(foreach name,LAUNCH GPUS NODES RENDEZVOUS RESTARTS LAUNCHER PARTITION MINUTES CPUS,$(if $($(name)),$(name): "$($(name))"$(COMMA)))}
-RUN_FLAGS = -p seed '$(SEED)' -p launch '$(HOW)' -p overrides '{$(SET)}'
+HOW := {$(foreach name,LAUNCH GPUS NODES RENDEZVOUS RESTARTS LAUNCHER PARTITION MINUTES CPUS,$(if $($(name)),$(name): $(call y,$($(name)))$(COMMA)))}
+RUN_FLAGS = -p seed '$(SEED)' -p launch $(call q,$(HOW)) -p overrides $(call q,{$(SET)})
 # The quickstart: five notebooks, each made from what it needs. Its seed is its own, so that it is the same for everyone.
-QS := $(if $(word 2,$(RESULTS)),,$(RESULTS)/)quickstart
+HASH := \#
+ODD := $(call has_blanks,$(RESULTS))$(call has_signs,$(RESULTS))$(strip $(foreach sign,: % $(HASH) = \ ~,$(findstring $(sign),$(RESULTS))))
+QS := $(if $(ODD),,$(RESULTS)/)quickstart
 QS_PAGES := $(addprefix $(QS)-,proposals/01_proposals views/02_views soco/03_pretrain transfer/04_transfer scratch/04_transfer report/05_report)
 $(QS)-proposals/01_proposals.html: $(SCENES)/scenes.json
 $(QS)-views/02_views.html $(QS)-soco/03_pretrain.html: $(QS)-proposals/01_proposals.html
 $(QS)-transfer/04_transfer.html: $(QS)-soco/03_pretrain.html $(SCENES)-test/scenes.json
 $(QS)-scratch/04_transfer.html: $(SCENES)-test/scenes.json $(SCENES)/scenes.json
 $(QS)-report/05_report.html: $(QS)-scratch/04_transfer.html $(QS)-transfer/04_transfer.html
+$(if $(ODD),$(if $(filter quickstart gallery $(QS)%,$(MAKECMDGOALS)),\
+    $(error make knows files by names without spaces and signs: RESULTS=$(RESULTS) will not do for the quickstart)))
 # A run older than what it was made from is made anew; a newer one was interrupted and goes on.
 $(QS_PAGES:%=%.html): | $(READY)
-	@$(if $(word 2,$(RESULTS)),$(error make knows files by names without spaces: RESULTS=$(RESULTS) will not do for the quickstart))
-	@if [ '$(@D)/run.json' -ot '$<' ]; then rm -rf '$(@D)'; fi; $(BOOK) notebooks/$(basename $(@F)).ipynb --results '$(RESULTS)' \
+	@if [ '$(@D)/run.json' -ot '$<' ]; then rm -rf '$(@D)'; fi; $(BOOK) notebooks/$(basename $(@F)).ipynb --results $(call q,$(RESULTS)) \
 	    --run-name '$(notdir $(@D))' $(if $(TOGETHER),--label '$(notdir $(@D))') $(if $(filter %-transfer,$(@D)),-p init '$(QS)-soco')
 # One thing at a time with all cores; but the two transfers, whose networks gain little from a second thread, side by side with half each.
 $(if $(TOGETHER),,$(eval .NOTPARALLEL:))
@@ -124,7 +172,7 @@ quickstart: $(QS)-views/02_views.html $(QS)-soco/03_pretrain.html $(SCENES)-test
 	@echo; echo "All of it as one site, with contents and search: make book"; echo; echo "Next: make lab; make proposals IMAGES=folder:/your/photos; make pretrain IMAGES=folder:/your/photos GPUS=2; make transfer INIT=$(RESULTS)/pretrain-toy"
 book: | $(READY) ## a site of all executed notebooks, tables and pictures, RESULTS/book/index.html; installs Sphinx the first time
 	@$(PY) -c 'import furo, myst_nb' 2>/dev/null || { echo "adding Sphinx to $(ENV)"; $(PIP) install -q --no-warn-conflicts -e '.[book]'; }
-	@$(PY) -m soco_lib.book.site --results '$(RESULTS)'
+	@$(PY) -m soco_lib.book.site --results $(call q,$(RESULTS))
 
 ##@ look
 data: $(SCENES)/scenes.json $(SCENES)-test/scenes.json ## draw the embedded scenes (data/scenes and data/scenes-test, COCO layout)
@@ -140,38 +188,39 @@ $(SCENES)-lvis/lvis_val.json: $(SCENES)/scenes.json | $(READY)
 proposals: $(TOY_DATA) | $(READY) ## proposals of IMAGES, and a look at them
 	@$(call NOTEBOOK,01_proposals,$(notdir $(STORE))) $(DATA_FLAGS)
 views: $(TOY_DATA) | $(READY) ## the views that pretraining sees of IMAGES
-	@$(PROPOSE) $(call NOTEBOOK,02_views,views-$(PROFILE)) $(DATA_FLAGS) -p config 'notebooks/params/pretrain-$(PROFILE).yaml'
+	@$(PROPOSE) $(call NOTEBOOK,02_views,views-$(PROFILE)) $(DATA_FLAGS) -p config $(PARAMS)
 data-check: | $(READY) ## what is odd about TRAIN, TEST, IMAGES (DEEP=1: decode all); without these, count NAMES against known totals
-	@$(if $(TRAIN)$(TEST)$(IMAGES),$(PY) -m soco_lib.figures.odd_data $(if $(DEEP),--deep) --out '$(RESULTS)/data-check' \
-	    $(if $(TRAIN),--train '$(TRAIN)') $(if $(TEST),--test '$(TEST)') $(if $(IMAGES),--images '$(IMAGES)'),$(PY) -m soco_lib.transfer.check_data $(NAMES))
+	@$(if $(TRAIN)$(TEST)$(IMAGES),$(PY) -m soco_lib.figures.odd_data $(if $(DEEP),--deep) --out $(call q,$(RESULTS)/data-check) \
+	    $(if $(TRAIN),--train $(call q,$(TRAIN))) $(if $(TEST),--test $(call q,$(TEST))) $(if $(IMAGES),--images $(call q,$(IMAGES))),$(PY) -m soco_lib.transfer.check_data $(foreach name,$(NAMES),$(call q,$(name))))
 
 ##@ run
+PARAMS = notebooks/params/pretrain-$(PROFILE).yaml
 pretrain: $(TOY_DATA) | $(READY) ## pretrain on IMAGES with GPUS x NODES processes; goes on where it was interrupted
-	@$(PROPOSE) $(call NOTEBOOK,03_pretrain,pretrain-$(PROFILE)) $(DATA_FLAGS) $(RUN_FLAGS) -p config 'notebooks/params/pretrain-$(PROFILE).yaml'
+	@$(PY) -m soco_lib.config $(PARAMS) $(call q,{$(SET)}) && $(PROPOSE) $(call NOTEBOOK,03_pretrain,pretrain-$(PROFILE)) $(DATA_FLAGS) $(RUN_FLAGS) -p config $(PARAMS)
 join: | $(READY) ## on every other node: this node's part of the run RUN (NODES, GPUS, RENDEZVOUS as on the first)
-	@$(PY) -m soco_lib.runs.launch join '$(RESULTS)/$(RUN)' --launch '$(HOW)' $(ARGS)
+	@$(TAKE_ARGS) $(PY) -m soco_lib.runs.launch join $(call q,$(RESULTS)/$(RUN)) --launch $(call q,$(HOW)) $(ARGS_TAKEN)
 transfer: $(TOY_DATA) $(if $(findstring toy lvis,$(PROFILE) $(BENCHMARK)),$(SCENES)-lvis/lvis_val.json) | $(READY) ## fine-tune a detector from INIT on TRAIN, or as BENCHMARK says, and evaluate it on TEST
 	@$(call NOTEBOOK,04_transfer,transfer-$(if $(BENCHMARK),$(BENCHMARK)-)$(PROFILE)) $(RUN_FLAGS) -p config 'notebooks/params/transfer-$(PROFILE).yaml' \
-	    -p init '$(INIT)' -p train '$(TRAIN)' -p test '$(TEST)' -p benchmark '$(BENCHMARK)' -p profile '$(PROFILE)'
+	    -p init $(call q,$(INIT)) -p train $(call q,$(TRAIN)) -p test $(call q,$(TEST)) -p benchmark $(call q,$(BENCHMARK)) -p profile '$(PROFILE)'
 predict: | $(READY) ## detect on IMAGES with the fine-tuned run MODEL: COCO results, counts a class, a contact sheet
-	@$(call NOTEBOOK,11_predict,predict-$(notdir $(MODEL:%/=%))) $(RUN_FLAGS) -p model '$(MODEL)' -p images '$(IMAGES)' -p score '$(SCORE)'
+	@$(call NOTEBOOK,11_predict,predict-$(call last,$(MODEL))) $(RUN_FLAGS) -p model $(call q,$(MODEL)) -p images $(call q,$(IMAGES)) -p score $(call q,$(SCORE))
 benchmarks: $(TOY_DATA) | $(READY) ## every benchmark of the paper (or NAMES) from INIT, one after the other
-	@names='$(NAMES)'; $(MAKE) $$(printf 'benchmark-%s ' $${names:-$$($(PY) -c 'from soco_lib.transfer.benchmarks import BENCHMARKS; print(*BENCHMARKS)')})
+	@names=$(call q,$(NAMES)); $(MAKE) $$(printf 'benchmark-%s ' $${names:-$$($(PY) -c 'from soco_lib.transfer.benchmarks import BENCHMARKS; print(*BENCHMARKS)')})
 # Each has a run folder of its own, so a second call goes on; those of VOC and LVIS have data of their own.
 OWN = $(if $(filter voc-%,$*),VOC_,$(if $(filter lvis-%,$*),LVIS_))
 benchmark-%: $(TOY_DATA) | $(READY)
-	@$(MAKE) transfer BENCHMARK='$*' TRAIN='$($(OWN)TRAIN)' TEST='$($(OWN)TEST)' RUN='$(or $(RUN),$(notdir $(INIT)))-$*-$(PROFILE)-s$(SEED)'
+	@$(MAKE) transfer BENCHMARK='$*' TRAIN=$(call q,$($(OWN)TRAIN)) TEST=$(call q,$($(OWN)TEST)) RUN=$(call q,$(or $(RUN),$(call last,$(INIT)))-$*-$(PROFILE)-s$(SEED))
 # Status 3: the text is all that these two runs allow.
 compare: | $(READY) ## two runs A and B: what differs in settings and metrics; of two transfers also curves, classes, errors, images
-	@$(PY) -m soco_lib.transfer.compare '$(A)' '$(B)' --results '$(RESULTS)' || { status=$$?; [ $$status = 3 ] && exit 0 || exit $$status; }; \
-	$(call NOTEBOOK,07_compare,compare-$(notdir $(A:%/=%))-$(notdir $(B:%/=%))) -p run_a '$(A)' -p run_b '$(B)'
+	@$(PY) -m soco_lib.transfer.compare $(call q,$(A)) $(call q,$(B)) --results $(call q,$(RESULTS)) || { status=$$?; [ $$status = 3 ] && exit 0 || exit $$status; }; \
+	$(call NOTEBOOK,07_compare,compare-$(call last,$(A))-$(call last,$(B))) -p run_a $(call q,$(A)) -p run_b $(call q,$(B))
 rerun: $(TOY_DATA) | $(READY) ## the finished or tracked run RUN once more from nothing, every number of both compared
-	@$(subst &&,>/dev/null &&,$(PROPOSE)) $(PY) -m soco_lib.studies.rerun '$(RUN)' --results '$(RESULTS)'
+	@$(subst &&,>/dev/null &&,$(PROPOSE)) $(PY) -m soco_lib.studies.rerun $(call q,$(RUN)) --results $(call q,$(RESULTS))
 probe: | $(READY) ## class of labelled objects (TEST=coco:... or voc:..., learnt from TRAIN or half of TEST) from frozen features of INIT
-	@$(PY) -m soco_lib.features.probe '$(INIT)' --data '$(TEST)' --fit '$(TRAIN)'
+	@$(PY) -m soco_lib.features.probe $(call q,$(INIT)) --data $(call q,$(TEST)) --fit $(call q,$(TRAIN))
 
 ##@ tables
-TABLES = $(PY) -m soco_lib.tables --results '$(RESULTS)'
+TABLES = $(PY) -m soco_lib.tables --results $(call q,$(RESULTS))
 CLAIMS = $(TABLES) --tables trials >/dev/null; $(call NOTEBOOK,10_claims,claims)
 ##: tableN 1 to 8, 10: the paper's table with our runs of it under RESULTS at PROFILE (all: both); 4 and 5: of the studies
 table%: | $(READY)
@@ -179,24 +228,24 @@ table%: | $(READY)
 tables: | $(READY) ## every table that has runs or tracked records; needs neither data nor a GPU
 	@$(TABLES)
 show: | $(READY) ## the run RUN, a folder or a tracked record: settings, state, sessions, metrics, the end of its log
-	@$(PY) -m soco_lib.tables.show '$(RUN)' --results '$(RESULTS)'
+	@$(PY) -m soco_lib.tables.show $(call q,$(RUN)) --results $(call q,$(RESULTS))
 report: | $(READY) ## the table of RUNS beside the paper's
-	@$(call NOTEBOOK,05_report,report) $(if $(RUNS),-p runs '[$(foreach run,$(RUNS),"$(run)"$(COMMA))]')
+	@$(call NOTEBOOK,05_report,report) $(if $(RUNS),-p runs $(call q,[$(foreach run,$(RUNS),$(call y,$(run))$(COMMA))]))
 claims: $(SCENES)-test/scenes.json | $(READY) ## the claim table and notebook 10 from what runs and records there are
 	@$(CLAIMS)
 probe-table: | $(READY) ## mean and spread over seeds of the probed pretrainings RUNS, in RESULTS/RUN
-	@$(PY) -m soco_lib.features.probe_table '$(RESULTS)/$(or $(RUN),probe-table)' $(foreach run,$(RUNS),'$(RESULTS)/$(run)')
+	@$(PY) -m soco_lib.features.probe_table $(call q,$(RESULTS)/$(or $(RUN),probe-table)) $(foreach run,$(RUNS),$(call q,$(RESULTS)/$(run)))
 gallery: quickstart claims | $(READY) ## put the quickstart's and the claims' figures and tables into the README
 	@$(PY) -m soco_lib.book.gallery
 
 ##@ studies
 # What is missing runs; then table and notebook show what there is, also after a failed variant (status 3) and a stop (143).
-STUDY_FLAGS = $(if $(PLAN),--plan) $(if $(MEASURE),--measure) $(if $(RECORDED),--recorded) --results '$(RESULTS)'
+STUDY_FLAGS = $(if $(PLAN),--plan) $(if $(MEASURE),--measure) $(if $(RECORDED),--recorded) --results $(call q,$(RESULTS))
 define STUDY
-@status=0; $(PY) -m soco_lib.studies $(1) --profile '$(PROFILE)' --seeds '$(SEEDS)' --jobs '$(or $(JOBS),1)' --launch '$(HOW)' \
-    --variants '$(VARIANTS)' --benchmarks '$(BENCHMARKS)' $(STUDY_FLAGS) || status=$$?; \
+@status=0; $(PY) -m soco_lib.studies $(1) --profile '$(PROFILE)' --seeds '$(SEEDS)' --jobs '$(or $(JOBS),1)' --launch $(call q,$(HOW)) \
+    --variants $(call q,$(VARIANTS)) --benchmarks $(call q,$(BENCHMARKS)) $(STUDY_FLAGS) || status=$$?; \
 if [ -z '$(PLAN)' ] && [[ $$status =~ ^(0|3|143)$$ ]]; then \
-    $(TABLES) --studies $(1) --profile '$(PROFILE)' && $(BOOK) notebooks/08_ablation.ipynb --results '$(RESULTS)' \
+    $(TABLES) --studies $(1) --profile '$(PROFILE)' && $(BOOK) notebooks/08_ablation.ipynb --results $(call q,$(RESULTS)) \
         --run-name 'study-$(1)-$(PROFILE)' -p study $(1) -p profile '$(PROFILE)' || status=$$?; fi; exit $$status
 endef
 ##: ablation-NAME labels photographs longer detectors alignment viewsize batchsize proposals momentum (notebooks/studies says which tables)
@@ -213,17 +262,17 @@ reproduce-toy: $(TOY_DATA) | $(READY) ## the paper's claims at toy scale: every 
 
 ##@ checks
 test: | $(READY) ## run the tests; ARGS='-k boxes' chooses among them
-	@$(PY) -m pytest $(ARGS)
+	@$(TAKE_ARGS) $(PY) -m pytest $(ARGS_TAKEN)
 lint: | $(READY) ## ruff: rules and format
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check .
 check-variants: | $(READY) ## train every variant of the method for 20 steps, the compiled one too: minutes
-	@SOCO_SLOW=1 $(PY) -m pytest tests/test_variants.py $(ARGS)
+	@$(TAKE_ARGS) SOCO_SLOW=1 $(PY) -m pytest tests/test_variants.py $(ARGS_TAKEN)
 check-gpu: | $(READY) ## does this node compute what the book says, and how fast? QUICK=1: shorter; small on a CPU
-	@$(PY) -m tests.gpu $(if $(QUICK),--quick) --results '$(RESULTS)'
-BENCH = $(PY) -m tests.speed.bench $(if $(IMAGES),--images '$(IMAGES)') --results '$(RESULTS)'
+	@$(PY) -m tests.gpu $(if $(QUICK),--quick) --results $(call q,$(RESULTS))
+BENCH = $(PY) -m tests.speed.bench $(if $(IMAGES),--images $(call q,$(IMAGES))) --results $(call q,$(RESULTS))
 bench: $(TOY_DATA) | $(READY) ## time every part beside its plain formulation, on IMAGES; tables go to RESULTS/bench
 	@$(BENCH)
-	@$(call NOTEBOOK,09_speed,speed) -p results '$(RESULTS)'
+	@$(call NOTEBOOK,09_speed,speed) -p results $(call q,$(RESULTS))
 ##: bench-NAME views step proposals store readers startup: one of them
 bench-%: $(TOY_DATA) | $(READY)
 	@$(BENCH) $*

@@ -103,7 +103,8 @@ class ProposalViews(Dataset):
         if self.store.size(index) != tuple(size):
             here, there = ("x".join(map(str, one)) for one in (size, self.store.size(index)))
             stranger = f"proposals in {self.cfg.proposals} do not belong to {self.source.keys[index]}"
-            raise BookError(f"{stranger}: the image is {here}, the store says {there}; build the proposals again")
+            again = f"delete {self.store.path} and build the proposals again"
+            raise BookError(f"{stranger}: the image is {here}, the store says {there}; {again}")
         return self.store.boxes(index)
 
     def __getitem__(self, item: tuple[int, int]) -> tuple[list[ViewSample], bool]:

@@ -120,12 +120,43 @@ OPERATIONAL = frozenset("workers log_every save_every keep probe probe_every pro
 SUBJECT = frozenset("images proposals train test init seed profile".split())
 
 
+def parse_yaml(text: str, where: str) -> dict:
+    """The mapping that YAML `text` writes, {} for none. Raises BookError in one line that begins with `where`."""
+    try:
+        values = yaml.load(text, Loader)
+    except (yaml.YAMLError, ValueError) as error:
+        said = " ".join(str(error).split())
+        raise BookError(f"{where} is not plain YAML ({said}): write `name: value`, without tabs and tags") from None
+    values = {} if values is None else values
+    kind = type(values).__name__
+    require(isinstance(values, dict), f"{where} holds a {kind}: write `name: value` lines")
+    return values
+
+
+def read_yaml(path: Path) -> dict:
+    """As `parse_yaml`, of a file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise BookError(f"{path} cannot be read ({reason}): give a YAML file of `name: value` lines") from None
+    return parse_yaml(text, str(path))
+
+
+def with_values(values: dict, where: str) -> dict:
+    """`values`, in which a name without a value is a mistake in writing: `k:8` is a name to YAML. Raises BookError."""
+    for name, value in values.items():
+        text = re.sub(r"\s*[:=]\s*", ": ", str(name)) if re.search(r"[:=]\s*[^\s:=]", str(name)) else f"{name}: 1"
+        require(value is not None, f"{where}: {str(name)!r} has no value: write {text}, with a space after the colon")
+    return values
+
+
 def load(cls, path: str | Path, **changes):
     """Read a YAML parameter file into `cls`, with `changes` on top (see `changed`)."""
     path = locate(path)
     known = ", ".join(sorted(p.name for p in path.parent.glob("*.yaml")))
     require(path.is_file(), f"no parameter file {path}: known are {known}")
-    return changed(cls, yaml.load(path.read_text(), Loader) or {}, changes, path.name)
+    return changed(cls, read_yaml(path), changes, path.name)
 
 
 def changed(cls, values: dict, changes: dict, where: str = ""):
@@ -133,6 +164,10 @@ def changed(cls, values: dict, changes: dict, where: str = ""):
     labels every table and figure.
     """
     hints = _hints(cls)
+    for name, value in changes.items():
+        if name not in hints:
+            with_values({name: value}, where or cls.__name__)
+            one_of(f"{where or cls.__name__} field", name, hints)
     typed = lambda name, value: _convert(name, value, hints[name]) if name in hints else value
     defaults = {f.name: f.default for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING}
     before = {name: typed(name, value) for name, value in {**defaults, **values}.items()}

@@ -64,7 +64,7 @@ def test_make_alone_lists_targets_in_groups_on_one_screen():
 def test_every_variable_is_described():
     described = re.findall(r"\b([A-Z][A-Z0-9_]*)=", re.sub(r"\(.*?\)", "", make("variables").stdout))
     text = (ROOT / "Makefile").read_text()
-    defaults = re.search(r"^\$\(foreach default,(.*?),\$\(eval", text, re.M | re.S)[1]
+    defaults = re.search(r"^DEFAULTS := (.*?[^\\])$", text, re.M | re.S)[1]
     named = set(re.findall(r"[A-Z][A-Z0-9_]*", defaults)) | {"PYTHON", "DETECTRON2"}
     assert named == set(described)
 

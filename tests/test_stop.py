@@ -1,4 +1,4 @@
-"""Stopping: Ctrl-C, JupyterLab's stop button, SIGTERM and a closed terminal save, say so in one line, and lose nothing."""
+"""Stopping: Ctrl-C, JupyterLab's stop button, SIGTERM and a closed terminal save and end with one line."""
 
 import fcntl
 import json
@@ -28,7 +28,7 @@ ENDS = 60.0
 
 
 class Terminal:
-    """A command in the foreground of a terminal of its own, whose output is kept in a file or comes from the terminal."""
+    """A command in the foreground of a terminal of its own, with its output in a file or from the terminal."""
 
     def __init__(self, words, output):
         self.master, slave = pty.openpty()
@@ -86,7 +86,7 @@ def pretraining(pictures, store, tmp_path):
 
 
 def is_stopped(folder, said=None):
-    """The run saved after its last step, its record says so, and what the user saw is no traceback; returns the step."""
+    """The run saved after its last step, its record says so, the user saw no traceback; returns the step."""
     record = Run.read(folder).record
     steps = [row["step"] for row in Run.read(folder).rows()]
     assert (

@@ -20,11 +20,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from soco_lib import ROOT, BookError, locate, one_line_errors
 from soco_lib.book.parameters import Parameter, check, declared
-from soco_lib.fields import Loader, require
+from soco_lib.fields import read_yaml, require
 from soco_lib.runs.folder import write_text
 from soco_lib.runs.stop import Stopped, StopRequests, requests
 
@@ -225,13 +223,7 @@ def _read_params(files: list[str], pairs: list[list[str]], known: dict[str, Para
     params: dict[str, Any] = {}
     for path in map(locate, files):
         require(path.is_file(), f"there is no parameter file {path}: give -f a YAML file of `name: value` lines")
-        try:
-            values = yaml.load(path.read_text(encoding="utf-8"), Loader) or {}
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            said = " ".join(str(error).split())
-            raise BookError(f"{path} is not YAML ({said}): write `name: value` lines") from error
-        require(isinstance(values, dict), f"{path} holds a {type(values).__name__}: write `name: value` lines")
-        params |= values
+        params |= read_yaml(path)
     return params | {name: known.get(name, Parameter(None, None)).parse(text) for name, text in pairs}
 
 

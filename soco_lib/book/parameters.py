@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from soco_lib import BookError, locate
-from soco_lib.fields import Loader, one_of, require
+from soco_lib.fields import Loader, one_of, require, with_values
 
 _TYPES = {kind.__name__: kind for kind in (bool, int, float, str, list, tuple, dict)} | {"None": type(None)}
 
@@ -39,9 +39,14 @@ class Parameter(NamedTuple):
         """The value that `text` from the command line means: YAML, or the text itself where only that is taken."""
         try:
             value = yaml.load(text, Loader)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError):
             value = text
-        return text if not self.takes(value) and self.takes(text) else value
+        if isinstance(value, dict) and self.takes(value):
+            return with_values(value, text)
+        quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+        return (
+            text if self.takes(text) and not (self.takes(value) and (quoted or not isinstance(value, str))) else value
+        )
 
 
 def declared(notebook: str | Path) -> dict[str, Parameter]:

@@ -42,11 +42,9 @@ from soco_lib.runs.files import replacing, writable
 from soco_lib.runs.folder import write_json
 
 FORMAT = 1
-#: Fewer images than this may be unavailable still when a store is completed by those that are there again.
-FEW = 16
+FEW = 16  # fewer images may still be unavailable when a store is completed by those that are there again
 FILES = ("boxes.npy", "offsets.npy", "sizes.npy", "images.parquet")
-#: Images that are looked at of a store that an earlier reader made: all of a small set.
-LOOKED_AT = 4096
+LOOKED_AT = 4096  # images of a store that an earlier reader made: all of a small set
 
 
 class _Rows:
@@ -91,7 +89,7 @@ class ProposalStore:
         require(path.is_dir(), f"no proposals at {path}; {remedy}")
         state = "unfinished" if (path / "shards").is_dir() else "not there"
         require((path / "store.json").is_file(), f"proposals in {path} are {state}; {remedy}")
-        again = "delete the folder and build the proposals again"
+        again = f"delete {path} and build the proposals again"
         try:
             meta = json.loads((path / "store.json").read_text())
         except ValueError:
@@ -176,8 +174,8 @@ class ProposalStore:
         a, b = next((a, b) for a, b in pairs if a != b)
         raise BookError(
             f"proposals in {self.path} (of {self.meta['source']}, {len(self)} images) do not belong to {source.spec} "
-            f"({len(source)} images): first difference {a!r} there, {b!r} here; delete {self.path} to build them for "
-            "these images there, or give PROPOSALS= another folder"
+            f"({len(source)} images): first difference {a!r} there, {b!r} here; delete {self.path} and they are made "
+            "for these images, or name another folder, PROPOSALS="
         )
 
     def _check_pixels(self, source: ImageSource) -> None:
@@ -228,7 +226,7 @@ def assemble(out: Path, source: ImageSource, essence: dict, shard_size: int, mak
             say(f"{out}: found complete, {len(store)} images, {store.meta['boxes']} boxes")
             return store
     if out.is_dir() and not (out / "shards").is_dir() and any(out.iterdir()):
-        raise BookError(f"{out} holds files that are not proposals: choose a new or empty folder")
+        raise BookError(f"{out} holds files that are not proposals: name a new or empty folder, PROPOSALS=")
     shards = _plan(out, source, essence, shard_size)
     with to_merge(shards, out / "store.json", part, make, say) as ours:
         if ours:
@@ -285,7 +283,9 @@ def _same_images(where: Path, then: dict[str, str], of: str, source: ImageSource
 def _same_settings(where: Path, there: dict, asked: dict) -> None:
     names = [name for name in sorted({*there, *asked}) if there.get(name) != asked.get(name)]
     said = ", ".join(f"{name}={there.get(name)!r} there, {asked.get(name)!r} asked" for name in names)
-    require(not names, f"proposals in {where} have other settings ({said}): choose another folder or delete this one")
+    kind = "are of other images" if "fingerprint" in names else "have other settings"
+    remedy = f"delete {where} and they are made so, or name another folder, PROPOSALS="
+    require(not names, f"proposals in {where} {kind} ({said}): {remedy}")
 
 
 def _plan(out: Path, source: ImageSource, essence: dict, shard_size: int) -> list[Path]:
@@ -382,11 +382,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--share", action="store_true", help="one participant of torchrun, srun or a SLURM array")
     for field in fields(ProposalConfig):
         name, default = field.name.replace("_", "-"), field.default
-        parser.add_argument(f"--{name}", type=type(default), default=default, help=f"default {default}")
+        parser.add_argument(f"--{name}", type=type(default), help=f"default {default}")
     given = vars(parser.parse_args(argv))
     images, out, workers, shared = (given.pop(name) for name in ("images", "out", "workers", "share"))
     part, say = share(os.environ) if shared else (0, 1), functools.partial(print, flush=True)
-    build_store(open_source(images), ProposalConfig(**given), out, workers, progress=say, part=part)
+    source, asked = open_source(images), {name: value for name, value in given.items() if value is not None}
+    config = ProposalConfig(**asked)
+    if not asked and (locate(out) / "store.json").is_file():  # imported, or made with settings that are not asked for
+        store = ProposalStore.open(out)
+        store.check(source)
+        say(f"{store.path}: found complete, {len(store)} images, {store.meta['boxes']} boxes")
+        return
+    build_store(source, config, out, workers, progress=say, part=part)
 
 
 if __name__ == "__main__":

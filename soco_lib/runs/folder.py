@@ -130,7 +130,8 @@ class Run:
 
     @classmethod
     def start(cls, name: str, kind: str, config, results: str | Path = "results") -> Run:
-        """Create results/<name>, or continue the run that is there.
+        """Create results/<name>, or continue the run that is there; one that was refused before it computed anything
+        may have another configuration.
 
         Raises BookError when the folder holds a run of another configuration (naming the differing fields) or cannot be
         written.
@@ -143,13 +144,13 @@ class Run:
             changed = differences(essence(run.record["config"]), essence(plain))
             if run.record["kind"] != kind:
                 changed = {"kind": (run.record["kind"], kind), **changed}
-            if changed:
+            if changed and (run.record["kind"] != kind or run.computed or run.is_taken()):
                 listed = "; ".join(f"{field}: {old!r} there, {new!r} now" for field, (old, new) in changed.items())
                 other = f"{folder} holds a run of another configuration ({listed})"
-                raise BookError(f"{other}: choose another run name or delete it")
+                raise BookError(f"{other}: choose another run name, RUN=, or delete {folder}")
             if run.record["config"] == plain:
                 return run
-            run.record["config"] = plain
+            run.record |= {"config": plain, "identity": identity(config)}
         else:
             with writable(f"the results folder {folder}"):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -172,6 +173,16 @@ class Run:
     def done(self) -> bool:
         return self.record["status"] == "done" and (self.folder / "metrics.json").exists()
 
+    @property
+    def computed(self) -> bool:
+        """Whether a session got as far as a logged step, a checkpoint or metrics."""
+        kept = ("metrics.json", "log.jsonl", "checkpoints/*", "detectron2/checkpoints/*")
+        return any(next(self.folder.glob(pattern), None) for pattern in kept)
+
+    def is_taken(self) -> bool:
+        """Whether another process works on the folder."""
+        return locks.is_taken(self.folder / ".lock")
+
     def write(self) -> None:
         """Save run.json."""
         write_json(self.folder / "run.json", self.record)
@@ -190,7 +201,13 @@ class Run:
         held = weakref.ref(self._lock)  # a killed process's loader workers must not keep the lock
         os.register_at_fork(after_in_child=lambda: (file := held()) and file.close())
         if not locks.take(self._lock):
-            raise BookError(f"{self.folder} is being written by another process: wait for it or use another run name")
+            raise self.busy()
+
+    def busy(self) -> BookError:
+        """What is said of a folder that another process works on."""
+        return BookError(
+            f"{self.folder} is being written by another process: wait for it or use another run name, RUN="
+        )
 
     def begin(self, **facts) -> None:
         """A process starts (or goes on with) the work: record where and by which code."""

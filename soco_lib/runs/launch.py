@@ -23,10 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import yaml
 
 from soco_lib import ROOT, BookError, one_line_errors
-from soco_lib.fields import from_dict, load, one_of, require
+from soco_lib.fields import from_dict, load, one_of, parse_yaml, require, with_values
 from soco_lib.runs import machine, slurm
 from soco_lib.runs.folder import Run
 from soco_lib.runs.stop import Stopped, StopRequests, requests
@@ -71,8 +70,10 @@ class Launch:
         as make does. Raises BookError for an unknown field or a bad value.
         """
         if isinstance(given, str):
-            given = yaml.safe_load(given) or {}
-        values = {"launch": given} if isinstance(given, str) else {name.lower(): given[name] for name in given}
+            given = (
+                parse_yaml(given, "launch") if given.lstrip().startswith("{") else {"launch": given} if given else {}
+            )
+        values = {str(name).lower(): value for name, value in with_values(given, "launch").items()}
         values |= {name: value for name, value in changes.items() if value is not None}
         file = values.pop("launch", "")
         return load(cls, file, **values) if file else from_dict(cls, values)
@@ -257,6 +258,8 @@ def stream(run: Run, how: Launch = Launch(), *, env: dict[str, str] | None = Non
     with the run's own error, Stopped after a stop.
     """
     module, output, folder = module_of(run), run.folder / "output.txt", run.folder.resolve()
+    if not how.slurm and run.is_taken():  # its lines would be shown as this one's; a job of SLURM's is found again
+        raise run.busy()
     output.touch()
     begin, before = output.stat().st_size, Run.read(folder)
     if how.slurm:
@@ -282,10 +285,11 @@ def stream(run: Run, how: Launch = Launch(), *, env: dict[str, str] | None = Non
                 env=environment(how.gpus, env), preexec_fn=lambda: machine.end_with_parent(signal.SIGTERM),
             )  # fmt: skip
     stop = StopRequests() if stop is None else stop
-    patience, last, agent = PATIENCE if how.slurm else 0.0, "", False
+    patience, last, refusal, agent = PATIENCE if how.slurm else 0.0, "", "", False
     try:
         for text in follow(output, begin, _going(child, before, patience, stop)):
-            last, agent = text or last, agent or (stop and text.startswith("Traceback"))
+            last, agent = text.strip() or last, agent or (stop and text.startswith("Traceback"))
+            refusal = text.removeprefix("error: ") if text.startswith("error: ") else refusal
             if not (agent or (stop and AGENT.match(text))):
                 yield text
     except BaseException:
@@ -298,7 +302,7 @@ def stream(run: Run, how: Launch = Launch(), *, env: dict[str, str] | None = Non
         return
     ended = _has_ended(run, before)
     said = run.last_session.get("error") if ended else ""  # else it is an earlier session's
-    reason = said or last or "it printed nothing"
+    reason = said or refusal or last or "it printed nothing"
     if not ended and stop:  # before it could say so itself
         reason = (
             f"{'at once' if stop.at_once else 'before its first step'}, run again to go on from the last checkpoint"

@@ -90,10 +90,10 @@ def _check_data(run: Run, parts: dict[str, DetectionData], main: bool, say: Call
         run.write()
 
 
-def _check_images(run: Run, cfg: Transfer, train: DetectionData, main: bool) -> None:
-    """Write the drawn training images to labelled.json. Raises BookError when the run began with others."""
+def _check_images(run: Run, cfg: Transfer, train: DetectionData, main: bool, begun: bool) -> None:
+    """Write the drawn training images to labelled.json. Raises BookError when the run, if begun, has others."""
     path, drawn = run.folder / "labelled.json", list(train.image_ids)
-    if path.exists():
+    if begun and path.exists():
         gone, fresh = (sorted({*a} - {*b}) for a, b in itertools.permutations((read_json(path)["image_ids"], drawn)))
         lists = ((gone, "then"), (fresh, "now"))
         changed = "; ".join(f"{len(ids)} only {when}, e.g. {ids[0]}" for ids, when in lists if ids)
@@ -144,7 +144,7 @@ def transfer(run: Run, process: processes.Process, stop_requests: Sequence = ())
         flush=True,
     )
     found = checkpoint.chosen(folder, process.main, say)
-    _check_images(run, cfg, train, process.main)
+    _check_images(run, cfg, train, process.main, found is not None)
     if found:
         _check_same(run, cfg, found, say)
         say(f"going on after step {found['step']}", flush=True)
