@@ -78,11 +78,11 @@ def test_every_variable_is_described():
         ("table8", "soco_lib.tables --results 'my results' --tables '8'"),
         ("table4", "soco_lib.tables --results 'my results' --studies alignment "),
         ("bench-store", "tests.speed.bench  --results 'my results' store"),
-        ("join", "runs.launch join 'my results/my run' "),
+        ("join", "runs.launch join 'my results/my-run' "),
     ],
 )
-def test_families_of_targets_and_spaces_in_names(bare, target, says):
-    plan = make("-n", target, "RESULTS=my results", "RUN=my run", "IMAGES=", folder=bare)
+def test_families_of_targets_and_a_space_in_results(bare, target, says):
+    plan = make("-n", target, "RESULTS=my results", "RUN=my-run", "IMAGES=", folder=bare)
     assert plan.returncode == 0 and says in plan.stdout and not plan.stderr, plan.stderr
 
 
