@@ -131,9 +131,9 @@ def _edit(path, **changes):
 @pytest.mark.parametrize(
     ("harm", "sentence"),
     [
-        (lambda s: _cut(s / "boxes.npy"), "boxes.npy is damaged .it holds .*delete the folder and build"),
-        (lambda s: _cut(s / "boxes.npy", 0), "is damaged .*delete the folder"),
-        (lambda s: _cut(s / "boxes.npy", 0.001), "is damaged .*delete the folder"),
+        (lambda s: _cut(s / "boxes.npy"), "boxes.npy is damaged .it holds .*delete .* and build"),
+        (lambda s: _cut(s / "boxes.npy", 0), "is damaged .*delete "),
+        (lambda s: _cut(s / "boxes.npy", 0.001), "is damaged .*delete "),
         (lambda s: _cut(s / "offsets.npy"), "offsets.npy is damaged"),
         (lambda s: _cut(s / "sizes.npy", 0), "is damaged"),
         (lambda s: _cut(s / "images.parquet"), "images.parquet was cut short: delete"),

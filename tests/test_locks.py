@@ -111,5 +111,5 @@ def test_only_one_module_asks_the_system_for_locks():
 
 
 def test_only_one_module_replaces_files_and_only_one_looks_after_the_parent():
-    assert modules_with("os.replace(") == ["folder.py"]
+    assert modules_with("os.replace(") == ["files.py"]
     assert modules_with("_SET_PARENT_DEATH_SIGNAL") == modules_with("getppid") == ["machine.py"]

@@ -13,7 +13,6 @@ import io
 import json
 import os
 import posixpath
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -29,6 +28,7 @@ from soco_lib.data.decoding import READER, decode
 from soco_lib.data.kinds import KEEPS, LEAVES_OUT, REFUSES, REPAIRS, Findings
 from soco_lib.data.sources import ImageSource
 from soco_lib.runs import locks, machine
+from soco_lib.runs.files import replacing
 
 FORMAT = 1
 #: Pixels that OpenCV decodes at most.
@@ -202,11 +202,8 @@ def _examine(pictures: Pictures, found: Findings, deep: bool, file: Path, say: C
                 say(f"{pictures.where}: looked at {i + 1} of {count} pictures")
     stems = Counter(posixpath.splitext(name)[0].split(".")[0] for name in pictures.names if pictures.path(0) is None)
     found.add("two-pictures", [stem for stem, times in stems.items() if times > 1])
-    with contextlib.suppress(OSError):  # no room, or not allowed: only time is lost
-        with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
-            part = Path(scratch) / file.name
-            part.write_text(json.dumps({k: v for k, v in asdict(found).items() if k in ("counts", "examples")}))
-            os.replace(part, file)
+    with contextlib.suppress(OSError, BookError), replacing(file) as part:  # no room, or not allowed: only time is lost
+        part.write(json.dumps({k: v for k, v in asdict(found).items() if k in ("counts", "examples")}))
     return found
 
 
