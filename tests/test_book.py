@@ -180,7 +180,7 @@ def test_missing_and_unreadable_files(tmp_path, notebook, capsys):
         broken.write_text(text)
         assert run(broken, "--run-name", "x") == 1
         assert "not a readable notebook" in told(capsys)
-    for text, says in (("- 1", "holds a list"), ("a: [", "is not YAML")):
+    for text, says in (("- 1", "holds a list"), ("a: [", "is not plain YAML")):
         (tmp_path / "p.yaml").write_text(text)
         assert run(notebook, "--run-name", "x", "-f", str(tmp_path / "p.yaml")) == 1
         assert says in told(capsys)
