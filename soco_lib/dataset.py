@@ -6,6 +6,7 @@ B images of a micro-batch, K proposals, S_v side of view v in pixels.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -121,8 +122,13 @@ class ProposalViews(Dataset):
                 reason = BookError(f"every proposal drawn of {key} is under a pixel in some view")
             except UnreadableImage as error:
                 reason = error
+            except BookError:
+                raise
+            except Exception as error:
+                raise loader.unexpected(f"{self.source.root / self.source.keys[int(index)]}", error) from None
             index = self.usable[rng.integers(len(self.usable))]
-        raise reason
+        at = f"SOCO_DATA={os.environ.get('SOCO_DATA', '')}"
+        raise UnreadableImage(f"{reason}; so are {TRIES} images in a row: look at IMAGES={self.source.spec} and {at}")
 
 
 class Schedule:

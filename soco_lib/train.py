@@ -24,7 +24,7 @@ from soco_lib.data.pictures import examine_source
 from soco_lib.data.sources import open_source
 from soco_lib.dataset import AHEAD, Batch, ProposalViews, build_loader, normalize, shared_bytes
 from soco_lib.encoder import Encoder, send
-from soco_lib.features.probe import fresh, probe
+from soco_lib.features.probe import fresh, open_labelled, probe
 from soco_lib.fields import from_dict, require, to_dict
 from soco_lib.model import SoCo
 from soco_lib.optim import build_optimizer, learning_rate, target_momentum
@@ -179,6 +179,8 @@ def train(run: Run, process: processes.Process, stop_requests: Sequence = ()) ->
     """
     cfg = from_dict(Pretrain, run.record["config"])
     say = print if process.main else lambda *_, **__: None
+    if cfg.probe:
+        open_labelled(cfg.probe)  # or a mistake in its name would be found after hours
     dataset = ProposalViews(cfg)
     if process.main:
         _check_data(run, cfg, dataset)

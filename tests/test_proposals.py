@@ -331,7 +331,7 @@ def test_a_foreign_store_is_refused(pictures, tmp_path):
 def test_folders_that_are_no_store(pictures, tmp_path):
     with pytest.raises(BookError, match="no proposals at .*none; build it: python -m soco_lib.data.store"):
         ProposalStore.open(tmp_path / "none")
-    with pytest.raises(BookError, match="not proposals: choose"):
+    with pytest.raises(BookError, match="not proposals: name a new or empty folder"):
         build_store(open_source(str(pictures)), SINGLE, pictures)
 
 

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from soco_lib import ROOT, BookError, locate, one_line_errors
+from soco_lib import ROOT, BookError, locate, one_line_errors, told
 from soco_lib.book.parameters import Parameter, check, declared
 from soco_lib.fields import read_yaml, require
 from soco_lib.runs.folder import write_text
@@ -75,11 +75,10 @@ def execute(notebook: str | Path, run_name: str, params: dict[str, Any], results
                 kernel_manager_class=stop.manager(), on_cell_start=stop.before_cell,
             )  # fmt: skip
     except papermill.PapermillExecutionError as error:
-        said = [line.strip() for line in error.evalue.splitlines() if line.strip()][-1:]
         if error.ename in ("Stopped", "KeyboardInterrupt"):
+            said = [line.strip() for line in error.evalue.splitlines() if line.strip()][-1:]
             raise stop.ended(copy, *said) from error
-        kind = [] if error.ename == "BookError" and said else [error.ename]
-        raise _failure(copy, error.exec_count, ": ".join(kind + said)) from error
+        raise _failure(copy, error.exec_count, told(error.ename, error.evalue)) from error
     except (
         Stopped,
         DeadKernelError,

@@ -185,7 +185,9 @@ def open_source(spec: str) -> ImageSource:
 
 def _open_folder(spec: str, path: str) -> ImageSource:
     root = locate(path)
-    require(root.is_dir(), f"no image folder {root}: give the folder that holds the images")
+    data = os.environ.get("SOCO_DATA", "not set")
+    remedy = f"give IMAGES=folder:PATH, a path in the checkout or in SOCO_DATA ({data})"
+    require(root.is_dir(), f"no image folder {root}: {remedy}")
     return ImageSource(spec, root, folder_keys(root))
 
 

@@ -155,6 +155,15 @@ def linear(x: Tensor, y: Tensor, queries: Tensor, classes: int, decay: float = 1
     return F.linear(queries, w, b).argmax(1)
 
 
+def open_labelled(data: str, fit: str = "") -> tuple[ImageSource, ImageSource]:
+    """The labelled sets `data` and `fit` of a probe. Raises BookError for data without labels, and of other classes."""
+    tested, known = open_source(data), open_source(fit or data)
+    for source in (tested, known):
+        require(bool(source.classes), f"{source.spec} carries no labels: give coco:ANNOTATIONS.json or voc:ROOT")
+    require(tested.classes == known.classes, f"{fit} and {data} have different classes: give two parts of one data set")
+    return tested, known
+
+
 def probe(encoder: Encoder, cfg: Pretrain, data: str, images: int = 0, seed: int = 0, fit: str = "") -> Scores:
     """Score an encoder on the labelled COCO- or VOC-layout set `data`, from the labels of `fit`: a set of the same
     classes, or ("") half of the images of `data`, drawn by `seed`.
@@ -162,10 +171,7 @@ def probe(encoder: Encoder, cfg: Pretrain, data: str, images: int = 0, seed: int
     images: at most so many of each (0: all). Raises BookError for data without labels or without a class in both.
     """
     cfg, encoder = pooled(cfg, encoder)
-    tested, known = open_source(data), open_source(fit or data)
-    for source in (tested, known):
-        require(bool(source.classes), f"{source.spec} carries no labels: give coco:ANNOTATIONS.json or voc:ROOT")
-    require(tested.classes == known.classes, f"{fit} and {data} have different classes: give two parts of one data set")
+    tested, known = open_labelled(data, fit)
     order = lambda source: np.random.default_rng(seed).permutation(len(source))[: images or None]
     halves = np.split(order(tested), [len(order(tested)) // 2])
     test_on, fit_on = map(np.sort, (order(tested), order(known)) if fit else halves)

@@ -13,10 +13,11 @@ import re
 import shutil
 import signal
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from soco_lib import BookError
+from soco_lib import BookError, one_line
 from soco_lib.fields import require
 from soco_lib.runs.machine import end_with_parent
 
@@ -129,9 +130,15 @@ def reason(error: BaseException) -> BaseException:
     """`error`, or for one that came from a loader's worker, an error of one line in its place."""
     if isinstance(error, RuntimeError) and _BROKEN.match(str(error)):
         return LoaderError(f"the loader broke: {_first_line(error)}{_REMEDY}")
-    if isinstance(error, BookError) and str(error).startswith("Caught "):  # and the worker's traceback
-        return type(error)(str(error).rstrip().rpartition("\n")[2].partition(": ")[2])
+    if str(error).startswith("Caught "):  # and the worker's traceback
+        return LoaderError(one_line(error))
     return error
+
+
+def unexpected(what: str, error: Exception) -> LoaderError:
+    """An error for one that nobody foresaw while the image `what` was made ready; its traceback goes to the output."""
+    traceback.print_exception(error)
+    return LoaderError(f"{what}: {one_line(error)}: look at this file, or leave it out of the data; run again to go on")
 
 
 class Feed:
@@ -161,6 +168,8 @@ class Feed:
                 self.taken += 1
                 return batch
             except (RuntimeError, BookError) as error:
+                if isinstance(error, BookError) and not isinstance(error, LoaderError):
+                    raise LoaderError(one_line(error)) from None  # of this process's images
                 if not _TIMED_OUT.match(str(error)):
                     raise reason(error) from None
             except (ConnectionError, EOFError) as error:

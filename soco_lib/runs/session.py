@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import sys
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from soco_lib import BookError
+from soco_lib import BookError, one_line
 from soco_lib.runs import files, loader, processes, stop
 from soco_lib.runs.folder import Run, write_text
 from soco_lib.runs.stop import STOPPED, Stopped
@@ -22,6 +23,10 @@ from soco_lib.runs.stop import STOPPED, Stopped
 LOADER_ERROR = ".loader-error"
 #: Seconds that the first process, which keeps the record, waits for that file.
 LOADER_ERROR_WAIT = 2.0
+
+
+#: What a collective says once another process has gone.
+_CONNECTION = re.compile(r"gloo|nccl|connection|peer|process group|store", re.IGNORECASE)
 
 
 class Diverged(BookError):
@@ -33,11 +38,14 @@ class Diverged(BookError):
 
 
 def _shared_reason(run: Run, process: processes.Process, error: BaseException, message: str) -> str:
-    """The message for a process's error. Where another process's loader failed the first one sees no more than a broken
-    connection, and takes the reason from that process.
+    """The message for a process's error. Where another process failed, in its loader or unforeseen, the first one sees
+    no more than a broken connection, and takes the reason from that process.
     """
     path = run.folder / LOADER_ERROR
-    if not process.main and isinstance(error, loader.LoaderError):
+    alone = isinstance(error, loader.LoaderError) or not (
+        isinstance(error, BookError) or _CONNECTION.search(str(error))
+    )
+    if not process.main and alone:
         message = f"process {process.rank}: {message}"
         write_text(path, message)
     elif process.main and process.world > 1 and not isinstance(error, BookError):
@@ -85,7 +93,7 @@ def main(description: str, work: Callable[[Run, processes.Process, Sequence], di
         error = files.unwritable(error) or error
         if isinstance(error, KeyboardInterrupt):
             error = Stopped("stopped at once: run again to go on from the last checkpoint")
-        message = str(error) if isinstance(error, BookError) else f"{type(error).__name__}: {error}"
+        message = one_line(error)
         message = _shared_reason(run, process, error, message)  # while the connection to the others still stands
         loader.end_workers()
         traceback.clear_frames(raised.__traceback__)  # releases the loader
@@ -97,8 +105,12 @@ def main(description: str, work: Callable[[Run, processes.Process, Sequence], di
                 print(f"{unrecorded}; how the run ended is not recorded", file=sys.stderr, flush=True)
         for number, handler in before.items():
             signal.signal(number, handler)
-        if not isinstance(error, BookError):
+        if not isinstance(error, Exception):
             raise
+        if not isinstance(error, BookError):
+            traceback.print_exception(raised)
+            print(f"error: {message}", file=sys.stderr, flush=True)
+            return 1
         # Bad input is the same in every process, but each has a loader of its own.
         if process.main or isinstance(error, loader.LoaderError):
             said = message if isinstance(error, Stopped) else f"error: {message}"

@@ -14,6 +14,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from soco_lib import BookError
 from soco_lib.detector import CfgNode
 from soco_lib.fields import one_of, require
 from soco_lib.runs import loader, processes
@@ -118,7 +119,12 @@ class Samples(Dataset):
     def __getitem__(self, item: tuple[int, int]) -> dict:
         number, index = item
         seed_with(SAMPLE, self.seed, number, devices=False)  # the mapper draws with numpy, on the CPU
-        return self.mapper(self.records[index])
+        try:
+            return self.mapper(self.records[index])
+        except BookError:
+            raise
+        except Exception as error:
+            raise loader.unexpected(self.records[index]["file_name"], error) from None
 
     def shared_bytes(self, images: int) -> int:
         """Shared memory that a micro-batch on its way from a worker takes at most: every image as large as they become.

@@ -16,6 +16,7 @@ from soco_lib.transfer.datasets import LAYOUTS, usage
 
 SOLVERS = ("sgd", "adamw")
 REACHES = ("accumulate", "scale")
+_CONTENT = yaml.safe_load(Path(__file__).with_name("benchmarks.yaml").read_text())
 PROFILES = ("paper", "toy")
 #: Limits, both allowed, of the numbers of a Transfer.
 LIMITS = {
@@ -65,6 +66,7 @@ class Transfer:
 
     def __post_init__(self):
         tidy(self, "train", "test", "init")
+        one_of("benchmark", self.benchmark, ("", *_CONTENT["benchmarks"]))
         one_of("network", self.network, ("online", "target"))
         one_of("optimizer", self.optimizer, SOLVERS)
         one_of("reach", self.reach, REACHES)
@@ -151,10 +153,9 @@ class Benchmark:
 
 
 def _read() -> tuple[dict[str, DataSet], dict[str, Benchmark]]:
-    content = yaml.safe_load(Path(__file__).with_name("benchmarks.yaml").read_text())
-    data = {name: from_dict(DataSet, values, f"data set {name}") for name, values in content["data"].items()}
+    data = {name: from_dict(DataSet, values, f"data set {name}") for name, values in _CONTENT["data"].items()}
     made = {}
-    for name, values in content["benchmarks"].items():
+    for name, values in _CONTENT["benchmarks"].items():
         own = {"benchmark": name}
         both = {key: own | {"profile": profile} | values[key] for key, profile in zip(("settings", "toy"), PROFILES)}
         made[name] = Benchmark(name=name, **{"paper": name} | values | both | {"metrics": tuple(values["metrics"])})
