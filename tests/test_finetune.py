@@ -27,7 +27,7 @@ from soco_lib.transfer import run as transfer
 from soco_lib.transfer.batches import Accumulator, Batches, Samples, reach
 from soco_lib.transfer.benchmarks import Transfer
 from soco_lib.transfer.detectron import detectron_config, open_both
-from tests.conftest import TINY_DETECTOR, stopped_after_saving
+from tests.conftest import TINY_DETECTOR, Cut, stopped_after_saving
 from tests.test_transfer import TINY, settings, start, write_coco
 
 from detectron2.data import build_detection_train_loader  # isort: skip
@@ -324,11 +324,11 @@ def interrupted(cfg, folder, name, monkeypatch, at):
 
     def cut(self):
         if self.iter == at:
-            raise KeyboardInterrupt
+            raise Cut
         whole_step(self)
 
     monkeypatch.setattr(finetune.FineTuner, "run_step", cut)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Cut):
         run_here(cfg, folder, name)
     monkeypatch.setattr(finetune.FineTuner, "run_step", whole_step)
     return Run.read(folder / name)
@@ -377,13 +377,13 @@ def test_best_model_is_kept_and_an_interrupted_evaluation_made_up_for(mixed, tmp
         done = 2 * (len(seen) + 1)
         if done == 4 and not (tmp_path / "came").exists():
             (tmp_path / "came").touch()
-            raise KeyboardInterrupt
+            raise Cut
         seen.append(hashlib.sha256(b"".join(v.numpy().tobytes() for v in model.state_dict().values())).hexdigest())
         return {"bbox": {"AP": after[done], "per_class": {}}}
 
     monkeypatch.setattr(finetune, "evaluate", scripted)
     cfg = settings(mixed, eval_every=2)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Cut):
         run_here(cfg, tmp_path, "run")
     run = interrupted(cfg, tmp_path, "run", monkeypatch, 5)  # after the evaluation that the first session owed
     assert len(seen) == 2

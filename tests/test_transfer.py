@@ -25,7 +25,7 @@ from soco_lib.transfer.benchmarks import Transfer
 from soco_lib.transfer.detectron import detectron_config, draw_images, milestones, open_both, open_data
 from soco_lib.transfer.evaluate import evaluate
 from soco_lib.transfer.finetune import FineTuner
-from tests.conftest import TINY_DETECTOR
+from tests.conftest import TINY_DETECTOR, Cut
 
 from detectron2.structures import Boxes, Instances  # isort: skip
 
@@ -137,11 +137,11 @@ def test_goes_on_after_an_interruption(data, tmp_path, monkeypatch, capsys):
 
     def cut(self):
         if self.iter == 4:
-            raise KeyboardInterrupt
+            raise Cut
         whole_step(self)
 
     monkeypatch.setattr(FineTuner, "run_step", cut)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Cut):
         transfer.main([str(run.folder)])
     assert Run.read(run.folder).record["status"] == "failed" and Run.read(run.folder).metrics is None
     monkeypatch.setattr(FineTuner, "run_step", whole_step)
