@@ -279,19 +279,19 @@ def wait_for_step(run, step, process):
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGKILL, "running"), (signal.SIGTERM, "stopped")])
+@pytest.mark.parametrize("number, status", [(signal.SIGKILL, "running"), (signal.SIGINT, "stopped")])
 def test_ended_at_any_moment_and_resumed_is_bit_equal(mixed, tmp_path, number, status):
     cfg = settings(mixed, iterations=40, save_every=7, log_every=1, batch=2, micro_batch=1, workers=1, eval_every=16)
     whole, _ = run_here(cfg, tmp_path, "whole")
     run = start(tmp_path, "ended", cfg)
     process = child(run)
     wait_for_step(run, 11, process)
-    os.killpg(process.pid, number)  # as a cluster does: the loader's processes too
-    assert process.wait() == (session.STOPPED if number == signal.SIGTERM else -number)
+    os.killpg(process.pid, number)  # as a terminal and a cluster do: the loader's processes too
+    assert process.wait() == (session.STOPPED if number == signal.SIGINT else -number)
     assert Run.read(run.folder).record["status"] == status
     last = max(row["step"] for row in run.rows())
     saved = checkpoint.newest(run.folder / "detectron2")["step"]
-    assert 11 <= last < 40 and saved == (last if number == signal.SIGTERM else 7 * (last // 7))
+    assert 11 <= last < 40 and saved == (last if number == signal.SIGINT else 7 * (last // 7))
     assert transfer.main([str(run.folder)]) == 0
     assert same(final_weights(whole), final_weights(run))
     assert len(list((run.folder / "detectron2" / "checkpoints").iterdir())) == cfg.keep

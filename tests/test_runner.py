@@ -498,7 +498,8 @@ def test_the_notebook_shows_half_a_study(study, tmp_path, stub):
 
 def start(study, results, *words):
     words = [sys.executable, "-m", "soco_lib.studies", study, "--results", str(results), *words]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
+    pipe = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(words, cwd=ROOT, start_new_session=True, **pipe)
 
 
 def wait_for(run, rows, child):
@@ -516,12 +517,12 @@ def change(path, variant, **toy):
 def test_stopped_and_killed_it_goes_on(study, tmp_path):
     change(study, "batch-512", steps=60)
     run = tmp_path / "r" / "tiny-batch-512-toy-s0"
-    for number, rows in ((signal.SIGTERM, 3), (signal.SIGKILL, 12)):
+    for number, rows in ((signal.SIGINT, 3), (signal.SIGKILL, 12)):
         child = start(study, tmp_path / "r", "--variants", "batch-512")
         wait_for(run, rows, child)
-        child.send_signal(number)
+        os.killpg(child.pid, number)  # as a terminal does
         said = child.communicate()[0]
-        if number == signal.SIGTERM:
+        if number == signal.SIGINT:
             assert child.returncode == session.STOPPED and "stopped; the same command goes on" in said
             assert Run.read(run).record["status"] == "stopped" and "its table: python -m" in said
             tables(["--studies", study, "--results", str(tmp_path / "r"), "--profile", "toy"])

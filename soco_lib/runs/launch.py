@@ -298,7 +298,7 @@ def stream(run: Run, how: Launch = Launch(), *, env: dict[str, str] | None = Non
     finally:
         status = child.wait()
     run = Run.read(run.folder)
-    if run.done and not status:
+    if run.done and (stop or not status):  # a request may reach a process that has just finished
         return
     ended = _has_ended(run, before)
     said = run.last_session.get("error") if ended else ""  # else it is an earlier session's
