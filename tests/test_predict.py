@@ -242,7 +242,7 @@ def test_what_is_refused(world, tuned, tmp_path):
         (dict(model=f"{tmp_path}/look"), "of kind 'views'.*give the folder of a finished transfer"),
         (dict(model=f"{tmp_path}/begun"), "is not finished .status: stopped.: finish"),
         (dict(score=1.01), r"SCORE=1.01 must lie in \[0, 1\]"),
-        (dict(score=float("nan")), "SCORE=nan must lie"),
+        (dict(score=float("nan")), "score=nan must be a finite number"),
         (dict(images=""), "no images at ''"),
         (dict(images=f"folder:{tmp_path}/empty"), "no images in"),
         (dict(workers=-1), "workers=-1 may not be negative"),
