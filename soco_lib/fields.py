@@ -166,7 +166,8 @@ def changed(cls, values: dict, changes: dict, where: str = ""):
     hints = _hints(cls)
     for name, value in changes.items():
         if name not in hints:
-            with_values({name: value}, where or cls.__name__)
+            if re.search("[:=]", name):
+                with_values({name: value}, where or cls.__name__)
             one_of(f"{where or cls.__name__} field", name, hints)
     typed = lambda name, value: _convert(name, value, hints[name]) if name in hints else value
     defaults = {f.name: f.default for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING}
