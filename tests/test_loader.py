@@ -62,11 +62,36 @@ def own(cfg, pictures, tmp_path):
     return with_(cfg, images=f"folder:{tmp_path / 'pictures'}", workers=1, log_every=1)
 
 
+#: As a disk that answers no more: who opens a named pipe waits, though the library asks not to.
+STALLING = """
+import os, stat
+whole = os.open
+def stalling(path, flags, *args, **named):
+    picture = isinstance(path, str) and path.endswith(".jpg") and os.path.exists(path)
+    waits = picture and stat.S_ISFIFO(os.stat(path).st_mode)
+    return whole(path, flags & ~os.O_NONBLOCK if waits else flags, *args, **named)
+os.open = stalling
+"""
+
+
+@pytest.fixture
+def stalling(tmp_path, monkeypatch):
+    """Here and in processes that are started, a stalled picture is waited for."""
+    monkeypatch.setattr(os, "open", os.open)  # undone in the end
+    exec(STALLING, {})
+    (tmp_path / "start").mkdir()
+    (tmp_path / "start" / "sitecustomize.py").write_text(STALLING)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "start"))
+
+
 def stall(picture: Path) -> bytes:
-    """Make a picture one that whoever opens it waits for; returns what it was."""
+    """Make a picture one that whoever opens it waits for (see `stalling`); returns what it was. Before a run begins it
+    must be none of those that the store looks at.
+    """
     content = picture.read_bytes()
     os.mkfifo(picture.with_suffix(".pipe"))
-    os.replace(picture.with_suffix(".pipe"), picture)
+    picture.with_suffix(".link").symlink_to(picture.with_suffix(".pipe"))
+    os.replace(picture.with_suffix(".link"), picture)
     return content
 
 
@@ -318,9 +343,9 @@ def test_a_loader_that_is_slower_than_the_looks_at_it_gives_the_same_bits(own, t
     assert same(final_weights(whole), final_weights(run))
 
 
-def test_a_starving_loader_ends_the_run_with_its_reason(own, tmp_path, impatient, capsys):
+def test_a_starving_loader_ends_the_run_with_its_reason(own, tmp_path, impatient, capsys, stalling):
     run = Run.start("run", "pretrain", own, tmp_path)
-    stall(tmp_path / "pictures" / "03.jpg")
+    stall(tmp_path / "pictures" / "02.jpg")
     began, others = time.monotonic(), {*children(os.getpid())}
     assert train.main([str(run.folder)]) == 1
     error = capsys.readouterr().err
@@ -372,7 +397,7 @@ def test_the_first_process_records_the_reason_of_another(own, tmp_path):
 
 def test_bad_input_that_a_worker_finds_is_one_line(own, tmp_path, capsys):
     run = Run.start("run", "pretrain", own, tmp_path)
-    cv2.imwrite(str(tmp_path / "pictures" / "03.jpg"), np.zeros((40, 40, 3), np.uint8))
+    cv2.imwrite(str(tmp_path / "pictures" / "02.jpg"), np.zeros((40, 40, 3), np.uint8))
     assert train.main([str(run.folder)]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: proposals in ") and error.count("\n") == 1 and "the image is 40x40" in error
@@ -382,7 +407,9 @@ def test_bad_input_that_a_worker_finds_is_one_line(own, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("gpus", [1, 2])
-def test_its_notebook_is_killed_while_it_waits_and_all_of_it_ends_and_nothing_is_lost(own, tmp_path, monkeypatch, gpus):
+def test_its_notebook_is_killed_while_it_waits_and_all_of_it_ends_and_nothing_is_lost(
+    own, tmp_path, monkeypatch, gpus, stalling
+):
     """It stood still for ever, deaf to SIGTERM."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     own = with_(own, steps=30, save_every=1000)
@@ -390,7 +417,7 @@ def test_its_notebook_is_killed_while_it_waits_and_all_of_it_ends_and_nothing_is
     assert (
         subprocess.run(command("soco_lib.train", whole.folder, Launch(gpus)), stdout=subprocess.DEVNULL).returncode == 0
     )
-    run, picture = Run.start("run", "pretrain", own, tmp_path), tmp_path / "pictures" / "03.jpg"
+    run, picture = Run.start("run", "pretrain", own, tmp_path), tmp_path / "pictures" / "02.jpg"
     start = "launch.launch(folder.Run.read(sys.argv[1]), launch.Launch(int(sys.argv[2])))"
     code = f"import sys; from soco_lib.runs import folder, launch; {start}"
     watcher = subprocess.Popen([sys.executable, "-c", code, str(run.folder), str(gpus)], stdout=subprocess.DEVNULL)
@@ -414,9 +441,9 @@ def test_its_notebook_is_killed_while_it_waits_and_all_of_it_ends_and_nothing_is
     assert same(final_weights(whole), final_weights(run))
 
 
-def test_a_killed_run_takes_along_a_worker_that_stands_still(own, tmp_path):
+def test_a_killed_run_takes_along_a_worker_that_stands_still(own, tmp_path, stalling):
     run = Run.start("run", "pretrain", own, tmp_path)
-    stall(tmp_path / "pictures" / "03.jpg")
+    stall(tmp_path / "pictures" / "02.jpg")
     process = subprocess.Popen(command("soco_lib.train", run.folder), stdout=subprocess.DEVNULL, env=same_threads())
     wait_until(lambda: children(process.pid))
     time.sleep(1)  # in which the worker says of what it wants to die
