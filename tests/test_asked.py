@@ -23,7 +23,9 @@ from soco_lib.runs.folder import Run
 from soco_lib.runs.launch import Launch
 from soco_lib.train import train
 from soco_lib.transfer import batches, benchmarks
+from soco_lib.transfer.detectron import detectron_config, open_both
 
+from .test_detection_data import write_coco
 from .test_setup import make
 
 TOY = "notebooks/params/pretrain-toy.yaml"
@@ -186,6 +188,20 @@ def test_a_misspelt_benchmark_or_probe_is_found_before_training(cfg, tmp_path):
         with pytest.raises(BookError, match=sentence):
             train(run, processes.Process(0, 0, 1, 1, processes.torch.device("cpu")))
         assert not run.rows()
+
+
+def test_a_test_set_that_cannot_score_is_refused_before_training(tmp_path):
+    def bare(content):
+        for annotation in content["annotations"]:
+            del annotation["segmentation"]
+
+    train = write_coco(tmp_path, "train", 4)
+    cfg = benchmarks.Transfer(train, write_coco(tmp_path, "bare", 4, edit=bare))
+    with pytest.raises(BookError, match="bare.json.* cannot score masks.* TEST="):
+        detectron_config(cfg, *open_both(cfg), tmp_path)
+    empty = write_coco(tmp_path, "empty", 4, edit=lambda content: content["annotations"].clear())
+    with pytest.raises(BookError, match="test images of .*empty.json.* hold no objects.* TEST="):
+        open_both(benchmarks.Transfer(train, empty))
 
 
 # --- retries ----------------------------------------------------------------------------------------------------------

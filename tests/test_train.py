@@ -219,6 +219,7 @@ def test_an_image_whose_boxes_are_too_small_to_see_is_replaced_and_counted(cfg, 
 def test_a_folder_of_another_configuration_is_refused(cfg, tmp_path):
     Run.start("run", "pretrain", cfg, tmp_path)
     Run.start("run", "pretrain", with_(cfg, log_every=99), tmp_path)  # only how it is watched
+    Run.read(tmp_path / "run").log({"step": 1})  # from then on there is something to lose
     with pytest.raises(BookError, match=r"k: 4 there, 8 now"):
         Run.start("run", "pretrain", with_(cfg, k=8), tmp_path)
     with pytest.raises(BookError, match="run name"):

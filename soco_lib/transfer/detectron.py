@@ -115,6 +115,9 @@ def open_both(cfg: Transfer) -> tuple[DetectionData, DetectionData]:
     require(not different, f"{said}: give two parts of one data set")
     learnable = any(not a.get("iscrowd", 0) for record in train.records for a in record["annotations"])
     require(learnable, f"the {len(train.image_ids)} training images of {cfg.train} hold no objects")
+    crowd = lambda a: a.get("iscrowd", 0) or a.get("difficult", 0)
+    scored = any(not crowd(a) for record in test.records for a in record["annotations"])
+    require(scored, f"the {len(test.image_ids)} test images of {cfg.test} hold no objects to score: give others, TEST=")
     require(len(test.layouts) == 1, f"test={cfg.test!r} joins several sets: evaluators take one")
     return train, test
 
@@ -206,6 +209,10 @@ def detectron_config(cfg: Transfer, train: DetectionData, test: DetectionData, f
         d2.merge_from_list([key, value])
     d2.MODEL.DEVICE = "cuda" if cuda else "cpu"
     d2.MODEL.MASK_ON = d2.MODEL.MASK_ON and bool(train.mask_format)
+    less = (
+        "its objects have no masks, those of the training data have: give a test set with masks, TEST=, or a detector"
+    )
+    require(test.mask_format or not d2.MODEL.MASK_ON, f"test={cfg.test!r} cannot score masks: {less} without them")
     d2.INPUT.MASK_FORMAT = train.mask_format or "polygon"
     for_finetuning(d2, synchronised=cuda and world > 1)  # SyncBatchNorm takes no CPU tensors
     d2.freeze()
