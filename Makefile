@@ -246,7 +246,8 @@ define STUDY
     --variants $(call q,$(VARIANTS)) --benchmarks $(call q,$(BENCHMARKS)) $(STUDY_FLAGS) || status=$$?; \
 if [ -z '$(PLAN)' ] && [[ $$status =~ ^(0|3|143)$$ ]]; then \
     $(TABLES) --studies $(1) --profile '$(PROFILE)' && $(BOOK) notebooks/08_ablation.ipynb --results $(call q,$(RESULTS)) \
-        --run-name 'study-$(1)-$(PROFILE)' -p study $(1) -p profile '$(PROFILE)' || status=$$?; fi; exit $$status
+        --run-name 'study-$(1)-$(PROFILE)' -p study $(1) -p profile '$(PROFILE)' || status=$$?; fi; \
+[ $$status != 143 ] || echo 'stopped, all is saved; the same command goes on'; exit $$status
 endef
 ##: ablation-NAME labels photographs longer detectors alignment viewsize batchsize proposals momentum (notebooks/studies says which tables)
 ablation-%: $(TOY_DATA) | $(READY)

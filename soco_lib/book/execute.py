@@ -28,6 +28,8 @@ from soco_lib.runs.stop import Stopped, StopRequests, requests
 
 #: Where run folders go unless another folder is named.
 RESULTS = ROOT / "results"
+#: Seconds that a cell may take to end after the second Ctrl-C.
+WAIT = 5.0
 #: nbconvert's page without what it fetches from the network (require.js, MathJax, Mermaid): write formulas in Unicode.
 _PAGE = "{% extends 'lab/index.html.j2' %}" + "".join(
     f"{{% block {block} %}}{{% endblock %}}"
@@ -126,16 +128,21 @@ def _placed(notebook: Path, run_name: str, results: str | Path, params: dict) ->
 
 
 class _Interrupting(StopRequests):
-    """Requests to stop that interrupt the kernel's running cell; none is started after one. The third Ctrl-C kills."""
+    """Requests to stop that interrupt the kernel's running cell; none is started after one.
 
-    kernel, running = None, False
+    The second Ctrl-C interrupts it again; one that finds it still there WAIT seconds later kills the kernel.
+    """
+
+    kernel, running, last = None, False, 0.0
 
     def __call__(self, number: int, frame=None) -> None:
+        again, now = self.at_once, time.monotonic()
         super().__call__(number, frame)
-        if self.running:  # a kernel that still starts would die with a traceback
-            kills = self.count(signal.SIGINT) > 2
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.kernel.provisioner.pid, signal.SIGKILL if kills else signal.SIGINT)
+        if not self.running or (again and now - self.last < WAIT):  # one that still starts would end with a traceback
+            return
+        self.last = now
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.kernel.provisioner.pid, signal.SIGKILL if again else signal.SIGINT)
 
     def manager(self) -> type:
         """A class of kernel managers, whose kernel is the one that is interrupted."""
