@@ -196,7 +196,7 @@ data-check: | $(READY) ## what is odd about TRAIN, TEST, IMAGES (DEEP=1: decode 
 ##@ run
 PARAMS = notebooks/params/pretrain-$(PROFILE).yaml
 pretrain: $(TOY_DATA) | $(READY) ## pretrain on IMAGES with GPUS x NODES processes; goes on where it was interrupted
-	@$(PY) -m soco_lib.config $(PARAMS) $(call q,{$(SET)}) && $(PROPOSE) $(call NOTEBOOK,03_pretrain,pretrain-$(PROFILE)) $(DATA_FLAGS) $(RUN_FLAGS) -p config $(PARAMS)
+	@$(PY) -m soco_lib.book.settings $(PARAMS) $(call q,{$(SET)}) && $(PROPOSE) $(call NOTEBOOK,03_pretrain,pretrain-$(PROFILE)) $(DATA_FLAGS) $(RUN_FLAGS) -p config $(PARAMS)
 join: | $(READY) ## on every other node: this node's part of the run RUN (NODES, GPUS, RENDEZVOUS as on the first)
 	@$(TAKE_ARGS) $(PY) -m soco_lib.runs.launch join $(call q,$(RESULTS)/$(RUN)) --launch $(call q,$(HOW)) $(ARGS_TAKEN)
 transfer: $(TOY_DATA) $(if $(findstring toy lvis,$(PROFILE) $(BENCHMARK)),$(SCENES)-lvis/lvis_val.json) | $(READY) ## fine-tune a detector from INIT on TRAIN, or as BENCHMARK says, and evaluate it on TEST

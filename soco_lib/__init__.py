@@ -2,58 +2,19 @@
 
 import functools
 import os
-import re
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from soco_lib.runs.machine import have_home
+
 #: The checkout: notebooks, results and data are found from here, whatever the working directory.
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def _have_home() -> None:
-    """A user without an entry in passwd and without HOME, as containers have, gets a folder for the caches that
-    libraries keep at home.
-    """
-    try:
-        Path.home()
-    except RuntimeError:
-        folder = Path(tempfile.gettempdir()) / f"soco-home-{os.getuid()}"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        ours = folder.stat().st_uid == os.getuid() and not folder.is_symlink()
-        os.environ["HOME"] = str(folder) if ours else tempfile.mkdtemp(prefix="soco-home-")
-
-
-_have_home()
+have_home()
 
 
 class BookError(ValueError):
     """A mistake in what the user gave (a path, a name, a value): one line that names it and says the remedy."""
-
-
-#: Where the text of an exception that a DataLoader's worker raised turns from its traceback to what was raised.
-_RAISED = re.compile(r"^(?:[A-Za-z_]\w*\.)*([A-Za-z_]\w*)(?:: (.*))?\Z", re.MULTILINE | re.DOTALL)
-
-
-def told(kind: str, text: str) -> str:
-    """An exception of the type `kind` for its reader, in one line and never empty: what a BookError says, of any other
-    its type and the first line of `text`. One from another process, whose traceback `text` holds, as it was raised.
-    """
-    _, traceback, raised = text.rpartition("Traceback (most recent call last):\n")
-    if traceback and (found := _RAISED.search(raised.rstrip())):
-        mine = kind == "BookError" or found[1].endswith("BookError")
-        kind, text = "BookError" if mine else found[1], found[2] or ""
-    lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
-    if kind == "BookError" and lines:
-        return " ".join(lines)
-    return ": ".join([kind, *lines[:1]])
-
-
-def one_line(error: BaseException) -> str:
-    """`told` of an exception."""
-    plain = error.args[0] if isinstance(error, KeyError) and error.args else error  # str(KeyError) is its key's repr
-    return told("BookError" if isinstance(error, BookError) else type(error).__name__, str(plain))
 
 
 def one_line_errors(main: Callable[..., int | None]) -> Callable[..., int]:

@@ -6,11 +6,9 @@ Boxes and sizes are pixels of the named view; learning rates are per global batc
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import dataclass
 
-from soco_lib import one_line_errors
-from soco_lib.fields import MANY, SEEDS, TINY, in_range, load, one_of, parse_yaml, require, tidy, with_values
+from soco_lib.fields import MANY, SEEDS, TINY, in_range, one_of, require, tidy
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 ASSIGNMENTS = ("scale", "detectron2", "fixed")
@@ -194,14 +192,3 @@ def plan(cfg: Pretrain, images: int, world: int = 1, synchronised: bool | None =
     warmup_steps = min(steps, round(cfg.warmup_epochs / cfg.epochs * steps) if cfg.epochs else 0)
     lr = cfg.base_lr * cfg.batch / 256
     return Plan(images, world, share, micro_batch, accumulate, steps_per_epoch, steps, warmup_steps, lr)
-
-
-@one_line_errors
-def main(arguments: list[str] | None = None) -> None:
-    """`python -m soco_lib.config FILE '{name: value, ...}'`: whether a pretraining may be set so, before it begins."""
-    file, text = sys.argv[1:] if arguments is None else arguments
-    load(Pretrain, file, **with_values(parse_yaml(text, f"SET={text[1:-1]!r}"), "SET"))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

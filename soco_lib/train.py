@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -19,9 +17,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from soco_lib.config import Plan, Pretrain, plan
-from soco_lib.data.kinds import LEAVES_OUT
-from soco_lib.data.pictures import examine_source
-from soco_lib.data.sources import open_source
+from soco_lib.data.pictures import record_oddities
 from soco_lib.dataset import AHEAD, Batch, ProposalViews, build_loader, normalize, shared_bytes
 from soco_lib.encoder import Encoder, send
 from soco_lib.features.probe import fresh, open_labelled, probe
@@ -38,12 +34,8 @@ def build_model(cfg: Pretrain, process: processes.Process) -> SoCo:
     """SoCo on the process's device, in train mode, with synchronised batch norm where several GPUs share the batch."""
     alone = process.world == 1
     require(alone or not cfg.compile, "compile=true has never run with several processes: compile=false, or GPUS=1")
-    needed = ("gcc", "cc", "clang") if process.device.type == "cuda" else ("g++", "c++", "clang++")
-    compilers = (os.environ.get("CC" if process.device.type == "cuda" else "CXX"), *needed)
-    there = not cfg.compile or any(shutil.which(name) for name in compilers if name)
-    require(
-        there, f"compile=true needs a compiler and none of {', '.join(needed)} is here: install one, or compile=false"
-    )
+    if cfg.compile:
+        processes.require_compiler(process.device)
     torch.manual_seed(cfg.seed)
     model = SoCo(cfg).to(process.device)
     if cfg.channels_last:
@@ -155,23 +147,6 @@ def score(done: int, encoder: Encoder, cfg: Pretrain, log: Log) -> None:
         print(f"probe after step {done}{' (random weights)' if suffix else ''}: {scores.describe()}", flush=True)
 
 
-def _check_data(run: Run, cfg: Pretrain, dataset: ProposalViews) -> None:
-    """Record what is odd about the data, and leave unread images to their count. Raises BookError for what is refused.
-
-    Who built the proposals has read every image, and kept which it could not.
-    """
-    store, source = dataset.store, dataset.source
-    if store is None:
-        run.record["data"] = {"images": examine_source(source, print)}
-    else:
-        lost = int((~store.readable).sum())
-        unread = {"unreadable": {"count": lost, "verdict": LEAVES_OUT}} if lost else {}
-        run.record["data"] = {"images": source.findings.record() | unread}
-    if cfg.probe:
-        run.record["data"]["probe"] = examine_source(open_source(cfg.probe), print)
-    run.write()
-
-
 def train(run: Run, process: processes.Process, stop_requests: Sequence = ()) -> dict:
     """Run (or go on with) a pretraining to its end; returns its metrics. Raises BookError before any work on bad input.
 
@@ -183,7 +158,7 @@ def train(run: Run, process: processes.Process, stop_requests: Sequence = ()) ->
         open_labelled(cfg.probe)  # or a mistake in its name would be found after hours
     dataset = ProposalViews(cfg)
     if process.main:
-        _check_data(run, cfg, dataset)
+        record_oddities(run, dataset.source, dataset.store, cfg.probe)
     numbers = plan(cfg, len(dataset), process.world, process.synchronised)
     say(f"{process.describe()}; {numbers.describe(cfg)}", flush=True)
     # Before any process starts its workers: they meet when the model is built.

@@ -8,7 +8,8 @@ import pytest
 import yaml
 from torch._utils import ExceptionWrapper
 
-from soco_lib import ROOT, BookError, config, one_line, told
+from soco_lib import ROOT, BookError
+from soco_lib.book import settings
 from soco_lib.book.execute import _read_params
 from soco_lib.book.parameters import declared
 from soco_lib.config import Pretrain
@@ -21,6 +22,7 @@ from soco_lib.fields import changed, load, to_dict
 from soco_lib.runs import launch, loader, processes, session
 from soco_lib.runs.folder import Run
 from soco_lib.runs.launch import Launch
+from soco_lib.runs.reasons import one_line, reason
 from soco_lib.train import train
 from soco_lib.transfer import batches, benchmarks
 from soco_lib.transfer.detectron import detectron_config, open_both
@@ -149,7 +151,7 @@ def test_data_sets_with_like_names_have_stores_of_their_own(checkout):
     ],
 )
 def test_settings_are_refused_before_proposals_are_made(capsys, text, sentence):
-    assert config.main([TOY, f"{{{text}}}"]) == 1
+    assert settings.main([TOY, f"{{{text}}}"]) == 1
     said = capsys.readouterr().err
     assert sentence in said and said.count("\n") == 1
 
@@ -281,7 +283,7 @@ def wrapped(error: Exception) -> BaseException:
 def test_every_error_has_a_reason_of_one_line(error, sentence):
     assert one_line(error) == sentence
     assert str(loader.reason(wrapped(error))).replace("'bbox'", "bbox") == sentence
-    assert told("KeyError", "") == "KeyError"
+    assert reason("KeyError", "") == "KeyError"
 
 
 class Broken(ImageSource):

@@ -20,10 +20,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from soco_lib import ROOT, BookError, locate, one_line_errors, told
+from soco_lib import ROOT, BookError, locate, one_line_errors
 from soco_lib.book.parameters import Parameter, check, declared
 from soco_lib.fields import read_yaml, require
 from soco_lib.runs.folder import write_text
+from soco_lib.runs.reasons import reason
 from soco_lib.runs.stop import Stopped, StopRequests, requests
 
 #: Where run folders go unless another folder is named.
@@ -80,7 +81,7 @@ def execute(notebook: str | Path, run_name: str, params: dict[str, Any], results
         if error.ename in ("Stopped", "KeyboardInterrupt"):
             said = [line.strip() for line in error.evalue.splitlines() if line.strip()][-1:]
             raise stop.ended(copy, *said) from error
-        raise _failure(copy, error.exec_count, told(error.ename, error.evalue)) from error
+        raise _failure(copy, error.exec_count, reason(error.ename, error.evalue)) from error
     except (
         Stopped,
         DeadKernelError,

@@ -86,7 +86,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "voc-no-name": (REFUSES, "objects without a name: name or remove them"),
     "voc-no-box": (REFUSES, "objects without a box of four numbers: complete or remove them"),
     "voc-float-box": (KEEPS, "corners with fractions: learnt as they are"),
-    "voc-empty-box": (LEAVES_OUT, "boxes without area"),
+    "voc-empty-box": (KEEPS, "boxes without area: not learnt from, but scored"),
     "voc-no-object": (KEEPS, "annotations without an object"),
 }
 

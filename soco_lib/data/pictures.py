@@ -26,9 +26,11 @@ from soco_lib import BookError
 from soco_lib.data.archives import cache_folder
 from soco_lib.data.decoding import READER, decode
 from soco_lib.data.kinds import KEEPS, LEAVES_OUT, REFUSES, REPAIRS, Findings
-from soco_lib.data.sources import ImageSource
+from soco_lib.data.sources import ImageSource, open_source
+from soco_lib.data.store import ProposalStore
 from soco_lib.runs import locks, machine
 from soco_lib.runs.files import replacing
+from soco_lib.runs.folder import Run
 
 FORMAT = 1
 #: Pixels that OpenCV decodes at most.
@@ -216,6 +218,23 @@ def examine_source(source: ImageSource, say: Callable = lambda line: None) -> di
     for part in found:
         part.check()
     return found[0].record() | found[1].record()
+
+
+def record_oddities(run: Run, source: ImageSource, store: ProposalStore | None, probe: str) -> None:
+    """Record in a pretraining's run what is odd about its images and its probe's (a spec, or ""); what cannot be read
+    is left out and counted. Raises BookError for what is refused.
+
+    Who built the store has read every image, and kept which it could not: they are not looked at again.
+    """
+    if store is None:
+        images = examine_source(source, print)
+    else:
+        lost = int((~store.readable).sum())
+        images = source.findings.record() | ({"unreadable": {"count": lost, "verdict": LEAVES_OUT}} if lost else {})
+    run.record["data"] = {"images": images}
+    if probe:
+        run.record["data"]["probe"] = examine_source(open_source(probe), print)
+    run.write()
 
 
 def _fingerprint(pictures: Pictures, labels: Path | None, how: list) -> str:

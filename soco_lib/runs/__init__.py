@@ -10,6 +10,7 @@ log         rows of a pretraining's log; collapsed, or healthy?
 machine     cores, memory, the parent process
 processes   this process among the others: device, collectives, agreement, waiting
 recompute   stages of a network that backward computes again: less memory, more time
+reasons     what an error says in one line
 records     a run's state, cost and provenance; the small copies that git tracks
 session     how a process of a run starts, stops and ends
 slurm       a job, requeued when preempted

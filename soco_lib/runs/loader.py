@@ -17,9 +17,10 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from soco_lib import BookError, one_line
+from soco_lib import BookError
 from soco_lib.fields import require
 from soco_lib.runs.machine import end_with_parent
+from soco_lib.runs.reasons import one_line
 
 SHM = Path("/dev/shm")  # of Linux; elsewhere nothing is checked
 PAGE, MB = 4096, 1e6

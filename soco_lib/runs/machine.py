@@ -6,6 +6,7 @@ import ctypes
 import os
 import resource
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -54,3 +55,16 @@ def _signal_when_orphaned(parent: int, number: int, poll: float = 1.0) -> None:
     while os.getppid() == parent:
         time.sleep(poll)
     os.kill(os.getpid(), number)
+
+
+def have_home() -> None:
+    """A user without an entry in passwd and without HOME, as containers have, gets a folder for the caches that
+    libraries keep at home.
+    """
+    try:
+        Path.home()
+    except RuntimeError:
+        folder = Path(tempfile.gettempdir()) / f"soco-home-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        ours = folder.stat().st_uid == os.getuid() and not folder.is_symlink()
+        os.environ["HOME"] = str(folder) if ours else tempfile.mkdtemp(prefix="soco-home-")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -105,6 +106,14 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     """The context in which a network computes at config.PRECISIONS' `precision`; of fp32 one that changes nothing."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+
+def require_compiler(device: torch.device) -> None:
+    """Raise BookError where torch.compile would find no compiler for what it generates for the device."""
+    cuda = device.type == "cuda"
+    needed = ("gcc", "cc", "clang") if cuda else ("g++", "c++", "clang++")
+    found = any(shutil.which(name) for name in (os.environ.get("CC" if cuda else "CXX"), *needed) if name)
+    require(found, f"compile=true needs a compiler, {', '.join(needed)}: install one, or compile=false")
 
 
 def send(device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import torch
 
-from soco_lib import BookError, one_line
+from soco_lib import BookError
 from soco_lib.runs import files, loader, processes, stop
 from soco_lib.runs.folder import Run, write_text
+from soco_lib.runs.reasons import one_line
 from soco_lib.runs.stop import STOPPED, Stopped
 
 #: File in the folder of a run of several processes: why the loader of another process than the first one failed.

@@ -5,6 +5,7 @@ A layout is one class, known by its `kind` from its definition on; nothing elsew
 
 from __future__ import annotations
 
+import abc
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,7 @@ SAMPLED = 50
 LAYOUTS: dict[str, type[DataLayout]] = {}
 
 
-class DataLayout:
+class DataLayout(abc.ABC):
     """One annotated set as it lies on disk, named by the data "KIND:REST".
 
     A layout has `read` and `records`; where it says nothing else, COCO's metrics score it. Raises BookError on
@@ -65,9 +66,9 @@ class DataLayout:
         self.empty_boxes = int((sides <= 0).any(1).sum()) + self.findings.counts.get("box-empty", 0)
         self.sizes = {image["file_name"]: (image["width"], image["height"]) for image in content["images"]}
 
+    @abc.abstractmethod
     def read(self, rest: str) -> dict:
         """Set `source`, `root` and what is not the default; returns the set as a COCO dictionary. Raises BookError."""
-        raise NotImplementedError
 
     def examine_pictures(self, deep: bool = False, say: Callable = lambda line: None) -> Findings:
         """What is odd about the pictures, all of them; an evaluator needs each (see pictures.examine)."""
@@ -76,9 +77,9 @@ class DataLayout:
         pictures = Pictures(str(self.root), names, path, lambda i: path(i).read_bytes(), lambda i: self.sizes[names[i]])
         return examine(pictures, strict=True, deep=deep, labels=self.source, say=say)
 
+    @abc.abstractmethod
     def records(self, name: str = "") -> list[dict]:
         """Detectron2's dataset dicts; `name` is the set's in Detectron2's catalogue."""
-        raise NotImplementedError
 
     def truth(self) -> dict:
         """The set as a COCO dictionary, in which a "difficult" object is a crowd region."""
@@ -108,9 +109,9 @@ class DataLayout:
         return [{"id": i, "name": name} for i, name in enumerate(names)]
 
     @classmethod
+    @abc.abstractmethod
     def count(cls, rest: str) -> dict[str, int]:
         """Images that are listed and there, and annotations where they are counted. Raises BookError."""
-        raise NotImplementedError
 
 
 def usage() -> str:

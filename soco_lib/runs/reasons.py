@@ -1,0 +1,30 @@
+"""What an error says to the reader of one line, whatever library or process raised it."""
+
+from __future__ import annotations
+
+import re
+
+from soco_lib import BookError
+
+#: Where the text of an exception that a DataLoader's worker raised turns from its traceback to what was raised.
+_RAISED = re.compile(r"^(?:[A-Za-z_]\w*\.)*([A-Za-z_]\w*)(?:: (.*))?\Z", re.MULTILINE | re.DOTALL)
+
+
+def reason(kind: str, text: str) -> str:
+    """An exception of the type `kind` for its reader, in one line and never empty: what a BookError says, of any other
+    its type and the first line of `text`. One from another process, whose traceback `text` holds, as it was raised.
+    """
+    _, traceback, raised = text.rpartition("Traceback (most recent call last):\n")
+    if traceback and (found := _RAISED.search(raised.rstrip())):
+        mine = kind == "BookError" or found[1].endswith("BookError")
+        kind, text = "BookError" if mine else found[1], found[2] or ""
+    lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
+    if kind == "BookError" and lines:
+        return " ".join(lines)
+    return ": ".join([kind, *lines[:1]])
+
+
+def one_line(error: BaseException) -> str:
+    """`reason` of an exception."""
+    plain = error.args[0] if isinstance(error, KeyError) and error.args else error  # str(KeyError) is its key's repr
+    return reason("BookError" if isinstance(error, BookError) else type(error).__name__, str(plain))
