@@ -19,8 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 from soco_lib.config import Plan, Pretrain, plan
 from soco_lib.data.pictures import record_oddities
 from soco_lib.dataset import AHEAD, Batch, ProposalViews, build_loader, normalize, shared_bytes
-from soco_lib.encoder import Encoder, send
-from soco_lib.features.probe import fresh, open_labelled, probe
+from soco_lib.encoder import send
+from soco_lib.features import probe
 from soco_lib.fields import from_dict, require, to_dict
 from soco_lib.model import SoCo
 from soco_lib.optim import build_optimizer, learning_rate, target_momentum
@@ -130,23 +130,6 @@ class Trainer:
         return state["step"]
 
 
-def probe_due(done: int, cfg: Pretrain, plan: Plan) -> bool:
-    """Whether the object probe is due after `done` updates: every cfg.probe_every epochs, and at the end."""
-    every = max(1, round(cfg.probe_every * plan.steps_per_epoch))
-    return bool(cfg.probe) and (done == plan.steps or cfg.probe_every > 0 and done % every == 0)
-
-
-def score(done: int, encoder: Encoder, cfg: Pretrain, log: Log) -> None:
-    """Probe the encoder after `done` updates; at the run's first probe, random weights of the same network too."""
-    networks = {"": encoder}
-    if not any("knn_random" in row for row in log.run.rows()):
-        networks = {"_random": fresh(cfg, device=next(encoder.parameters()).device), **networks}
-    for suffix, network in networks.items():
-        scores = probe(network, cfg, cfg.probe, cfg.probe_images)
-        log.write({"step": done, f"knn{suffix}": scores.knn, f"linear{suffix}": scores.linear})
-        print(f"probe after step {done}{' (random weights)' if suffix else ''}: {scores.describe()}", flush=True)
-
-
 def train(run: Run, process: processes.Process, stop_requests: Sequence = ()) -> dict:
     """Run (or go on with) a pretraining to its end; returns its metrics. Raises BookError before any work on bad input.
 
@@ -155,7 +138,7 @@ def train(run: Run, process: processes.Process, stop_requests: Sequence = ()) ->
     cfg = from_dict(Pretrain, run.record["config"])
     say = print if process.main else lambda *_, **__: None
     if cfg.probe:
-        open_labelled(cfg.probe)  # or a mistake in its name would be found after hours
+        probe.open_labelled(cfg.probe)  # or a mistake in its name would be found after hours
     dataset = ProposalViews(cfg)
     if process.main:
         record_oddities(run, dataset.source, dataset.store, cfg.probe)
@@ -208,9 +191,9 @@ def train(run: Run, process: processes.Process, stop_requests: Sequence = ()) ->
             row = log.row(done, out)
         if saves or stopping:
             save()
-        if probe_due(done, cfg, numbers):
+        if probe.due(done, cfg, numbers):
             if process.main:
-                score(done, trainer.model.online.encoder, cfg, log)
+                probe.after(done, trainer.model.online.encoder, cfg, log)
             processes.wait()
         if stopping and done < numbers.steps:
             raise stop.Stopped(f"told to stop after step {done}, of which a checkpoint is saved: run again to go on")

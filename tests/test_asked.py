@@ -1,6 +1,9 @@
 """What is asked is done, or refused in one sentence that names it: commands, variables, settings, retries, reasons."""
 
+import json
+import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,7 +12,7 @@ import yaml
 from torch._utils import ExceptionWrapper
 
 from soco_lib import ROOT, BookError
-from soco_lib.book import settings
+from soco_lib.book import asked, imports
 from soco_lib.book.execute import _read_params
 from soco_lib.book.parameters import declared
 from soco_lib.config import Pretrain
@@ -18,21 +21,22 @@ from soco_lib.data.proposals import ProposalConfig
 from soco_lib.data.sources import ImageSource, open_source
 from soco_lib.data.store import ProposalStore, build_store
 from soco_lib.dataset import ProposalViews
-from soco_lib.fields import changed, load, to_dict
-from soco_lib.runs import launch, loader, processes, session
+from soco_lib.fields import to_dict
+from soco_lib.runs import launch, loader, processes, session, settings
 from soco_lib.runs.folder import Run
 from soco_lib.runs.launch import Launch
 from soco_lib.runs.reasons import one_line, reason
+from soco_lib.runs.settings import changed, load
 from soco_lib.train import train
 from soco_lib.transfer import batches, benchmarks
 from soco_lib.transfer.detectron import detectron_config, open_both
 
 from .test_detection_data import write_coco
-from .test_setup import make
+from .test_setup import SET_UP, make
 
 TOY = "notebooks/params/pretrain-toy.yaml"
 PYTHON = """#!/bin/sh
-case "$1" in -SEc) exec python3 "$@";; esac
+case "$1" in -IS) exec python3 "$@";; esac
 printf '%s\\037' "$@" >> calls; echo >> calls
 """
 
@@ -40,7 +44,7 @@ printf '%s\\037' "$@" >> calls; echo >> calls
 @pytest.fixture
 def checkout(tmp_path) -> Path:
     """A checkout that is set up and has its scenes; its Python writes its arguments into the file `calls`."""
-    for name in ("Makefile", "pyproject.toml", "soco_lib/detectron2.txt", TOY):
+    for name in (*SET_UP, TOY):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     for name in ("data/scenes/scenes.json", "data/scenes-test/scenes.json", ".venv/bin/python"):
@@ -86,6 +90,8 @@ def after(words: list[str], name: str) -> str:
         (["pretrain", "RESULTS="], "RESULTS= names no folder"),
         (["quickstart", "RESULTS=my runs"], "RESULTS=my runs will not do for the quickstart"),
         (["bench-;touch f"], "there is no target bench-;touch f"),
+        (["test", "ARGS=-k 'a or b"], "ARGS=-k 'a or b ends within quotes"),
+        (["data-check", "DEEP=yes"], "DEEP=yes is a switch"),
     ],
 )
 def test_make_refuses_before_anything_is_built(checkout, arguments, sentence):
@@ -113,8 +119,13 @@ def test_make_hands_values_on_as_they_were_typed(checkout, text):
 
 
 def test_arguments_of_other_programs_stay_words(checkout):
-    assert calls(checkout, "test", "ARGS=-k 'a or b' $(touch f)")[-1][2:] == ["-k", "a or b", "$(touch", "f)"]
+    text = """-k 'a or b' $(touch f) "it's" \\\\ #c"""
+    assert calls(checkout, "test", f"ARGS={text}")[-1][2:] == ["-k", "a or b", "$(touch", "f)", "it's", "\\", "#c"]
     assert not (checkout / "f").exists()
+
+
+def test_names_of_runs_are_a_list(checkout):
+    assert yaml.safe_load(after(calls(checkout, "report", "RUNS=a it's\tb#c")[-1], "runs")) == ["a", "it's", "b#c"]
 
 
 def test_launch_options_survive_quotes(checkout):
@@ -133,6 +144,71 @@ def test_data_sets_with_like_names_have_stores_of_their_own(checkout):
     (checkout / "data/cats-proposals/store.json").write_text('{"source": "folder:photos/cats"}')
     assert store("folder:photos/cats") == "data/cats-proposals", "an older store of these images goes on being used"
     assert store("folder:pets/cats") not in (cats, "data/cats-proposals")
+
+
+def test_a_folder_has_one_store_however_it_is_written(tmp_path, monkeypatch):
+    root, data = tmp_path / "checkout", tmp_path / "disk"
+    for folder in (root / "photos/cats", data / "dogs.v2", data / "a@b"):
+        folder.mkdir(parents=True)
+    (root / "pets").symlink_to(data)
+    monkeypatch.setattr(asked, "ROOT", str(root))
+    monkeypatch.setenv("SOCO_DATA", str(data))
+    for name, ways in {
+        "cats": ("photos/cats", "folder:photos/../photos/cats/", f"folder:{root}/photos/cats"),
+        "dogs": ("dogs.v2", f"folder:{data}/dogs.v2", "folder:pets/dogs.v2/"),
+        "a": ("folder:a@b", f"{data}/a@b", "folder:pets/a@b"),
+        "instances_train": ("coco:a.json@photos", f"coco:{root}/a.json@{root}/photos/"),
+    }.items():
+        stores = {asked.proposals(way.replace("a.json", "instances_train.json")) for way in ways}
+        assert len(stores) == 1 and re.fullmatch(rf"data/{name}-\d+-proposals", *stores), stores
+    assert asked.proposals(f"{root}/data/scenes/images") == "data/scenes-proposals"
+
+    def made(name: str, source: str, file: str = "store.json") -> None:
+        path = root / "data" / name / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"source": source}))
+
+    made("cats-random-proposals", "folder:photos/cats")
+    made("cats-1-proposals", "folder:pets/cats")
+    (root / "data/cats-2-proposals").mkdir()
+    (root / "data/cats-2-proposals/store.json").write_text("[")
+    assert re.fullmatch(r"data/cats-\d{4,}-proposals", asked.proposals("photos/cats")), "another's store was taken"
+    made("cats-77-proposals", f"folder:{root}/photos/cats", "shards/plan.json")
+    assert asked.proposals("photos/cats") == "data/cats-77-proposals", "what was begun under an older name goes on"
+    made("cats-9-proposals", "photos/cats")
+    made("cats-8-proposals", f"{root}/photos/cats")
+    assert asked.proposals("photos/cats") == "data/cats-9-proposals", "of two, that of this spelling"
+    assert asked.proposals(f"{root}/photos/cats") == "data/cats-8-proposals"
+
+
+def test_without_any_python_setup_says_so(checkout, tmp_path):
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("make", "bash", "sed", "cmp", "awk", "rm", "printf"):
+        (tools / name).symlink_to(shutil.which(name))
+    (checkout / ".venv/bin/python").unlink()
+    for target in ("setup", "pretrain", "quickstart"):
+        refused = make(target, "GPUS=2", folder=checkout, PATH=str(tools))
+        assert refused.returncode and refused.stderr.splitlines()[0].startswith("setup: no python3 on the PATH is not")
+    assert make(folder=checkout, PATH=str(tools)).stdout.startswith("start\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        ("ImportError: libGL.so.1: cannot", "libGL.so.1: cannot: another OpenCV shadows the headless one; pip uninst"),
+        ("No module named 'detectron2'", "'detectron2': try the pinned Detectron2, make setup DETECTRON2=pinned"),
+        ("No module named 'torch'", "'torch': remove "),
+    ],
+)
+def test_what_cannot_be_imported_has_a_remedy(monkeypatch, error, sentence):
+    done = subprocess.CompletedProcess([], 1, None, f"Traceback\n  line\n{error}\n")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
+    assert imports.main().startswith("setup: ") and sentence in imports.main() and "\n" not in imports.main()
+    done.stderr, done.returncode = "", -4
+    assert "ended with status -4: remove" in imports.main()
+    done.stderr, done.returncode = "a warning", 0
+    assert imports.main() is None
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import torch
 from soco_lib import BookError
 from soco_lib.config import Pretrain
 from soco_lib.encoder import Encoder
-from soco_lib.fields import load
+from soco_lib.runs.settings import load
 from soco_lib.studies import paper
 from soco_lib.transfer import benchmarks
 from soco_lib.transfer.benchmarks import BENCHMARKS, Transfer, find, split_sets

@@ -3,7 +3,8 @@ import yaml
 
 from soco_lib import BookError
 from soco_lib.config import Pretrain, View, plan
-from soco_lib.fields import differences, from_dict, identity, load, to_dict
+from soco_lib.fields import differences, from_dict, identity, to_dict
+from soco_lib.runs.settings import load
 
 
 def cfg(**changes):

@@ -5,8 +5,8 @@ import re
 from soco_lib import ROOT
 from soco_lib.book import gallery
 from soco_lib.config import Pretrain
-from soco_lib.fields import load
 from soco_lib.runs.folder import Run
+from soco_lib.runs.settings import load
 
 TOY = "notebooks/params/pretrain-toy.yaml"
 

@@ -6,6 +6,10 @@ import pytest
 
 from soco_lib import ROOT
 from soco_lib.book.execute import NotebookFailed, execute
+from soco_lib.data import interchange
+from soco_lib.data.proposals import ProposalConfig
+from soco_lib.data.sources import open_source
+from soco_lib.data.store import build_store
 from soco_lib.runs.folder import Run
 from soco_lib.scenes import write as scenes
 from soco_lib.tables import claims
@@ -49,6 +53,14 @@ def test_1_proposals(world):
         world, "01_proposals.ipynb", "p", images=data(world, "train"), proposals=f"{world}/proposals", workers=1, show=2
     )
     assert made.done and made.metrics["images"] == 12 and made.metrics["recall"]["recall_50"] > 0.5
+
+
+def test_1_proposals_that_something_else_made(world):
+    images, (store, file) = data(world, "train"), (f"{world}/imported", world / "boxes.json")
+    interchange.export_json(build_store(open_source(images), ProposalConfig("random"), f"{world}/random"), file)
+    interchange.import_json(file, open_source(images), store)
+    made = run(world, "01_proposals.ipynb", "i", images=images, proposals=store, generator="found", show=1)
+    assert made.done and made.metrics["made_with"]["generator"] == "imported" and made.metrics["boxes"] == 12 * 64
 
 
 def test_2_views(world):

@@ -16,6 +16,8 @@ from soco_lib import ROOT
 from soco_lib.book import parameters
 from soco_lib.runs import launch
 
+#: What make reads before an environment is there.
+SET_UP = ("Makefile", "pyproject.toml", "soco_lib/detectron2.txt", "soco_lib/book/asked.py")
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
@@ -34,8 +36,8 @@ def make(*arguments: str, folder: Path = ROOT, **environment: str) -> subprocess
 @pytest.fixture
 def bare(tmp_path) -> Path:
     """A checkout without an environment."""
-    for name in ("Makefile", "pyproject.toml", "soco_lib/detectron2.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+    for name in SET_UP:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     return tmp_path
 
@@ -72,9 +74,9 @@ def test_every_variable_is_described():
 @pytest.mark.parametrize(
     ("target", "says"),
     [
-        ("ablation-longer", "soco_lib.studies longer "),
-        ("pretrain-soco-c4-100", "soco_lib.studies pretrain-soco-c4-100 "),
-        ("table9", "soco_lib.studies table9 "),
+        ("ablation-longer", "soco_lib.book.study longer "),
+        ("pretrain-soco-c4-100", "soco_lib.book.study pretrain-soco-c4-100 "),
+        ("table9", "soco_lib.book.study table9 "),
         ("table8", "soco_lib.tables --results 'my results' --tables '8'"),
         ("table4", "soco_lib.tables --results 'my results' --studies alignment "),
         ("bench-store", "tests.speed.bench  --results 'my results' store"),

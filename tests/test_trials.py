@@ -2,9 +2,8 @@
 
 import json
 
-from soco_lib import fields
 from soco_lib.config import Pretrain
-from soco_lib.runs import records
+from soco_lib.runs import records, settings
 from soco_lib.runs.folder import Run
 from soco_lib.tables import trials
 from soco_lib.tables.__main__ import main
@@ -15,7 +14,7 @@ def test_every_trial_is_listed_with_what_it_changed(tmp_path, capsys):
     main(["--tables", "trials", "--results", str(tmp_path)])
     assert "no trial has a record" in capsys.readouterr().out
     folder = tmp_path / "trials"
-    one = Run.start("wide", "pretrain", fields.load(Pretrain, trials.PRETRAIN, k=8, seed=100), folder)
+    one = Run.start("wide", "pretrain", settings.load(Pretrain, trials.PRETRAIN, k=8, seed=100), folder)
     one.begin()
     one.log({"step": 300, "loss": -3.25, "effective_rank": 12.0})
     one.end("done", {"images_seen": 4800})

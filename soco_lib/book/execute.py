@@ -22,9 +22,10 @@ from typing import Any
 
 from soco_lib import ROOT, BookError, locate, one_line_errors
 from soco_lib.book.parameters import Parameter, check, declared
-from soco_lib.fields import read_yaml, require
+from soco_lib.fields import require
 from soco_lib.runs.folder import write_text
 from soco_lib.runs.reasons import reason
+from soco_lib.runs.settings import read_yaml
 from soco_lib.runs.stop import Stopped, StopRequests, requests
 
 #: Where run folders go unless another folder is named.

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import yaml
 
 from soco_lib import BookError, locate
-from soco_lib.fields import Loader, one_of, require, with_values
+from soco_lib.fields import one_of, require
+from soco_lib.runs.settings import Loader, with_values
 
 _TYPES = {kind.__name__: kind for kind in (bool, int, float, str, list, tuple, dict)} | {"None": type(None)}
 

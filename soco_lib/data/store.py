@@ -330,9 +330,7 @@ def _merge(out: Path, shards: list[Path], source: ImageSource, essence: dict, sa
     text, number = pyarrow.string(), pyarrow.int32()
     kinds = {"key": text, "width": number, "height": number, "count": number, "status": text, "error": text}
     with (
-        replacing(
-            out / "boxes.npy", "wb"
-        ) as boxes,  # written on and on: pages of a map would count as this process's memory
+        replacing(out / "boxes.npy", "wb") as boxes,  # no memory map: its pages would count as this process's memory
         replacing(out / "images.parquet", "wb") as file,
         pyarrow.parquet.ParquetWriter(file, pyarrow.schema(kinds)) as writer,
     ):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from soco_lib import boxes as box_math
 from soco_lib import one_line_errors
-from soco_lib.config import ALIGNMENTS, Pretrain
+from soco_lib.config import ALIGNMENTS, Plan, Pretrain
 from soco_lib.data.pictures import examine_source
 from soco_lib.data.sources import ImageSource, UnreadableImage, open_source
 from soco_lib.dataset import normalize
@@ -188,6 +188,25 @@ def probe(encoder: Encoder, cfg: Pretrain, data: str, images: int = 0, seed: int
     truth = truth[truth >= 0]
     right = [class_mean(classify(*args), truth, len(scored)) for classify in (knn, linear)]
     return Scores(*right, classes=len(scored), objects=len(args[0]) + len(truth), images=read + read_too)
+
+
+def due(done: int, cfg: Pretrain, plan: Plan) -> bool:
+    """Whether a pretraining is probed after `done` updates: every cfg.probe_every epochs, and at the end."""
+    every = max(1, round(cfg.probe_every * plan.steps_per_epoch))
+    return bool(cfg.probe) and (done == plan.steps or cfg.probe_every > 0 and done % every == 0)
+
+
+def after(done: int, encoder: Encoder, cfg: Pretrain, log) -> None:
+    """Probe the encoder after `done` updates, as cfg says, for a log.Log; at a run's first probe, random weights of the
+    same network too.
+    """
+    networks = {"": encoder}
+    if not any("knn_random" in row for row in log.run.rows()):
+        networks = {"_random": fresh(cfg, device=next(encoder.parameters()).device), **networks}
+    for suffix, network in networks.items():
+        scores = probe(network, cfg, cfg.probe, cfg.probe_images)
+        log.write({"step": done, f"knn{suffix}": scores.knn, f"linear{suffix}": scores.linear})
+        print(f"probe after step {done}{' (random weights)' if suffix else ''}: {scores.describe()}", flush=True)
 
 
 def pooled(cfg: Pretrain, encoder: Encoder) -> tuple[Pretrain, Encoder]:

@@ -32,6 +32,7 @@ from soco_lib.data.sources import KINDS as SOURCES
 from soco_lib.data.sources import VocSource, open_source, split_spec
 from soco_lib.figures.plots import draw_boxes
 from soco_lib.runs.folder import write_text
+from soco_lib.transfer import check_data
 from soco_lib.transfer.benchmarks import split_sets
 from soco_lib.transfer.datasets import LAYOUTS, Coco
 
@@ -204,12 +205,15 @@ def main(arguments: list[str] | None = None) -> int:
     for role in ("train", "test"):
         parser.add_argument(f"--{role}", default="", metavar="SPEC", help=f"{layouts}, or several joined by +")
     parser.add_argument("--images", default="", metavar="SPEC", help=SOURCES)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="without these: see soco_lib.transfer.check_data")
     parser.add_argument("--deep", action="store_true", help="decode every picture whole, which takes as long as a step")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "data-check", help="folder of the page")
     given = parser.parse_args(arguments)
     roles = [(role, spec) for role in ("train", "test") if (spec := getattr(given, role))]
     roles = [(role, f"{kind}:{rest}") for role, spec in roles for kind, rest in split_sets(spec)]
     roles += [("images", given.images)] if given.images else []
+    if not roles:
+        return check_data.main(given.names)
     sets = [examine_set(role, spec, given.deep, lambda line: print(line, flush=True)) for role, spec in roles]
     rows = [row for examined in sets for row in examined.rows()]
     if rows:

@@ -13,6 +13,7 @@ recompute   stages of a network that backward computes again: less memory, more 
 reasons     what an error says in one line
 records     a run's state, cost and provenance; the small copies that git tracks
 session     how a process of a run starts, stops and ends
+settings    settings from YAML: a text, a parameter file, changes on top of it
 slurm       a job, requeued when preempted
 stop        requests to stop: Ctrl-C, SIGTERM, a closed terminal
 """

@@ -25,9 +25,10 @@ from pathlib import Path
 import torch
 
 from soco_lib import ROOT, BookError, one_line_errors
-from soco_lib.fields import from_dict, load, one_of, parse_yaml, require, with_values
+from soco_lib.fields import from_dict, one_of, require
 from soco_lib.runs import machine, slurm
 from soco_lib.runs.folder import Run
+from soco_lib.runs.settings import load, parse_yaml, with_values
 from soco_lib.runs.stop import Stopped, StopRequests, requests
 
 LAUNCHERS = ("local", "slurm")

@@ -16,10 +16,11 @@ from soco_lib import ROOT, BookError, locate
 from soco_lib.config import Plan, Pretrain, plan
 from soco_lib.data.sources import open_source
 from soco_lib.data.store import ProposalStore
-from soco_lib.fields import OPERATIONAL, differences, from_dict, identity, load, one_of, require, to_dict
+from soco_lib.fields import OPERATIONAL, differences, from_dict, identity, one_of, require, to_dict
 from soco_lib.runs import records
 from soco_lib.runs.folder import Run, read_json
 from soco_lib.runs.records import Record, state_of
+from soco_lib.runs.settings import load
 from soco_lib.studies.study import ImageList, Study, Variant
 from soco_lib.transfer import benchmarks
 from soco_lib.transfer.benchmarks import Transfer, base_profile

@@ -18,7 +18,8 @@ import yaml
 from soco_lib import ROOT, BookError, locate
 from soco_lib.config import Pretrain
 from soco_lib.data.proposals import ProposalConfig
-from soco_lib.fields import Loader, from_dict, identity, load, one_of, require
+from soco_lib.fields import from_dict, identity, one_of, require
+from soco_lib.runs.settings import Loader, load
 from soco_lib.studies.paper import paper_value
 from soco_lib.transfer import benchmarks
 from soco_lib.transfer.benchmarks import PROFILES, Transfer

@@ -17,9 +17,10 @@ import yaml
 
 from soco_lib import ROOT
 from soco_lib.config import Pretrain
-from soco_lib.fields import from_dict, load, one_of
+from soco_lib.fields import from_dict, one_of
 from soco_lib.runs import records
 from soco_lib.runs.folder import one_kind
+from soco_lib.runs.settings import load
 from soco_lib.studies import study as studies
 from soco_lib.studies.paper import paper_value
 from soco_lib.studies.study import Study

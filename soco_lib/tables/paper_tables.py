@@ -14,10 +14,11 @@ import pandas as pd
 
 from soco_lib import BookError, locate
 from soco_lib.config import ALIGNMENTS, Pretrain
-from soco_lib.fields import OPERATIONAL, SUBJECT, differences, essence, load, one_of, to_dict
+from soco_lib.fields import OPERATIONAL, SUBJECT, differences, essence, one_of, to_dict
 from soco_lib.runs import records
 from soco_lib.runs.folder import Run
 from soco_lib.runs.records import state_of
+from soco_lib.runs.settings import load
 from soco_lib.studies.paper import paper_table
 from soco_lib.tables import pages
 from soco_lib.transfer import benchmarks

@@ -13,9 +13,10 @@ from pathlib import Path
 import pandas as pd
 
 from soco_lib.config import Pretrain
-from soco_lib.fields import from_dict, load
+from soco_lib.fields import from_dict
 from soco_lib.runs import records
 from soco_lib.runs.records import Record
+from soco_lib.runs.settings import load
 from soco_lib.studies.plans import fields
 from soco_lib.tables import pages
 from soco_lib.transfer import benchmarks

@@ -11,7 +11,8 @@ import yaml
 
 from soco_lib import locate
 from soco_lib.config import PRECISIONS, SIDES
-from soco_lib.fields import MANY, SEEDS, TINY, changed, from_dict, in_range, one_of, require, tidy
+from soco_lib.fields import MANY, SEEDS, TINY, from_dict, in_range, one_of, require, tidy
+from soco_lib.runs.settings import changed
 from soco_lib.transfer.datasets import LAYOUTS, usage
 
 SOLVERS = ("sgd", "adamw")
@@ -179,7 +180,7 @@ def base_profile(label: str) -> str:
 
 
 def settings(name: str, profile: str = "paper", **changes) -> Transfer:
-    """The benchmark's settings at `profile` (paper or toy), `changes` on top (None: unchanged; see fields.changed)."""
+    """The benchmark's settings at `profile` (paper or toy), `changes` on top (None: unchanged; as settings.changed)."""
     one_of("profile", profile, PROFILES)
     benchmark = find(name)
     return changed(Transfer, benchmark.settings if profile == "paper" else benchmark.toy, changes, f"benchmark {name}")

@@ -19,9 +19,9 @@ from soco_lib.config import Pretrain
 from soco_lib.data.proposals import ProposalConfig
 from soco_lib.data.sources import open_source
 from soco_lib.data.store import build_store
-from soco_lib.fields import load
 from soco_lib.runs.folder import Run
 from soco_lib.runs.launch import command, environment
+from soco_lib.runs.settings import load
 from tests.speed.timing import REPETITIONS, Bench, in_turns
 
 #: What reading a parameter file and naming images takes.
