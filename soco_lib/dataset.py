@@ -157,15 +157,6 @@ class Schedule:
 AHEAD = 4
 
 
-def shared_bytes(cfg: Pretrain, plan: Plan) -> int:
-    """Shared memory that a micro-batch from a worker takes at most: images, boxes and flags of each view, and a
-    model.Counted, which has a row of five numbers and its place a box, and three numbers a box and pair of views.
-    """
-    n, m = plan.micro_batch, plan.micro_batch * cfg.k
-    views = sum(loader.pages(n * 3 * size**2, m * 16, m, m * 20, m * 8) for size in cfg.view_sizes)
-    return views + len(cfg.views) * loader.pages(m * 8, m * 8, m * 8)
-
-
 def _start_worker(number: int) -> None:
     loader.start_worker(number)
     cv2.setNumThreads(0)  # one core a worker: OpenCV's own pool only fights the other workers

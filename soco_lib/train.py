@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from soco_lib.config import Plan, Pretrain, plan
 from soco_lib.data.pictures import record_oddities
-from soco_lib.dataset import AHEAD, Batch, ProposalViews, build_loader, normalize, shared_bytes
+from soco_lib.dataset import AHEAD, Batch, ProposalViews, build_loader, normalize
 from soco_lib.encoder import send
 from soco_lib.features import probe
 from soco_lib.fields import from_dict, require, to_dict
@@ -145,7 +145,7 @@ def train(run: Run, process: processes.Process, stop_requests: Sequence = ()) ->
     numbers = plan(cfg, len(dataset), process.world, process.synchronised)
     say(f"{process.describe()}; {numbers.describe(cfg)}", flush=True)
     # Before any process starts its workers: they meet when the model is built.
-    ahead = loader.batches_ahead(AHEAD, shared_bytes(cfg, numbers), cfg.workers, process.local_world, say=say)
+    ahead = loader.batches_ahead(AHEAD, loader.shared_bytes(cfg, numbers), cfg.workers, process.local_world, say=say)
     trainer = Trainer(cfg, numbers, process)
     done = trainer.resume(run.folder, say)
     if done:

@@ -162,6 +162,7 @@ def test_a_folder_has_one_store_however_it_is_written(tmp_path, monkeypatch):
         stores = {asked.proposals(way.replace("a.json", "instances_train.json")) for way in ways}
         assert len(stores) == 1 and re.fullmatch(rf"data/{name}-\d+-proposals", *stores), stores
     assert asked.proposals(f"{root}/data/scenes/images") == "data/scenes-proposals"
+    assert asked.proposals("folder:a/b") == "data/b-3840401949-proposals", "`printf a/b | cksum`, as ever"
 
     def made(name: str, source: str, file: str = "store.json") -> None:
         path = root / "data" / name / file

@@ -22,12 +22,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from soco_lib import BookError, train
 from soco_lib.config import plan
-from soco_lib.dataset import ProposalViews, build_loader, shared_bytes
+from soco_lib.dataset import ProposalViews, build_loader
 from soco_lib.model import SoCo
 from soco_lib.runs import checkpoint, loader, processes, session
 from soco_lib.runs.folder import Run
 from soco_lib.runs.launch import Launch, command
-from soco_lib.runs.loader import PAGE, SPARE, Feed, LoaderError, Waiting, batches_ahead
+from soco_lib.runs.loader import PAGE, SPARE, Feed, LoaderError, Waiting, batches_ahead, shared_bytes
 from soco_lib.transfer import run as transfer
 from soco_lib.transfer.batches import Samples, reach
 from soco_lib.transfer.detectron import detectron_config, open_both

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from soco_lib import BookError
+from soco_lib.book import study as book_study
 from soco_lib.book.execute import execute
 from soco_lib.runs import launch, locks, records, session, slurm
 from soco_lib.runs.folder import Run
@@ -491,6 +492,30 @@ def test_the_notebook_shows_half_a_study(study, tmp_path, stub):
         assert "Traceback" not in html and "ResNet + FPN + box head" in html and "41.7" in html
         assert ("diverged at step 7" in html) == (state == "half") == ("step 1 of 2" in html)
         assert Run.read(copy.parent).metrics["finished"] == (2 if state == "half" else 0)
+
+
+@pytest.mark.parametrize(
+    ("runs", "table", "plan", "made", "ends"),
+    [
+        (0, 0, [], 2, 0),
+        (3, 0, [], 2, 3),
+        (143, 0, [], 2, 143),
+        (3, 1, [], 1, 1),
+        (1, 0, [], 0, 1),
+        (0, 0, ["--plan"], 0, 0),
+    ],
+)
+def test_table_and_notebook_show_what_there_is(monkeypatch, runs, table, plan, made, ends):
+    asked = []
+    monkeypatch.setattr(runner, "main", lambda arguments: runs)
+    monkeypatch.setattr(book_study, "tables", lambda arguments: asked.append(arguments) or table)
+    monkeypatch.setattr(book_study.execute, "main", lambda arguments: asked.append(arguments) or 0)
+    assert book_study.main(["labels", "--profile", "paper", "--results", "a b", "--jobs", "2", *plan]) == ends
+    assert len(asked) == made
+    if made:
+        assert asked[0] == ["--studies", "labels", "--profile", "paper", "--results", "a b"]
+    if made > 1:
+        assert asked[1][:3] == ["notebooks/08_ablation.ipynb", "--run-name", "study-labels-paper"]
 
 
 # --- real runs --------------------------------------------------------------------------------------------------------

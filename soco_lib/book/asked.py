@@ -13,7 +13,6 @@ import os
 import re
 import shlex
 import sys
-import zlib
 from fnmatch import fnmatchcase
 
 ROOT = os.path.realpath(os.path.join(__file__, "../../.."))
@@ -94,6 +93,16 @@ def images(spec: str) -> str:
     return kind + resolved(path) + at + (resolved(extra) if kind == "coco:" else extra)
 
 
+def cksum(text: bytes) -> int:
+    """The number that POSIX's `cksum` prints."""
+    crc, size = 0, len(text)
+    for byte in (*text, *size.to_bytes((size.bit_length() + 7) // 8, "little")):
+        crc ^= byte << 24
+        for _ in range(8):
+            crc = (crc << 1 ^ 0x04C11DB7 * (crc >> 31)) & 0xFFFFFFFF
+    return crc ^ 0xFFFFFFFF
+
+
 def proposals(spec: str) -> str:
     """The folder of the proposals of the images `spec`: data/scenes-proposals for the scenes; else data/, `name_of`, a
     number of the whole of it (photos/cats and pets/cats are two), -proposals; or the one there is that is called so, or
@@ -114,7 +123,7 @@ def proposals(spec: str) -> str:
             names = "|".join(map(re.escape, {name_of(source), name_of(images(source))}))
             if images(source) == same and re.fullmatch(rf"data/({names})(-\d+)?-proposals", folder):
                 found.append((source != spec, file != "store.json", folder))
-    return min(found)[2] if found else f"data/{name_of(same)}-{zlib.crc32(os.fsencode(same))}-proposals"
+    return min(found)[2] if found else f"data/{name_of(same)}-{cksum(os.fsencode(same))}-proposals"
 
 
 def word(text: str) -> str:

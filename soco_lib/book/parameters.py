@@ -45,9 +45,8 @@ class Parameter(NamedTuple):
         if isinstance(value, dict) and self.takes(value):
             return with_values(value, text)
         quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
-        return (
-            text if self.takes(text) and not (self.takes(value) and (quoted or not isinstance(value, str))) else value
-        )
+        meant = self.takes(value) and (quoted or not isinstance(value, str))
+        return text if self.takes(text) and not meant else value
 
 
 def declared(notebook: str | Path) -> dict[str, Parameter]:

@@ -135,9 +135,8 @@ class Source:
         for data in (output.data for cell in book.cells for output in cell.get("outputs", []) if "data" in output):
             data.pop("application/vnd.jupyter.widget-view+json", None)
             if "text/markdown" in data:
-                data["text/markdown"] = self.linked(
-                    data["text/markdown"], self.results / "tables", copy.path.parent, ROOT
-                )
+                places = (self.results / "tables", copy.path.parent, ROOT)
+                data["text/markdown"] = self.linked(data["text/markdown"], *places)
             if "text/html" in data:  # a path that held where the cell ran does not hold here
                 data["text/html"] = re.sub(r'\bhref="(?![a-z]+:|#)', 'title="', data["text/html"])
         book.metadata.pop("widgets", None)

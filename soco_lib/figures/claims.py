@@ -142,9 +142,8 @@ def changes(rows: list[Row], of: str, against: str, benchmark: str) -> pd.DataFr
     for side, variant in zip(sides, (of, against)):
         for seed, end in row_of.get(variant, {}).items():
             box = records.numbers(end.run)["bbox"]
-            for name, score in (
-                {f"{word} objects": box[key] for key, word in SIZES.items()} | box["per_class"]
-            ).items():
+            sizes = {f"{word} objects": box[key] for key, word in SIZES.items()}
+            for name, score in (sizes | box["per_class"]).items():
                 side.setdefault(name, {})[seed] = score
     lines = []
     for name in sides[0]:

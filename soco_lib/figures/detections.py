@@ -105,9 +105,8 @@ def class_bars(values: dict[str, dict[str, float]], title: str, label: str, most
     figure, ax = plt.subplots(figsize=(7, 1.2 + 0.19 * max(len(shown), 4)), layout="constrained")
     ax.barh(range(len(shown)), [numbers[name] for name in shown], color=COLOURS[1], label=task)
     for (other, points), mark in zip(others, "od"):
-        ax.plot(
-            [points.get(name, math.nan) for name in shown], range(len(shown)), mark, ms=4, color=COLOURS[4], label=other
-        )
+        there = [points.get(name, math.nan) for name in shown]
+        ax.plot(there, range(len(shown)), mark, ms=4, color=COLOURS[4], label=other)
     ax.set_yticks(range(len(shown)), [plain(name) for name in shown], fontsize=8)
     ax.set_ylim(len(shown) - 0.4, -0.6)
     ax.tick_params(axis="x", labelsize=8)
@@ -167,7 +166,6 @@ def contact_sheet(seen: Predictions, n: int = 24, seed: int = 0, most: int = 20,
         shown, scale = ax.images[0], SIDE / max(image["height"], image["width"])
         if scale < 1:  # boxes keep their coordinates
             shown.set_data(cv2.resize(shown.get_array(), None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA))
-    figure.suptitle(
-        f"{plain(seen.label)}; {len(chosen)} of {len(images)} images, {len(hit)} with a detection", fontsize=10
-    )
+    counted = f"{len(chosen)} of {len(images)} images, {len(hit)} with a detection"
+    figure.suptitle(f"{plain(seen.label)}; {counted}", fontsize=10)
     return figure

@@ -152,9 +152,8 @@ def _picture(examined: Examined, example: str) -> str:
     label = example.split(", ")[0]
     name, pictures = examined.of_label.get(label, example), examined.pictures
     names = [] if pictures is None else [*pictures.names]
-    ends = [
-        i for i, known in enumerate(names) if known == name or posixpath.basename(known) == posixpath.basename(name)
-    ]
+    base = posixpath.basename
+    ends = [i for i, known in enumerate(names) if known == name or base(known) == base(name)]
     if not ends or not name:
         return f"<figure>{words}</figure>"
     try:
@@ -223,9 +222,8 @@ def main(arguments: list[str] | None = None) -> int:
         print("nothing is odd")
     given.out.mkdir(parents=True, exist_ok=True)
     write_text(given.out / "index.html", page(sets))
-    counts = [
-        {"set": e.role, "spec": e.spec, **{k: v for f in e.findings for k, v in f.record().items()}} for e in sets
-    ]
+    kinds = lambda examined: {kind: count for found in examined.findings for kind, count in found.record().items()}
+    counts = [{"set": examined.role, "spec": examined.spec, **kinds(examined)} for examined in sets]
     write_text(given.out / "findings.json", json.dumps(counts, indent=1) + "\n")
     print(f"\nwith pictures: {given.out / 'index.html'}")
     refused = [(found, kind) for examined in sets for found in examined.findings for kind in found.refused]

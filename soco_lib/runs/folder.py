@@ -205,9 +205,7 @@ class Run:
 
     def busy(self) -> BookError:
         """What is said of a folder that another process works on."""
-        return BookError(
-            f"{self.folder} is being written by another process: wait for it or use another run name, RUN="
-        )
+        return BookError(f"{self.folder} is being written by another process: wait for it or give another name, RUN=")
 
     def begin(self, **facts) -> None:
         """A process starts (or goes on with) the work: record where and by which code."""

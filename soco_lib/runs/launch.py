@@ -58,10 +58,8 @@ class Launch:
         require(self.gpus >= 1 and self.nodes >= 1, f"GPUS={self.gpus} and NODES={self.nodes} must be at least 1")
         require(self.restarts >= 0, f"RESTARTS={self.restarts} must not be negative")
         require(self.minutes > 0, f"MINUTES={self.minutes} must be positive: a SLURM job's time limit")
-        alone = self.nodes == 1 or self.slurm or self.rendezvous
-        require(
-            bool(alone), f"NODES={self.nodes} needs RENDEZVOUS=host:port, the same on every node, or LAUNCHER=slurm"
-        )
+        alone = bool(self.nodes == 1 or self.slurm or self.rendezvous)
+        require(alone, f"NODES={self.nodes} needs RENDEZVOUS=host:port, the same on every node, or LAUNCHER=slurm")
 
     @classmethod
     def of(cls, given: str | dict = "", **changes) -> Launch:
@@ -71,9 +69,8 @@ class Launch:
         as make does. Raises BookError for an unknown field or a bad value.
         """
         if isinstance(given, str):
-            given = (
-                parse_yaml(given, "launch") if given.lstrip().startswith("{") else {"launch": given} if given else {}
-            )
+            file = {"launch": given} if given else {}
+            given = parse_yaml(given, "launch") if given.lstrip().startswith("{") else file
         values = {str(name).lower(): value for name, value in with_values(given, "launch").items()}
         values |= {name: value for name, value in changes.items() if value is not None}
         file = values.pop("launch", "")
@@ -264,17 +261,9 @@ def stream(run: Run, how: Launch = Launch(), *, env: dict[str, str] | None = Non
     output.touch()
     begin, before = output.stat().st_size, Run.read(folder)
     if how.slurm:
-        counts = [
-            "--gpus",
-            how.gpus,
-            "--nodes",
-            how.nodes,
-            "--rendezvous",
-            slurm.RENDEZVOUS,
-            "--restarts",
-            how.restarts,
-        ]
-        words = [sys.executable, "-m", "soco_lib.runs.launch", "join", str(folder), *map(str, counts)]
+        counts = [f"--gpus={how.gpus}", f"--nodes={how.nodes}", f"--restarts={how.restarts}"]
+        words = [sys.executable, "-m", "soco_lib.runs.launch", "join", str(folder), *counts]
+        words += ["--rendezvous", slurm.RENDEZVOUS]
         asked = {"partition": how.partition, "minutes": how.minutes, "cpus": how.cpus}
         child = slurm.start(words, folder, gpus=how.gpus, nodes=how.nodes, **asked)
     else:
@@ -305,9 +294,8 @@ def stream(run: Run, how: Launch = Launch(), *, env: dict[str, str] | None = Non
     said = run.last_session.get("error") if ended else ""  # else it is an earlier session's
     reason = said or refusal or last or "it printed nothing"
     if not ended and stop:  # before it could say so itself
-        reason = (
-            f"{'at once' if stop.at_once else 'before its first step'}, run again to go on from the last checkpoint"
-        )
+        when = "at once" if stop.at_once else "before its first step"
+        reason = f"{when}, run again to go on from the last checkpoint"
         if run.record["status"] == "running" and not how.slurm:
             run.end("stopped", error=reason)
     if run.record["status"] == "stopped" and (ended or stop):

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from soco_lib import BookError
+from soco_lib.config import Plan, Pretrain
 from soco_lib.fields import require
 from soco_lib.runs.machine import end_with_parent
 from soco_lib.runs.reasons import one_line
@@ -58,6 +59,15 @@ class Waiting(Exception):
 def pages(*sizes: int) -> int:
     """Bytes that tensors of these bytes take in shared memory, each a file of whole pages."""
     return sum(-(-size // PAGE) * PAGE for size in sizes)
+
+
+def shared_bytes(cfg: Pretrain, plan: Plan) -> int:
+    """Bytes that a pretraining's micro-batch takes there at most: images, boxes and flags of each view, and a
+    model.Counted, which has a row of five numbers and its place a box, and three numbers a box and pair of views.
+    """
+    n, m = plan.micro_batch, plan.micro_batch * cfg.k
+    views = sum(pages(n * 3 * size**2, m * 16, m, m * 20, m * 8) for size in cfg.view_sizes)
+    return views + len(cfg.views) * pages(m * 8, m * 8, m * 8)
 
 
 def batches_ahead(most: int, batch: int, workers: int, processes: int, test: int = 0, say: Callable = print) -> int:

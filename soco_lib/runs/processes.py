@@ -113,9 +113,8 @@ def require_compiler(device: torch.device) -> None:
     cuda = device.type == "cuda"
     needed = ("gcc", "cc", "clang") if cuda else ("g++", "c++", "clang++")
     found = any(shutil.which(name) for name in (os.environ.get("CC" if cuda else "CXX"), *needed) if name)
-    require(
-        found, f"compile=true needs a compiler and none of {', '.join(needed)} was found: install one, or compile=false"
-    )
+    said = f"compile=true needs a compiler and none of {', '.join(needed)} was found"
+    require(found, f"{said}: install one, or compile=false")
 
 
 def send(device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:

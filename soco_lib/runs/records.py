@@ -241,16 +241,8 @@ def cost(run: Run) -> dict:
     time = pd.Series([minutes(session) for session in run.record["sessions"]], dtype=float)
     seen = metrics.get("images_seen") or metrics.get("iterations", 0) * metrics.get("batch", 0)
     spent = f"{'≥' * bool(time.isna().any())}{time.sum():.1f}"
-    words = (
-        run.name,
-        state.text or state.word,
-        hardware(last),
-        last.get("processes"),
-        spent,
-        seen or None,
-        commit(last),
-    )
-    return dict(zip(COST, words))
+    where = hardware(last), last.get("processes")
+    return dict(zip(COST, (run.name, state.text or state.word, *where, spent, seen or None, commit(last))))
 
 
 def together(spent: pd.DataFrame) -> str:

@@ -43,9 +43,8 @@ def _shared_reason(run: Run, process: processes.Process, error: BaseException, m
     no more than a broken connection, and takes the reason from that process.
     """
     path = run.folder / LOADER_ERROR
-    alone = isinstance(error, loader.LoaderError) or not (
-        isinstance(error, BookError) or _CONNECTION.search(str(error))
-    )
+    foreseen = isinstance(error, BookError) or _CONNECTION.search(str(error))
+    alone = isinstance(error, loader.LoaderError) or not foreseen
     if not process.main and alone:
         message = f"process {process.rank}: {message}"
         write_text(path, message)

@@ -32,9 +32,8 @@ def textures() -> dict[str, np.ndarray]:
     rng, n = np.random.default_rng(0), 256
     y, x = np.mgrid[:n, :n] / n
     frequency = np.hypot(*np.meshgrid(*[n * np.fft.fftfreq(n)] * 2))
-    filtered = [
-        np.fft.ifft2(np.fft.fft2(rng.normal(size=(n, n))) / (1 + (frequency / cut) ** 3)).real for cut in (3, 24)
-    ]
+    low = lambda cut: np.fft.ifft2(np.fft.fft2(rng.normal(size=(n, n))) / (1 + (frequency / cut) ** 3)).real
+    filtered = [low(3), low(24)]
     clouds, fine = (np.clip(0.5 + 0.25 * noise / noise.std(), 0, 1) for noise in filtered)
     wobble = 0.02 * (clouds - 0.5)
     soft = lambda v, k=6: 1 / (1 + np.exp(-k * v))

@@ -253,9 +253,8 @@ def make(study: Study, profile: str, seeds: list[int], results: Path, world: int
 
 def _short(name: str, value) -> str:
     if name == "views":
-        value = [
-            f"{v['size']}" + (f" of {v['source']}" if v["source"] != "crop" else f" crop {v['scale']}") for v in value
-        ]
+        shown = lambda view: f"crop {view['scale']}" if view["source"] == "crop" else f"of {view['source']}"
+        value = [f"{view['size']} {shown(view)}" for view in value]
     return f"{name}={', '.join(map(str, value)) if isinstance(value, (list, tuple)) else value}"
 
 

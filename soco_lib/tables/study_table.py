@@ -96,9 +96,8 @@ def parts(study: Study, frame: pd.DataFrame, rows: list[Row], links: pages.Links
     for name, lines in frame.groupby("benchmark", sort=False):
         scores, changes = {}, {}
         for line in lines.itertuples():
-            mean = (
-                _number("{:.2f}", line.value) + _number(" ± {:.2f}", line.sd) + _number(" ({:+.1f})", line.difference)
-            )
+            mean = _number("{:.2f}", line.value) + _number(" ± {:.2f}", line.sd)
+            mean += _number(" ({:+.1f})", line.difference)
             change = _number("{:+.2f}", line.change) + _number(" [{:+.2f}, {:+.2f}]", line.low, line.high)
             ours = row_of[line.variant, name]
             runs = {seed: ours.finished[seed].name for seed in ours.scores(line.metric)}

@@ -18,9 +18,9 @@ from soco_lib.config import Pretrain, plan
 from soco_lib.data.proposals import ProposalConfig
 from soco_lib.data.sources import open_source
 from soco_lib.data.store import build_store
-from soco_lib.dataset import AHEAD, ProposalViews, build_loader, shared_bytes
+from soco_lib.dataset import AHEAD, ProposalViews, build_loader
 from soco_lib.runs import processes
-from soco_lib.runs.loader import Feed, batches_ahead
+from soco_lib.runs.loader import Feed, batches_ahead, shared_bytes
 from soco_lib.runs.machine import peak_memory
 from soco_lib.studies.step_time import as_loaded, detector_step, lone_trainer, random_batch, seconds
 from soco_lib.transfer.benchmarks import Transfer
