@@ -52,7 +52,7 @@ ASKED := $(if $(strip $(GIVEN) $(filter-out help variables,$(MAKECMDGOALS))),$(s
     "$$python" -IS soco_lib/book/asked.py $(call q,$(VARIABLES)) $(call q,$(MAKECMDGOALS)) $(call q,$(ENV)) $(call q,$(PICTURES)) \
         $(foreach name,$(VARIABLES) $(GIVEN),$(call q,$(name)=$(value $(name)))) 2>/dev/null && exit; done; \
     ! $(call q,$(PY)) -c '' 2>/dev/null || echo refused: soco_lib/book/asked.py does not run: take it from git again))
-$(if $(filter refused:,$(firstword $(ASKED))),$(error $(subst refused: ,,$(ASKED))))
+$(if $(filter refused:,$(firstword $(ASKED))),$(error $(wordlist 2,$(words $(ASKED)),$(ASKED))))
 STORE := $(or $(PROPOSALS),$(firstword $(ASKED)))
 QS := $(word 2,$(ASKED))
 HOW := $(word 3,$(ASKED))
