@@ -2,7 +2,6 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.DEFAULT_GOAL := help
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 
 #: * RUN=           name of the run, a folder under RESULTS (default: the target's own)
@@ -87,8 +86,7 @@ else
 	@$(PIP) uninstall -qq -y detectron2 sal-detectron2 && $(PIP) install -q --no-build-isolation $(call q,$(WANTED))
 	@$(PIP) install -q --no-deps --require-hashes -r <(sed -n '/^lvis/,$$p' $(PINNED))
 endif
-	@$(PY) -I soco_lib/book/imports.py
-	@printf '%s\n' $(call q,$(CURDIR)) $(call q,$(WANTED)) > $@
+	@$(PY) -I soco_lib/book/imports.py && printf '%s\n' $(call q,$(CURDIR)) $(call q,$(WANTED)) > $@
 $(PY):
 	@[ '$(ENV)' = .venv ] || { echo "setup: the active environment $(ENV) has no bin/python: deactivate it, and .venv is used" >&2; exit 1; }; \
 	for python in $(PYTHONS); do \
@@ -123,7 +121,7 @@ quickstart: $(QS)-views/02_views.html $(QS)-soco/03_pretrain.html $(SCENES)-test
 	@OMP_NUM_THREADS=$$((($$(nproc 2>/dev/null || echo 2) + 1) / 2)) $(MAKE) --silent --jobs=2 TOGETHER=1 '$(QS)-report/05_report.html'
 	@echo; cat '$(QS)-report/table.md'; printf '\nNotebooks as executed and as HTML (open %s-report/05_report.html first):\n' '$(QS)'
 	@printf '  %s\n' '$(QS)'-*/*.html; printf '\n%s\n' "All of it as one site, with contents and search: make book" \
-	    "Next: make lab; make proposals IMAGES=folder:/your/photos; make pretrain IMAGES=folder:/your/photos GPUS=2; make transfer INIT=$(RESULTS)/pretrain-toy"
+	    "Next: make lab; make proposals IMAGES=folder:/my/photos; make pretrain IMAGES=folder:/my/photos GPUS=2; make transfer INIT=$(RESULTS)/pretrain-toy"
 book: | $(READY) ## a site of all executed notebooks, tables and pictures, RESULTS/book/index.html; installs Sphinx the first time
 	@$(PY) -c 'import furo, myst_nb' 2>/dev/null || { echo "adding Sphinx to $(ENV)"; $(PIP) install -q --no-warn-conflicts -e '.[book]'; }
 	@$(PY) -m soco_lib.book.site $(IN)
@@ -157,7 +155,8 @@ transfer: $(TOY_DATA) | $(READY) ## fine-tune a detector from INIT on TRAIN, or 
 	@$(call NOTEBOOK,04_transfer,transfer-$(if $(BENCHMARK),$(BENCHMARK)-)$(PROFILE)) $(RUN_FLAGS) -p config 'notebooks/params/transfer-$(PROFILE).yaml' \
 	    -p init $(call q,$(INIT)) -p train $(call q,$(TRAIN)) -p test $(call q,$(TEST)) -p benchmark $(call q,$(BENCHMARK)) -p profile '$(PROFILE)'
 predict: | $(READY) ## detect on IMAGES with the fine-tuned run MODEL: COCO results, counts a class, a contact sheet
-	@$(call NOTEBOOK,11_predict,predict-$(call last,$(MODEL))) $(RUN_FLAGS) -p model $(call q,$(MODEL)) -p images $(call q,$(IMAGES)) -p score $(call q,$(SCORE))
+	@$(call NOTEBOOK,11_predict,predict-$(call last,$(MODEL))) $(RUN_FLAGS) -p model $(call q,$(MODEL)) \
+	    -p images $(call q,$(IMAGES)) -p score $(call q,$(SCORE))
 benchmarks: $(TOY_DATA) | $(READY) ## every benchmark of the paper (or NAMES) from INIT, one after the other
 	@names=$(call q,$(NAMES:%=benchmark-%)); [ "$$names" ] || names=$$($(PY) -c \
 	    'from soco_lib.transfer.benchmarks import BENCHMARKS; print(*map("benchmark-{}".format, BENCHMARKS))'); $(MAKE) $$names
@@ -180,7 +179,8 @@ TABLES = $(PY) -m soco_lib.tables $(IN)
 CLAIMS = $(TABLES) --tables trials >/dev/null; $(call NOTEBOOK,10_claims,claims)
 ##: tableN 1 to 8, 10: the paper's table with our runs of it under RESULTS at PROFILE (all: both); 4 and 5: of the studies
 table%: | $(READY)
-	@$(TABLES) $(if $(filter 4,$*),--studies alignment,$(if $(filter 5,$*),--studies viewsize batchsize proposals momentum,--tables '$*')) --profile '$(PROFILE)'
+	@$(TABLES) $(if $(filter 4,$*),--studies alignment,$(if $(filter 5,$*),--studies viewsize batchsize proposals momentum,--tables '$*')) \
+	    --profile '$(PROFILE)'
 tables: | $(READY) ## every table that has runs or tracked records; needs neither data nor a GPU
 	@$(TABLES)
 show: | $(READY) ## the run RUN, a folder or a tracked record: settings, state, sessions, metrics, the end of its log
