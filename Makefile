@@ -98,9 +98,8 @@ lab: | $(READY) ## open JupyterLab on notebooks/
 	@JUPYTER_PREFER_ENV_PATH=1 PATH="$(abspath $(ENV))/bin:$$PATH" $(PY) -m jupyterlab $(ARGS_TAKEN) \
 	    --ServerApp.root_dir=$(call q,$(CURDIR)) --LabApp.default_url=/lab/tree/notebooks
 # A notebook's product is its HTML: it is rendered last and put in place by a rename, so it stands for the whole run.
-BOOK := $(PY) -m soco_lib.book
 IN := --results $(call q,$(RESULTS))
-NOTEBOOK = $(BOOK) notebooks/$(1).ipynb $(IN) --run-name $(call q,$(or $(RUN),$(2)))
+NOTEBOOK = $(PY) -m soco_lib.book notebooks/$(1).ipynb $(IN) --run-name $(call q,$(or $(RUN),$(2)))
 PROPOSE = $(if $(filter whole,$(STORE)),,$(PY) -m soco_lib.data.store --images $(call q,$(PICTURES)) --out $(call q,$(STORE)) &&)
 DATA_FLAGS = -p images $(call q,$(PICTURES)) -p proposals $(call q,$(STORE))
 RUN_FLAGS = -p seed '$(SEED)' -p launch $(call q,$(HOW)) -p overrides $(call q,{$(SET)})
@@ -113,7 +112,7 @@ $(QS)-scratch/04_transfer.html: $(SCENES)-test/scenes.json $(SCENES)/scenes.json
 $(QS)-report/05_report.html: $(QS)-scratch/04_transfer.html $(QS)-transfer/04_transfer.html
 # A run older than what it was made from is made anew; a newer one was interrupted and goes on.
 $(QS_PAGES:%=%.html): | $(READY)
-	@if [ '$(@D)/run.json' -ot '$<' ]; then rm -rf '$(@D)'; fi; $(BOOK) notebooks/$(basename $(@F)).ipynb $(IN) \
+	@if [ '$(@D)/run.json' -ot '$<' ]; then rm -rf '$(@D)'; fi; $(PY) -m soco_lib.book notebooks/$(basename $(@F)).ipynb $(IN) \
 	    --run-name '$(notdir $(@D))' $(if $(TOGETHER),--label '$(notdir $(@D))') $(if $(filter %-transfer,$(@D)),-p init '$(QS)-soco')
 # One thing at a time with all cores; but the two transfers, whose networks gain little from a second thread, side by side with half each.
 $(if $(TOGETHER),,$(eval .NOTPARALLEL:))
@@ -196,8 +195,9 @@ gallery: quickstart claims | $(READY) ## put the quickstart's and the claims' fi
 
 ##@ studies
 STUDY_FLAGS = $(if $(PLAN),--plan) $(if $(MEASURE),--measure) $(if $(RECORDED),--recorded) $(IN)
-STUDY = @$(PY) -m soco_lib.book.study $(1) --profile '$(PROFILE)' --seeds '$(SEEDS)' --jobs '$(or $(JOBS),1)' --launch $(call q,$(HOW)) \
-    --variants $(call q,$(VARIANTS)) --benchmarks $(call q,$(BENCHMARKS)) $(STUDY_FLAGS)
+STUDY = @status=0; $(PY) -m soco_lib.studies $(1) --profile '$(PROFILE)' --seeds '$(SEEDS)' --jobs '$(or $(JOBS),1)' --launch $(call q,$(HOW)) \
+    --variants $(call q,$(VARIANTS)) --benchmarks $(call q,$(BENCHMARKS)) $(STUDY_FLAGS) || status=$$?; \
+    $(if $(PLAN),exit $$status,$(PY) -m soco_lib.book.study $(1) --profile '$(PROFILE)' $(IN) --after $$status)
 ##: ablation-NAME labels photographs longer detectors alignment viewsize batchsize proposals momentum (notebooks/studies says which tables)
 ablation-%: $(TOY_DATA) | $(READY)
 	$(call STUDY,$*)

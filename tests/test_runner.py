@@ -495,22 +495,13 @@ def test_the_notebook_shows_half_a_study(study, tmp_path, stub):
 
 
 @pytest.mark.parametrize(
-    ("runs", "table", "plan", "made", "ends"),
-    [
-        (0, 0, [], 2, 0),
-        (3, 0, [], 2, 3),
-        (143, 0, [], 2, 143),
-        (3, 1, [], 1, 1),
-        (1, 0, [], 0, 1),
-        (0, 0, ["--plan"], 0, 0),
-    ],
+    ("runs", "table", "made", "ends"), [(0, 0, 2, 0), (3, 0, 2, 3), (143, 0, 2, 143), (3, 1, 1, 1), (1, 0, 0, 1)]
 )
-def test_table_and_notebook_show_what_there_is(monkeypatch, runs, table, plan, made, ends):
+def test_table_and_notebook_show_what_there_is(monkeypatch, runs, table, made, ends):
     asked = []
-    monkeypatch.setattr(runner, "main", lambda arguments: runs)
     monkeypatch.setattr(book_study, "tables", lambda arguments: asked.append(arguments) or table)
     monkeypatch.setattr(book_study.execute, "main", lambda arguments: asked.append(arguments) or 0)
-    assert book_study.main(["labels", "--profile", "paper", "--results", "a b", "--jobs", "2", *plan]) == ends
+    assert book_study.main(["labels", "--profile", "paper", "--results", "a b", "--after", str(runs)]) == ends
     assert len(asked) == made
     if made:
         assert asked[0] == ["--studies", "labels", "--profile", "paper", "--results", "a b"]

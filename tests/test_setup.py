@@ -74,9 +74,9 @@ def test_every_variable_is_described():
 @pytest.mark.parametrize(
     ("target", "says"),
     [
-        ("ablation-longer", "soco_lib.book.study longer "),
-        ("pretrain-soco-c4-100", "soco_lib.book.study pretrain-soco-c4-100 "),
-        ("table9", "soco_lib.book.study table9 "),
+        ("ablation-longer", "soco_lib.studies longer "),
+        ("pretrain-soco-c4-100", "soco_lib.studies pretrain-soco-c4-100 "),
+        ("table9", "soco_lib.studies table9 "),
         ("table8", "soco_lib.tables --results 'my results' --tables '8'"),
         ("table4", "soco_lib.tables --results 'my results' --studies alignment "),
         ("bench-store", "tests.speed.bench  --results 'my results' store"),

@@ -9,6 +9,6 @@ imports       whether what was set up can be imported, and what to do if not
 parameters    what a notebook's parameters cell declares, and what may override it
 site          `make book`: all of it as one site that opens without a network
 sphinx_parts  how Sphinx makes the site: settings, formulas, links that lead out of it
-study         a study's missing runs, then its table and notebook
+study         a study's table and notebook after its runs
 watch         a run as it goes: a figure that grows in JupyterLab, sparse plain lines under papermill
 """
