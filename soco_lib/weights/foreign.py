@@ -317,12 +317,13 @@ def _recognise(states: dict[str, dict], path: Path, network: str, name: str) -> 
 
 def _nearest(places: list[tuple[Layout, dict[str, Tensor]]], network: str) -> str:
     """The layout that most of a file's keys belong to, what it misses, and how a row of the file's own would begin."""
-    share = lambda place: sum(place[0].place(key, network)[0] is not None for key in place[1]) / len(place[1])
+    share = lambda place: 1 - len(_unknown(*place, network)) / len(place[1])
     row, tensors = max(places, key=share)
     lacking = ", ".join(mark.replace("|", " or ") for mark in row.lacks(tensors, network)) or "nothing"
     unknown = _unknown(row, tensors, network)
     said = f"nearest is {row.name} ({row.what}), to which {share((row, tensors)):.0%} of its {len(tensors)} keys belong"
     said += f"; of that it lacks {lacking}, and strange to it are {', '.join(unknown[:3]) or 'none'}"
+    said = said if share((row, tensors)) else "no key of it belongs to one"
     tables = {"RESNET": RESNET, "CHILDREN": CHILDREN, "HUGGING_FACE": HUGGING_FACE, "D2_RESNET": D2_RESNET}
     found: Counter[tuple[str, str]] = Counter()
     for key in map(bare, max((state for _, state in places), key=len)):
