@@ -356,6 +356,22 @@ def test_a_transfer_starts_from_an_earlier_one(mask_rcnn):
     assert "mask head (not in this detector)" in compare(boxes, read_weights(run)).left_behind.values()
 
 
+def test_a_trained_c4_detector_and_one_with_a_pyramid_give_each_other_their_resnet(mask_rcnn, tmp_path):
+    d2 = detector_config("mask-rcnn-r50-c4", (NARROW[0], "MODEL.ROI_HEADS.NAME=Res5ROIHeadsExtraNorm"))
+    c4 = build_model(d2)
+    (tmp_path / "detectron2").mkdir()
+    torch.save({"model": c4.state_dict()}, tmp_path / "detectron2" / "model_final.pth")
+    again = build_model(d2)
+    assert set(load_into(again, read_weights(tmp_path)).loaded) == set(c4.state_dict())
+    for detector, source in ((mask_rcnn[1], tmp_path), (again, mask_rcnn[0])):
+        report = compare(detector, read_weights(source))
+        assert not any(report.unexplained.values()) and {key.split(".")[-5:][0] for key in report.loaded}
+        assert {"region proposals", "predictor", "mask head"} <= set(report.new.values())
+        assert sum("res5" in key for key in report.loaded) == sum(
+            "bottom_up.res5" in k for k in mask_rcnn[1].state_dict()
+        )
+
+
 @torch.no_grad()
 def test_a_detector_of_detectron2s_zoo_has_its_input_converted(tmp_path):
     """BGR images with other statistics and no norm in pyramid and heads; the same features of the same image."""

@@ -79,6 +79,12 @@ def why_left(name: str, own: Collection[str]) -> str:
     return f"{part} {ELSEWHERE}" if part else ""
 
 
+def always_new(name: str) -> str:
+    """Class of a key that a detector of another kind (pyramid or none) cannot take from a trained one; else ''."""
+    part = _first_match(name, ALWAYS_NEW, "")
+    return f"{part} {ELSEWHERE}" if part else ""
+
+
 def of_other_classes(name: str, given: Sequence[int], own: Sequence[int]) -> bool:
     """Whether shapes of a layer, in the file and in the detector, differ in the number of classes alone."""
     return bool(re.match(CLASS_LAYERS, name)) and tuple(given[1:]) == tuple(own[1:])

@@ -20,7 +20,7 @@ from soco_lib.fields import one_of, require
 from soco_lib.runs import checkpoint
 from soco_lib.weights import formats
 from soco_lib.weights.foreign import translate
-from soco_lib.weights.key_report import OTHER_CLASSES, KeyReport, of_other_classes, why_left, why_new
+from soco_lib.weights.key_report import OTHER_CLASSES, KeyReport, always_new, of_other_classes, why_left, why_new
 
 NETWORKS = ("online", "target")
 FINETUNED = "detectron2/model_final.pth"  # of a finished transfer's folder
@@ -53,7 +53,7 @@ def checkpoint_file(path: str | Path) -> Path:
     if (path / FINETUNED).is_file():
         return path / FINETUNED
     found = checkpoint.paths(path)
-    require(bool(found), f"{path} holds no checkpoints: finish that pretraining first, or give a checkpoint file")
+    require(bool(found), f"{path} holds no checkpoints: finish that run first, or give a checkpoint file")
     return found[-1]
 
 
@@ -132,9 +132,9 @@ def placed(detector: nn.Module, weights: Weights) -> dict[str, Tensor]:
     has = lambda prefix: any(key.startswith(prefix) for key in own)
     moves = {}
     if has("backbone.bottom_up."):
-        moves[r"^(backbone|roi_heads)\.(?=(stem|res\d)\.)"] = "backbone.bottom_up."
+        moves[r"^(backbone|roi_heads)\.(?=stem\.|res\d\.\d)"] = "backbone.bottom_up."
     elif has("roi_heads.res5.") and not has("backbone.res5."):
-        moves[r"^backbone\.(bottom_up\.)?(?=res5\.)"] = "roi_heads."
+        moves[r"^backbone\.(bottom_up\.)?(?=res5\.\d)"] = "roi_heads."
         moves[r"^backbone\.bottom_up\."] = "backbone."
     tensors = weights.tensors
     for pattern, new in moves.items():
@@ -166,6 +166,9 @@ def _of_our_input(stem: Tensor, weights: Weights, detector: nn.Module) -> Tensor
 def compare(detector: nn.Module, weights: Weights) -> KeyReport:
     """Classify every key of both sides; loads nothing and never raises for a key (see KeyReport.check)."""
     own, given = detector.state_dict(), placed(detector, weights)
+    pyramids = [any(key.startswith("backbone.fpn_") for key in keys) for keys in (own, given)]
+    apart = {k: label for k in given if pyramids[0] != pyramids[1] and (label := always_new(k))}
+    given = {k: value for k, value in given.items() if k not in apart}
     both = own.keys() & given.keys()
     shape = lambda tensor: "x".join(map(str, tensor.shape)) or "scalar"
     others = [k for k in sorted(both) if own[k].shape != given[k].shape]
@@ -181,7 +184,7 @@ def compare(detector: nn.Module, weights: Weights) -> KeyReport:
         reach=reach,
         loaded=tuple(sorted(both - differs.keys() - classes.keys())),
         new={k: why_new(k, reach, given.keys()) for k in sorted(own.keys() - both)} | classes,
-        left_behind={**homeless, **classes, **dict(sorted(weights.left.items()))},
+        left_behind={**homeless, **classes, **apart, **dict(sorted(weights.left.items()))},
         mismatched=differs,
     )
 
