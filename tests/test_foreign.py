@@ -5,6 +5,7 @@ names.
 import argparse
 import os
 import pickle
+import re
 from fractions import Fraction
 
 import pytest
@@ -47,6 +48,9 @@ def judge(seed):
     return model.eval()
 
 
+HF_PARTS = {"conv": "convolution", "bn": "normalization"}
+
+
 class Parts:
     """One pretrained network in torchvision's names, with an FPN and a box head in Detectron2's."""
 
@@ -74,6 +78,16 @@ class Parts:
             for old, new in replaced:
                 key = key.replace(old, new)
             out[key if key.startswith("res") else f"stem.{key}"] = value
+        return out
+
+    def hugging_face(self):
+        out = {}
+        for key, value in self.trunk.items():
+            key = re.sub(r"^layer(\d)", lambda m: f"encoder.stages.{int(m[1]) - 1}.layers", key)
+            key = re.sub(r"(?<=\.)(conv|bn)(\d)", lambda m: f"layer.{int(m[2]) - 1}.{HF_PARTS[m[1]]}", key)
+            key = key.replace("downsample.0", "shortcut.convolution").replace("downsample.1", "shortcut.normalization")
+            key = re.sub("^(conv|bn)1", lambda m: f"embedder.embedder.{HF_PARTS[m[1]]}", key)
+            out[key] = value
         return out
 
     def mm_neck(self):
@@ -178,6 +192,41 @@ FILES = {
     "densecl": lambda o, t: {"meta": {}, "state_dict": (
         both("encoder_{}.0.", "qk", o.trunk, t.trunk) | under("backbone.", o.trunk)
         | ones("", "encoder_q.1.mlp.0.weight encoder_k.1.mlp2.0.weight queue queue_ptr queue2 queue2_ptr"))},
+    "mmselfsup-moco": lambda o, t: {"meta": {}, "state_dict": (
+        both("{}", ("backbone.", "encoder_k.module.0."), o.trunk, t.trunk)
+        | ones("", "neck.mlp.0.weight encoder_k.module.1.mlp.0.weight encoder_k.steps queue queue_ptr"))},
+    "mmselfsup-byol": lambda o, t: {"meta": {}, "state_dict": (
+        both("{}", ("backbone.", "target_net.module.0."), o.trunk, t.trunk)
+        | ones("", "neck.fc0.weight target_net.module.1.fc0.weight target_net.steps head.predictor.fc0.weight"))},
+    "barlow-twins": lambda o, t: {"epoch": 3, "model": under("module.", under("backbone.", o.trunk) | ones(
+        "", "projector.0.weight projector.1.running_var bn.running_mean bn.running_var"))},
+    "dino": lambda o, t: {
+        "teacher": under("backbone.", o.trunk) | ones("", "head.mlp.0.weight head.last_layer.weight_g"),
+        "student": under("module.backbone.", t.trunk) | ones("module.", "head.mlp.0.weight head.last_layer.weight_g"),
+        "epoch": 7, "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}}},
+    "solo-learn": lambda o, t: {"state_dict": (
+        both("{}backbone.", ("", "momentum_"), o.trunk, t.trunk)
+        | ones("", "classifier.weight projector.0.weight momentum_projector.0.weight momentum_classifier.bias queue "
+                   "predictor.0.weight"))},
+    "lightly": lambda o, t: {"state_dict": (
+        both("backbone{}.", ("", "_momentum"), o.children(), t.children())
+        | ones("", "projection_head.layers.0.weight projection_head_momentum.layers.0.weight "
+                   "prediction_head.layers.0.weight"))},
+    "lightly-teacher": lambda o, t: {"state_dict": (
+        both("{}backbone.", ("", "teacher_"), o.trunk, t.trunk)
+        | ones("", "projection_head.layers.0.weight teacher_projection_head.layers.0.weight "
+                   "online_classifier.linear.weight"))},
+    "lightly-query": lambda o, t: {"state_dict": (
+        both("{}backbone.", ("query_", ""), o.trunk, t.trunk)
+        | ones("", "projection_head.layers.0.weight query_projection_head.layers.0.weight "
+                   "criterion.memory_bank.bank online_classifier.linear.bias"))},
+    "vissl": lambda o, t: {"phase_idx": 1, "classy_state_dict": {"base_model": {"model": {
+        "trunk": under("_feature_blocks.", o.trunk), "heads": ones("", "0.clf.0.weight")}}}},
+    "slotcon": lambda o, t: {"model": under("module.", (
+        both("encoder_{}.", "qk", o.trunk, t.trunk)
+        | ones("", "projector_q.mlp.0.weight projector_k.mlp.0.weight grouping_q.slot_embed.weight "
+                   "grouping_k.slot_embed.weight predictor_slot.mlp.0.weight center")))},
+    "hugging-face": lambda o, t: under("resnet.", o.hugging_face()) | ones("", "classifier.1.weight classifier.1.bias"),
     "backbone": lambda o, t: {"meta": {}, "state_dict": under("backbone.", o.trunk) | ones("", "head.fc.weight")},
     "pixpro": lambda o, t: {"model": under("module.", (
         both("encoder{}.", ("", "_k"), o.trunk, t.trunk)
@@ -215,6 +264,17 @@ NAMES = {
 }
 
 
+#: Layouts of whole detectors, which test_export.py has.
+DETECTORS = {name for name in LAYOUTS if name.startswith(("torchvision-", "mmdet"))}
+
+
+def state_of(content):
+    """The state dict of the online network."""
+    for nest in ("state_dict", "model", "teacher", "classy_state_dict", "base_model", "model", "trunk"):
+        content = content.get(nest, content)
+    return content
+
+
 def save(content, path):
     torch.save(content, path)
     return path
@@ -230,7 +290,7 @@ def assert_loaded(detector, parts, fpn):
 
 
 def test_the_table_is_covered():
-    assert set(FILES) == set(LAYOUTS) - {"caffe2"}
+    assert set(FILES) == set(LAYOUTS) - {"caffe2"} - DETECTORS
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -269,7 +329,8 @@ NECK_AND_HEAD = {
 }
 
 
-IN_A_TRUNK = [(name, ".1.conv2.weight") for name in FILES]
+IN_A_TRUNK = [(name, ".1.conv2.weight") for name in FILES if name != "hugging-face"]
+IN_A_TRUNK.append(("hugging-face", ".1.layer.1.convolution.weight"))
 
 
 @pytest.mark.parametrize(
@@ -277,7 +338,7 @@ IN_A_TRUNK = [(name, ".1.conv2.weight") for name in FILES]
 )
 def test_one_renamed_key_stops_with_its_name(name, old, online, target, fpn_detector, tmp_path):
     content = FILES[name](online, target)
-    state = content.get("state_dict") or content.get("model") or content
+    state = state_of(content)
     old = next(k for k in state if k.endswith(old) and "_k" not in k)
     new = f"{old}s"
     state[new] = state.pop(old)
@@ -351,8 +412,12 @@ def test_another_depth_is_one_line(fpn_detector, tmp_path):
 
 def test_unknown_and_ambiguous_layouts_are_one_line(online, fpn_detector, tmp_path):
     strange = save({f"model.{k}": v for k, v in online.trunk.items()}, tmp_path / "strange.pth")
-    unknown = r"strange.pth has no known layout: unknown keys model.conv1.weight, model.bn1.weight, .* "
-    with pytest.raises(BookError, match=unknown + r"\(nearest layout: \S+, .*known layouts: soco-fpn, ") as caught:
+    unknown = (
+        r"strange.pth has no known layout: no key of it belongs to one; 318 of its keys are a ResNet's below 'model.'"
+    )
+    with pytest.raises(
+        BookError, match=unknown + r': add Layout\(.*\{"model.": RESNET\}.*known layouts: soco-'
+    ) as caught:
         read_weights(strange)
     assert "\n" not in str(caught.value)
     both = save({**online.trunk, **under("encoder_q.", online.trunk)}, tmp_path / "both.pth")
@@ -364,9 +429,28 @@ def test_unknown_and_ambiguous_layouts_are_one_line(online, fpn_detector, tmp_pa
     with pytest.raises(BookError, match="holds one network: use network=online"):
         read_weights(save(online.trunk, tmp_path / "one.pth"), "target")
     with pytest.raises(
-        BookError, match="teacher.pth has state dicts under teacher only, where no layout keeps its online network"
+        BookError, match="mentor.pth has state dicts under mentor only, where no layout keeps its online network"
     ):
-        read_weights(save({"teacher": online.trunk}, tmp_path / "teacher.pth"))
+        read_weights(save({"mentor": online.trunk}, tmp_path / "mentor.pth"))
+
+
+def test_the_nearest_layout_is_that_of_most_keys(online, tmp_path):
+    """Half of a MoCo under another name: its share, what is missing and strange, and the row that would read it."""
+    changed = {k.replace("encoder_q.", "net." if ".layer" in k else "stem_q."): v
+               for k, v in under("encoder_q.", online.trunk).items()} | under("encoder_k.", online.trunk)  # fmt: skip
+    with pytest.raises(BookError) as caught:
+        read_weights(save({"state_dict": changed}, tmp_path / "half.pth"))
+    said = str(caught.value)
+    assert "nearest is " in said and "of its 636 keys belong; of that it lacks" in said and "\n" not in said
+    assert "strange to it are" in said and "soco_lib/weights/foreign.py" in said
+
+
+def test_compiled_and_distributed_prefixes_are_no_layout(online, tmp_path):
+    compiled = {"module._orig_mod.backbone._orig_mod." + k: v for k, v in online.trunk.items()}
+    weights = read_weights(save({"state_dict": compiled}, tmp_path / "compiled.pth"))
+    assert len(weights.tensors) == len(online.trunk) and not weights.left
+    dino = read_weights(save(FILES["dino"](online, online), tmp_path / "dino.pth"))
+    assert "its teacher is taken for the online network" in dino.source
 
 
 def test_caffe2_weights_are_refused_with_the_reason(tmp_path):

@@ -165,6 +165,16 @@ def test_from_a_pretraining(data, tmp_path, capsys):
     assert "keys loaded (backbone, neck, head)" in capsys.readouterr().out
 
 
+def test_from_an_earlier_transfer(finished, data, tmp_path, capsys):
+    """Its whole detector goes on; boxes without masks, and the same classes, leave only the mask head behind."""
+    run = start(tmp_path, "on", settings(data, "none", init=str(finished.folder), iterations=2))
+    assert transfer.main([str(run.folder)]) == 0
+    report = read_json(run.folder / "key_report.json")
+    assert report["counts"]["new"] == 0 and not any(report["unexplained"].values())
+    assert set(report["keys"]["left_behind"].values()) == {"mask head (not in this detector)"}
+    assert "predictor" in report["keys"]["reach"] and "model_final.pth" in capsys.readouterr().out
+
+
 def test_renamed_key_stops_the_run_before_training(data, tmp_path, capsys):
     cfg = Pretrain("a", "b", overrides=TINY_DETECTOR, hidden=16, embedding=8, size=64, views=(View(64),))
     state = SoCo(cfg).state_dict()

@@ -123,17 +123,18 @@ def read(path: str | Path, trust: bool = False) -> dict:
     return dict(content)
 
 
-def state_dicts(content: Mapping) -> dict[str, dict[str, Tensor]]:
-    """The state dicts of a file's contents: where each lies ("": at the top) -> its tensors; the rest is no weights."""
-    found = {}
+def state_dicts(content: Mapping, below: str = "", depth: int = 4) -> dict[str, dict[str, Tensor]]:
+    """The state dicts of a file's contents: where each lies ("": at the top; "a.b": content["a"]["b"]) -> its tensors;
+    the rest is no weights.
+    """
     array = lambda value: isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "fiub"
     tensor = lambda value: torch.from_numpy(np.array(value)) if array(value) else value  # copied: it is read-only
-    for nest, part in {"": content, **content}.items():
-        if isinstance(nest, str) and isinstance(part, Mapping):
-            tensors = {k: tensor(v) for k, v in part.items() if isinstance(k, str)}
-            tensors = {k: v for k, v in tensors.items() if isinstance(v, Tensor)}
-            if tensors:
-                found[nest] = tensors
+    named = {key: value for key, value in content.items() if isinstance(key, str)}
+    tensors = {key: found for key, value in named.items() if isinstance(found := tensor(value), Tensor)}
+    found = {below: tensors} if tensors else {}
+    for key, part in named.items():
+        if isinstance(part, Mapping) and depth:
+            found |= state_dicts(part, f"{below}.{key}" if below else key, depth - 1)
     return found
 
 
@@ -148,7 +149,7 @@ def convert(path: str | Path, out: str | Path, trust: bool = False) -> Path:
     plan = f"{path} will be loaded in full, which runs any code that its author put into it, for its tensors alone"
     require(trust, f"{plan}; nothing was done yet: add --trust if you trust that author")
     states = state_dicts({key: _state(part) for key, part in read(path, trust=True).items()})
-    require(bool(states), f"{path} holds no state dict: neither at the top nor one level down")
+    require(bool(states), f"{path} holds no state dict: neither at the top nor below it")
     flat = {f"{nest}{SEPARATOR}{k}" if nest else k: v for nest, tensors in states.items() for k, v in tensors.items()}
     out.parent.mkdir(parents=True, exist_ok=True)
     save_file({k: v.detach().cpu().contiguous().clone() for k, v in flat.items()}, out)  # it refuses shared memory

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from soco_lib.runs.folder import read_json
 
 #: Parts that a pretraining may have trained. If it reached them, all their keys must come from it.
 PRETRAINED = {"neck": r"backbone\.fpn_(lateral|output)\d\.", "head": r"roi_heads\.(box_head|res5)\."}
-#: Parts that no object-level pretraining trains: always new in the detector.
+#: Parts that no object-level pretraining trains: new in the detector, unless a trained detector brings them.
 ALWAYS_NEW = {
     "region proposals": r"proposal_generator\.|anchor_generator\.",
     "predictor": r"roi_heads\.box_predictor\.|head\.",  # `head.` is RetinaNet's and FCOS's
@@ -32,6 +32,9 @@ GROUPS = {
     "predictor": ALWAYS_NEW["predictor"],
     "mask head": ALWAYS_NEW["mask head"],
 }
+#: Layers with rows for each class: of another number of classes they are new.
+CLASS_LAYERS = r"roi_heads\.(box_predictor\.(cls_score|bbox_pred)|mask_head\.predictor)\.|head\.cls_score\."
+OTHER_CLASSES = "class layers of another number of classes"
 COUNTER = ".num_batches_tracked"  # of a batch norm: files older than torch 0.4.1 have none, frozen batch norms neither
 ELSEWHERE = "(not in this detector)"
 CLASSES = ("loaded", "new", "left_behind", "mismatched")
@@ -45,9 +48,9 @@ def _no_counters(keys: Iterable[str]) -> bool:
     return not any(key.endswith(COUNTER) for key in keys)
 
 
-def _without(name: str, keys: Collection[str]) -> str:
-    """The part of PRETRAINED that a key belongs to, if none of `keys` is of the same module; else ''."""
-    for part, pattern in PRETRAINED.items():
+def _without(name: str, keys: Collection[str], parts: dict[str, str] = PRETRAINED) -> str:
+    """The one of `parts` that a key belongs to, if none of `keys` is of the same module; else ''."""
+    for part, pattern in parts.items():
         if (module := re.match(pattern, name)) and not any(key.startswith(module.group()) for key in keys):
             return part
     return ""
@@ -60,7 +63,7 @@ def why_new(name: str, reach: tuple[str, ...], given: Collection[str]) -> str:
     """
     if not reach:
         return "not pretrained"
-    if found := _first_match(name, ALWAYS_NEW, ""):
+    if found := _without(name, given, ALWAYS_NEW):
         return found
     if name.endswith(COUNTER) and _no_counters(given):
         return "batch counters (the file has none)"
@@ -72,8 +75,19 @@ def why_left(name: str, own: Collection[str]) -> str:
     """Class of an encoder's key without place; '' where it should have one: the detector (keys `own`) has its part."""
     if name.endswith(COUNTER) and _no_counters(own):
         return f"batch counters {ELSEWHERE}"
-    part = _without(name, own)
+    part = _without(name, own, PRETRAINED | ALWAYS_NEW)
     return f"{part} {ELSEWHERE}" if part else ""
+
+
+def always_new(name: str) -> str:
+    """Class of a key that a detector of another kind (pyramid or none) cannot take from a trained one; else ''."""
+    part = _first_match(name, ALWAYS_NEW, "")
+    return f"{part} {ELSEWHERE}" if part else ""
+
+
+def of_other_classes(name: str, given: Sequence[int], own: Sequence[int]) -> bool:
+    """Whether shapes of a layer, in the file and in the detector, differ in the number of classes alone."""
+    return bool(re.match(CLASS_LAYERS, name)) and tuple(given[1:]) == tuple(own[1:])
 
 
 @dataclass(frozen=True)
