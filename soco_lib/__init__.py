@@ -18,8 +18,8 @@ class BookError(ValueError):
 
 
 def one_line_errors(main: Callable[..., int | None]) -> Callable[..., int]:
-    """A command line's `main` that prints a BookError, or that it was interrupted, as one line on stderr and returns
-    the exit status: that of `main`, 1, 130, or the error's own `status`.
+    """A command line's `main` that prints a BookError, that it was interrupted, or that a file may not be written as
+    one line on stderr and returns the exit status: that of `main`, 1, 130, or the error's own `status`.
     """
 
     @functools.wraps(main)
@@ -33,6 +33,13 @@ def one_line_errors(main: Callable[..., int | None]) -> Callable[..., int]:
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130
+        except Exception as error:
+            from soco_lib.runs.files import unwritable
+
+            if (told := unwritable(error, getattr(error, "filename", ""))) is None:
+                raise
+            print(f"error: {told}", file=sys.stderr)
+            return 1
 
     return checked
 

@@ -31,7 +31,10 @@ def unwritable(error: BaseException, path: Path | str = "") -> BookError | None:
         error = None if isinstance(error, BookError) else error.__cause__ or error.__context__
     if error is None:
         return None
-    return BookError(f"cannot write {path or error.filename or 'a file'} ({error.strerror}): {REMEDIES[error.errno]}")
+    path, verb, remedy = path or error.filename or "a file", "write", REMEDIES[error.errno]
+    if remedy == _ALLOW and os.path.exists(path) and not os.access(path, os.R_OK):
+        verb, remedy = "read", "allow reading it"
+    return BookError(f"cannot {verb} {path} ({error.strerror}): {remedy}")
 
 
 def require_intact(path: Path) -> None:

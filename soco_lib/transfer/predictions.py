@@ -72,4 +72,4 @@ def read(folder: str | Path) -> Predictions:
         path.is_file(), f"{path} is gone: the run's detections are needed; delete {folder} and run that transfer again"
     )
     layout = LAYOUTS[kind](rest)
-    return Predictions(run, layout.root, layout.truth(), sorted(read_json(path), key=lambda d: -d["score"]))
+    return Predictions(run, layout.root, layout.truth(), sorted(read_json(path, list), key=lambda d: -d["score"]))
