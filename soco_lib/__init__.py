@@ -26,20 +26,17 @@ def one_line_errors(main: Callable[..., int | None]) -> Callable[..., int]:
     def checked(arguments: list[str] | None = None) -> int:
         try:
             return main(arguments) or 0
-        except BookError as error:
-            status = getattr(error, "status", None)  # of one that was asked to stop
-            print(error if status else f"error: {error}", file=sys.stderr)
-            return status or 1
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130
-        except Exception as error:
-            from soco_lib.runs.files import unwritable
+        except Exception as raised:
+            from soco_lib.runs.files import told  # which imports this module
 
-            if (told := unwritable(error, getattr(error, "filename", ""))) is None:
+            if (error := told(raised)) is None:
                 raise
-            print(f"error: {told}", file=sys.stderr)
-            return 1
+            status = getattr(error, "status", None)  # of one that was asked to stop
+            print(error if status else f"error: {error}", file=sys.stderr)
+            return status or 1
 
     return checked
 

@@ -106,6 +106,13 @@ def test_anchors_that_no_network_can_have_are_refused(value):
         detector_config("mask-rcnn-r50-fpn", (f"{ANCHORS}={value}",))
 
 
+@pytest.mark.parametrize("item", ["MODEL.RESNETS.NORM=XX", "MODEL.FPN.OUT_CHANNELS=-4", "MODEL.RESNETS.DEPTH=7"])
+def test_overrides_that_no_network_can_be_built_with_are_named(cfg, item):
+    wrong = replace(cfg, overrides=(*cfg.overrides, item))
+    with pytest.raises(BookError, match=f"mask-rcnn-r50-fpn' cannot be built with .*{item} .*: look at their values"):
+        build_model(wrong, processes.start())
+
+
 def test_compile_without_a_compiler_is_refused(cfg, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.delenv("CXX", raising=False)

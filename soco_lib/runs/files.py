@@ -37,6 +37,11 @@ def unwritable(error: BaseException, path: Path | str = "") -> BookError | None:
     return BookError(f"cannot {verb} {path} ({error.strerror}): {remedy}")
 
 
+def told(error: Exception) -> BookError | None:
+    """A BookError itself, what to tell of a file that may not be written or read, None for any other error."""
+    return error if isinstance(error, BookError) else unwritable(error, getattr(error, "filename", None) or "")
+
+
 def require_intact(path: Path) -> None:
     """Raise BookError where the bytes of a zip file, such as torch.save's, are not those that were written.
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 
 from soco_lib import BookError
 
@@ -28,3 +30,15 @@ def one_line(error: BaseException) -> str:
     """`reason` of an exception."""
     plain = error.args[0] if isinstance(error, KeyError) and error.args else error  # str(KeyError) is its key's repr
     return reason("BookError" if isinstance(error, BookError) else type(error).__name__, str(plain))
+
+
+@contextlib.contextmanager
+def building(cfg) -> Iterator[None]:
+    """Within, where a network is built, what Detectron2 raises of the user's `overrides` is one sentence."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, BookError) or not cfg.overrides:
+            raise
+        said = f"detector={cfg.detector!r} cannot be built with overrides {', '.join(cfg.overrides)}"
+        raise BookError(f"{said} ({one_line(error)}): look at their values") from None
