@@ -2,7 +2,6 @@
 
 import functools
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,25 +17,18 @@ class BookError(ValueError):
 
 
 def one_line_errors(main: Callable[..., int | None]) -> Callable[..., int]:
-    """A command line's `main` that prints a BookError, that it was interrupted, or that a file may not be written as
-    one line on stderr and returns the exit status: that of `main`, 1, 130, or the error's own `status`.
+    """A command line's `main`: a BookError, an interrupt or a file that may not be written is one line on stderr, and
+    the exit status that of `main`, 1, 130, or the error's own `status`.
     """
 
     @functools.wraps(main)
     def checked(arguments: list[str] | None = None) -> int:
         try:
             return main(arguments) or 0
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            return 130
-        except Exception as raised:
-            from soco_lib.runs.files import told  # which imports this module
+        except (Exception, KeyboardInterrupt) as error:
+            from soco_lib.runs.reasons import exit_status
 
-            if (error := told(raised)) is None:
-                raise
-            status = getattr(error, "status", None)  # of one that was asked to stop
-            print(error if status else f"error: {error}", file=sys.stderr)
-            return status or 1
+            return exit_status(error)
 
     return checked
 

@@ -16,8 +16,11 @@ from soco_lib import BookError
 
 #: What a disk says that takes no more, or takes nothing from us -> what to do.
 _ROOM, _ALLOW = "make room there and run again", "allow writing there, or choose another folder"
+_MOVE = "move what stands in its place, or choose another folder"
 REMEDIES = {errno.ENOSPC: _ROOM, errno.EDQUOT: _ROOM, errno.EFBIG: _ROOM, errno.EROFS: _ALLOW, errno.EACCES: _ALLOW,
-            errno.EPERM: _ALLOW, errno.EIO: "look at that disk, then run again"}  # fmt: skip
+            errno.EPERM: _ALLOW, errno.EIO: "look at that disk, then run again",
+            errno.EEXIST: _MOVE, errno.ENOTDIR: _MOVE, errno.EISDIR: _MOVE, errno.ENAMETOOLONG: "choose a shorter name",
+            errno.ELOOP: "mend that link", errno.ENOENT: "make its folder first, or choose another"}  # fmt: skip
 
 
 def unwritable(error: BaseException, path: Path | str = "") -> BookError | None:
@@ -35,11 +38,6 @@ def unwritable(error: BaseException, path: Path | str = "") -> BookError | None:
     if remedy == _ALLOW and os.path.exists(path) and not os.access(path, os.R_OK):
         verb, remedy = "read", "allow reading it"
     return BookError(f"cannot {verb} {path} ({error.strerror}): {remedy}")
-
-
-def told(error: Exception) -> BookError | None:
-    """A BookError itself, what to tell of a file that may not be written or read, None for any other error."""
-    return error if isinstance(error, BookError) else unwritable(error, getattr(error, "filename", None) or "")
 
 
 def require_intact(path: Path) -> None:

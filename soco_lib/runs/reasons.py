@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
 from collections.abc import Iterator
 
 from soco_lib import BookError
+from soco_lib.runs import files
 
 #: Where the text of an exception that a DataLoader's worker raised turns from its traceback to what was raised.
 _RAISED = re.compile(r"^(?:[A-Za-z_]\w*\.)*([A-Za-z_]\w*)(?:: (.*))?\Z", re.MULTILINE | re.DOTALL)
@@ -42,3 +44,19 @@ def building(cfg) -> Iterator[None]:
             raise
         said = f"detector={cfg.detector!r} cannot be built with overrides {', '.join(cfg.overrides)}"
         raise BookError(f"{said} ({one_line(error)}): look at their values") from None
+
+
+def exit_status(error: BaseException) -> int:
+    """Print what ended a command as one line, and return its exit status; an error that is no user's is raised again.
+
+    1, 130 after Ctrl-C, or the error's own `status`, as of one that was asked to stop.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+        return 130
+    told = error if isinstance(error, BookError) else files.unwritable(error, getattr(error, "filename", None) or "")
+    if told is None:
+        raise error
+    status = getattr(told, "status", None)
+    print(told if status else f"error: {told}", file=sys.stderr)
+    return status or 1
