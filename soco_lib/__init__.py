@@ -38,7 +38,7 @@ def locate(path: str | os.PathLike) -> Path:
 
     Returns the path under the checkout when nothing exists, so that error messages name one definite place.
     """
-    path = Path(path).expanduser()
-    data = Path(os.environ.get("SOCO_DATA") or ROOT).expanduser().resolve()
+    path = Path(os.path.expanduser(path))  # which leaves ~nobody as it is
+    data = Path(os.path.expanduser(os.environ.get("SOCO_DATA") or ROOT)).resolve()
     elsewhere = not path.is_absolute() and not (ROOT / path).exists() and (data / path).exists()
     return (data if elsewhere else ROOT) / path

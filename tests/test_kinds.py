@@ -697,6 +697,25 @@ def test_a_record_with_odd_sessions_is_shown(cfg, tmp_path, session):
     assert "loss" in show.text(Run.read(run.folder)) and len(run.rows()) == 1
 
 
+@pytest.mark.parametrize("harm", [lambda path: path.mkdir(), os.mkfifo])
+def test_a_checkpoint_that_is_no_file_is_passed_over(tmp_path, harm):
+    checkpoint.save(tmp_path, 1, {}, 9, model={"a": torch.ones(3)})
+    harm(checkpoint.of_step(tmp_path, 2))
+    said = []
+    assert checkpoint.newest(tmp_path, said.append)["step"] == 1 and "step_00000002.pt is no regular file" in said[0]
+
+
+def test_places_that_cannot_be_are_told_as_such(pictures, tmp_path):
+    for images in ("folder:~nobody-here/x", "folder:/nowhere", f"folder:{pictures}/00.jpg/x", "folder:a\0b"):
+        with pytest.raises(BookError, match="no image folder"):
+            open_source(images)
+    with pytest.raises(BookError, match="File name too long.: choose a shorter name"):
+        Run.start("x" * 300, "pretrain", Pretrain("a", "b"), tmp_path)
+    (tmp_path / "checkpoints").write_text("")
+    with pytest.raises(BookError, match="move what stands in its place"):
+        _saved(tmp_path)
+
+
 def test_a_clock_that_was_set_back_leaves_the_time_unknown():
     told = {"start": "2026-01-02T00:00:00+0000", "end": "2026-01-01T00:00:00+0000"}
     assert np.isnan(records.minutes(told)) and records.minutes(told | {"end": "2026-01-02T00:01:00+0000"}) == 1

@@ -35,7 +35,8 @@ def unwritable(error: BaseException, path: Path | str = "") -> BookError | None:
     if error is None:
         return None
     path, verb, remedy = path or error.filename or "a file", "write", REMEDIES[error.errno]
-    if remedy == _ALLOW and os.path.exists(path) and not os.access(path, os.R_OK):
+    closed = os.path.exists(os.path.dirname(path)) and not os.access(os.path.dirname(path), os.X_OK)
+    if remedy == _ALLOW and (closed or os.path.exists(path)) and not os.access(path, os.R_OK):
         verb, remedy = "read", "allow reading it"
     return BookError(f"cannot {verb} {path} ({error.strerror}): {remedy}")
 
@@ -43,8 +44,11 @@ def unwritable(error: BaseException, path: Path | str = "") -> BookError | None:
 def require_intact(path: Path) -> None:
     """Raise BookError where the bytes of a zip file, such as torch.save's, are not those that were written.
 
-    torch.load does not compare the checksums that torch.save writes: one wrong bit would be a wrong weight.
+    torch.load does not compare the checksums that torch.save writes: one wrong bit would be a wrong weight. So too for
+    a pipe or a folder of that name.
     """
+    if path.exists() and not path.is_file():
+        raise BookError(f"{path} is no regular file: copy or download it again, or take another")
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             try:

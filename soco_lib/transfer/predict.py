@@ -22,13 +22,14 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from soco_lib import locate
+from soco_lib import BookError, locate
 from soco_lib.data.annotations import read_coco
 from soco_lib.data.sources import CocoSource, ImageSource, open_source, split_spec
 from soco_lib.detector import CfgNode
 from soco_lib.fields import from_dict, require
 from soco_lib.runs import loader, processes, records, session, stop
 from soco_lib.runs.folder import Run, read_json, write_text
+from soco_lib.runs.reasons import one_line
 from soco_lib.transfer.benchmarks import split_sets
 from soco_lib.transfer.datasets import LAYOUTS
 from soco_lib.transfer.evaluate import shared_bytes
@@ -95,11 +96,15 @@ def detector(transfer: Run, device: torch.device) -> tuple[torch.nn.Module, CfgN
     Ids are those of the test data where its file is still there, else they count from 0 (VOC) or 1.
     """
     folder, d2 = transfer.folder / "detectron2", get_cfg()
-    d2.merge_from_file(str(folder / "config.yaml"))
-    d2.MODEL.DEVICE = device.type
-    model = build_model(d2).eval()
-    model.load_state_dict(formats.read(folder / FINAL)["model"])
-    names = list(transfer.metrics["bbox"]["per_class"])
+    try:
+        d2.merge_from_file(str(folder / "config.yaml"))
+        d2.MODEL.DEVICE = device.type
+        model = build_model(d2).eval()
+        model.load_state_dict(formats.read(folder / FINAL)["model"])
+        names = list(transfer.metrics["bbox"]["per_class"])
+    except Exception as error:  # config.yaml, the weights or metrics.json were changed
+        said = f"{transfer.folder} holds no detector that can be used ({one_line(error)})"
+        raise BookError(f"{said}: run that transfer again") from None
     kind, rest = split_sets(transfer.record["config"]["test"])[0]
     classes = LAYOUTS[kind].categories(rest, names)
     count = d2.MODEL.ROI_HEADS.NUM_CLASSES
