@@ -4,6 +4,8 @@ of a run that never lacked any.
 
 import os
 import subprocess
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -145,7 +147,8 @@ def test_a_study_goes_on_after_room_was_made(disk, pictured, tmp_path, monkeypat
     def go(results) -> int:
         return runner.main([study, "--results", str(results), "--variants", "batch-512"])
 
-    monkeypatch.setattr(runner, "launch", launch)
+    monkeypatch.setattr(runner, "launch", launch)  # in this process, and so in its main thread
+    monkeypatch.setattr(runner, "ThreadPoolExecutor", lambda jobs: nullcontext(SimpleNamespace(map=map)))
     study = write_study(tmp_path, pictured)
     assert go(tmp_path / "r") == 0
     fill(disk, 400_000)

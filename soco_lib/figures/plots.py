@@ -33,7 +33,7 @@ warnings.filterwarnings("ignore", r"Glyph .* missing from font")
 @functools.cache
 def _letters() -> set[int]:
     """What the fonts in use can draw."""
-    files = [font_manager.findfont(font_manager.FontProperties(family=name)) for name in plt.rcParams["font.family"]]
+    files = [font_manager.findfont(font_manager.FontProperties(family=[name])) for name in plt.rcParams["font.family"]]
     return set().union(*(font_manager.get_font(file).get_charmap() for file in files))
 
 

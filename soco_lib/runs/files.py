@@ -21,6 +21,8 @@ REMEDIES = {errno.ENOSPC: _ROOM, errno.EDQUOT: _ROOM, errno.EFBIG: _ROOM, errno.
             errno.EPERM: _ALLOW, errno.EIO: "look at that disk, then run again",
             errno.EEXIST: _MOVE, errno.ENOTDIR: _MOVE, errno.EISDIR: _MOVE, errno.ENAMETOOLONG: "choose a shorter name",
             errno.ELOOP: "mend that link", errno.ENOENT: "make its folder first, or choose another"}  # fmt: skip
+#: Of these, the disk's own: they are meant wherever they lie beneath an error.
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO}
 
 
 def unwritable(error: BaseException, path: Path | str = "") -> BookError | None:
@@ -29,12 +31,13 @@ def unwritable(error: BaseException, path: Path | str = "") -> BookError | None:
     path: what was written; without it only a full or read-only disk is meant, since other errors may be a reader's.
     torch.save's own errors hide the disk's, which is in their context.
     """
-    known = REMEDIES if path else (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+    known = REMEDIES.keys() if path else _DISK - {errno.EFBIG, errno.EIO}
     while error is not None and not (isinstance(error, OSError) and error.errno in known):
-        error = None if isinstance(error, BookError) else error.__cause__ or error.__context__
+        error, known = None if isinstance(error, BookError) else error.__cause__ or error.__context__, known & _DISK
     if error is None:
         return None
-    path, verb, remedy = path or error.filename or "a file", "write", REMEDIES[error.errno]
+    path, remedy = path or error.filename or "a file", REMEDIES[error.errno]
+    verb = "write" if error.errno in _DISK or remedy == _ALLOW else "use"
     closed = os.path.exists(os.path.dirname(path)) and not os.access(os.path.dirname(path), os.X_OK)
     if remedy == _ALLOW and (closed or os.path.exists(path)) and not os.access(path, os.R_OK):
         verb, remedy = "read", "allow reading it"

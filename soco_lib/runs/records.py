@@ -228,13 +228,19 @@ def minutes(session: dict) -> float:
 
 def hardware(session: dict) -> str:
     """The GPUs, else cores and processor, that a session ran on."""
-    where = session.get("hardware", {})
-    return ", ".join(where.get("gpus") or [f"{where['cores']} x {where['cpu']}"] if where else [])
+    where = session.get("hardware")
+    if not isinstance(where, dict) or not where:
+        return ""
+    gpus = where.get("gpus")
+    return (
+        ", ".join(map(str, gpus)) if gpus and isinstance(gpus, list) else f"{where.get('cores')} x {where.get('cpu')}"
+    )
 
 
 def commit(session: dict) -> str:
     """Of the code that a session ran, shortened; "+changes" where the checkout had others."""
-    git = session.get("git", {})
+    git = session.get("git")
+    git = git if isinstance(git, dict) else {}
     return (git.get("commit") or "")[:10] + "+changes" * bool(git.get("dirty"))
 
 
