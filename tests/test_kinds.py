@@ -39,7 +39,7 @@ from soco_lib.runs.folder import Run, write_text
 from soco_lib.studies import rerun
 from soco_lib.tables import pages, show
 from soco_lib.train import build_model
-from soco_lib.transfer import benchmarks, compare, predict
+from soco_lib.transfer import benchmarks, compare, predict, predictions
 from soco_lib.transfer.benchmarks import Transfer
 from soco_lib.weights.load import read_weights
 
@@ -722,6 +722,13 @@ def test_places_that_cannot_be_are_told_as_such(pictures, tmp_path):
     (tmp_path / "checkpoints").write_text("")
     with pytest.raises(BookError, match="move what stands in its place"):
         _saved(tmp_path)
+
+
+def test_a_run_that_names_no_test_data_has_no_detections(cfg, tmp_path):
+    run = Run.start("run", "pretrain", cfg, tmp_path)
+    write_text(run.folder / "metrics.json", "{}")
+    with pytest.raises(BookError, match="run.json names no test data: give the folder of a transfer"):
+        predictions.read(run.folder)
 
 
 def test_a_clock_that_was_set_back_leaves_the_time_unknown():

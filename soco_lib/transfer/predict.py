@@ -30,11 +30,10 @@ from soco_lib.fields import from_dict, require
 from soco_lib.runs import loader, processes, records, session, stop
 from soco_lib.runs.folder import Run, read_json, write_text
 from soco_lib.runs.reasons import one_line
-from soco_lib.transfer.benchmarks import split_sets
 from soco_lib.transfer.datasets import LAYOUTS
 from soco_lib.transfer.evaluate import shared_bytes
 from soco_lib.transfer.finetune import FINAL
-from soco_lib.transfer.predictions import Predictions
+from soco_lib.transfer.predictions import Predictions, test_set
 from soco_lib.weights import formats
 
 from detectron2.config import get_cfg
@@ -105,7 +104,7 @@ def detector(transfer: Run, device: torch.device) -> tuple[torch.nn.Module, CfgN
     except Exception as error:  # config.yaml, the weights or metrics.json were changed
         said = f"{transfer.folder} holds no detector that can be used ({one_line(error)})"
         raise BookError(f"{said}: run that transfer again") from None
-    kind, rest = split_sets(transfer.record["config"]["test"])[0]
+    kind, rest = test_set(transfer)
     classes = LAYOUTS[kind].categories(rest, names)
     count = d2.MODEL.ROI_HEADS.NUM_CLASSES
     require(
