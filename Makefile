@@ -145,7 +145,7 @@ data-check: | $(READY) ## what is odd about TRAIN, TEST, IMAGES (DEEP=1: decode 
 ##@ run
 PARAMS = notebooks/params/pretrain-$(PROFILE).yaml
 pretrain: $(TOY_DATA) | $(READY) ## pretrain on IMAGES with GPUS x NODES processes; goes on where it was interrupted
-	@$(PY) -m soco_lib.runs.settings $(PARAMS) $(call q,{$(SET)}) && $(PROPOSE) \
+	@$(PY) -m soco_lib.runs.settings $(PARAMS) $(call q,{$(SET)}) $(call q,$(HOW)) && $(PROPOSE) \
 	$(call NOTEBOOK,03_pretrain,pretrain-$(PROFILE)) $(DATA_FLAGS) $(RUN_FLAGS) -p config $(PARAMS)
 join: | $(READY) ## on every other node: this node's part of the run RUN (NODES, GPUS, RENDEZVOUS as on the first)
 	@$(PY) -m soco_lib.runs.launch join $(call q,$(RESULTS)/$(RUN)) --launch $(call q,$(HOW)) $(ARGS_TAKEN)
@@ -157,8 +157,7 @@ predict: | $(READY) ## detect on IMAGES with the fine-tuned run MODEL: COCO resu
 	@$(call NOTEBOOK,11_predict,predict-$(call last,$(MODEL))) $(RUN_FLAGS) -p model $(call q,$(MODEL)) \
 	    -p images $(call q,$(IMAGES)) -p score $(call q,$(SCORE))
 benchmarks: $(TOY_DATA) | $(READY) ## every benchmark of the paper (or NAMES) from INIT, one after the other
-	@names=$(call q,$(NAMES:%=benchmark-%)); [ "$$names" ] || names=$$($(PY) -c \
-	    'from soco_lib.transfer.benchmarks import BENCHMARKS; print(*map("benchmark-{}".format, BENCHMARKS))'); $(MAKE) $$names
+	@names=$$($(PY) -m soco_lib.transfer.benchmarks $(foreach name,$(NAMES),$(call q,$(name)))); $(MAKE) $$names
 # Each has a run folder of its own, so a second call goes on; those of VOC and LVIS have data of their own.
 OWN = $(if $(filter voc-%,$*),VOC_,$(if $(filter lvis-%,$*),LVIS_))
 benchmark-%: $(TOY_DATA) | $(READY)

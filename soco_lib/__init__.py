@@ -2,7 +2,6 @@
 
 import functools
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,21 +17,18 @@ class BookError(ValueError):
 
 
 def one_line_errors(main: Callable[..., int | None]) -> Callable[..., int]:
-    """A command line's `main` that prints a BookError, or that it was interrupted, as one line on stderr and returns
-    the exit status: that of `main`, 1, 130, or the error's own `status`.
+    """A command line's `main`: a BookError, an interrupt or a file that may not be written is one line on stderr, and
+    the exit status that of `main`, 1, 130, or the error's own `status`.
     """
 
     @functools.wraps(main)
     def checked(arguments: list[str] | None = None) -> int:
         try:
             return main(arguments) or 0
-        except BookError as error:
-            status = getattr(error, "status", None)  # of one that was asked to stop
-            print(error if status else f"error: {error}", file=sys.stderr)
-            return status or 1
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            return 130
+        except (Exception, KeyboardInterrupt) as error:
+            from soco_lib.runs.reasons import exit_status
+
+            return exit_status(error)
 
     return checked
 
@@ -42,7 +38,7 @@ def locate(path: str | os.PathLike) -> Path:
 
     Returns the path under the checkout when nothing exists, so that error messages name one definite place.
     """
-    path = Path(path).expanduser()
-    data = Path(os.environ.get("SOCO_DATA") or ROOT).expanduser().resolve()
+    path = Path(os.path.expanduser(path))  # which leaves ~nobody as it is
+    data = Path(os.path.expanduser(os.environ.get("SOCO_DATA") or ROOT)).resolve()
     elsewhere = not path.is_absolute() and not (ROOT / path).exists() and (data / path).exists()
     return (data if elsewhere else ROOT) / path

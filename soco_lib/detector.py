@@ -124,7 +124,7 @@ def detector_config(name: str, overrides: tuple[str, ...] = ()) -> CfgNode:
         try:
             cfg.merge_from_list([key, value])
         except (AssertionError, KeyError, ValueError) as error:
-            raise BookError(f"detector override {item!r} is not a setting of Detectron2's config: {error}") from None
+            raise BookError(f"detector override {item!r} is not a setting of Detectron2: {error}"[:300]) from None
     sizes, ratios = cfg.MODEL.ANCHOR_GENERATOR.SIZES, cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS
     for key, given in (("SIZES", sizes), ("ASPECT_RATIOS", ratios)):
         rows = isinstance(given, (list, tuple)) and all(isinstance(row, (list, tuple)) and row for row in given)

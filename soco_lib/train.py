@@ -21,10 +21,10 @@ from soco_lib.data.pictures import record_oddities
 from soco_lib.dataset import AHEAD, Batch, ProposalViews, build_loader, normalize
 from soco_lib.encoder import send
 from soco_lib.features import probe
-from soco_lib.fields import from_dict, require, to_dict
+from soco_lib.fields import from_dict, to_dict
 from soco_lib.model import SoCo
 from soco_lib.optim import build_optimizer, learning_rate, target_momentum
-from soco_lib.runs import checkpoint, loader, processes, session, stop
+from soco_lib.runs import checkpoint, loader, processes, reasons, session, stop
 from soco_lib.runs.folder import Run
 from soco_lib.runs.log import Log
 from soco_lib.runs.recompute import recompute
@@ -32,12 +32,11 @@ from soco_lib.runs.recompute import recompute
 
 def build_model(cfg: Pretrain, process: processes.Process) -> SoCo:
     """SoCo on the process's device, in train mode, with synchronised batch norm where several GPUs share the batch."""
-    alone = process.world == 1
-    require(alone or not cfg.compile, "compile=true has never run with several processes: compile=false, or GPUS=1")
     if cfg.compile:
-        processes.require_compiler(process.device)
+        processes.require_compiler(process)
     torch.manual_seed(cfg.seed)
-    model = SoCo(cfg).to(process.device)
+    with reasons.building(cfg):
+        model = SoCo(cfg).to(process.device)
     if cfg.channels_last:
         model = model.to(memory_format=torch.channels_last)
     if process.synchronised:

@@ -1,10 +1,12 @@
 """What is asked is done, or refused in one sentence that names it: commands, variables, settings, retries, reasons."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -116,6 +118,23 @@ def test_make_hands_values_on_as_they_were_typed(checkout, text):
     made = calls(checkout, "benchmark-coco-fpn-1x", "INIT=results/x/", f"TRAIN={text}", "SEED=3")[-1]
     assert after(made, "train") == text and after(made, "--run-name") == "x-coco-fpn-1x-toy-s3"
     assert not (checkout / "f").exists()
+
+
+@pytest.mark.parametrize("name", ["it's mine", 'a "b" $HOME (c) #d'])
+def test_a_checkout_may_lie_anywhere(checkout, tmp_path_factory, name):
+    folder = Path(shutil.copytree(checkout, tmp_path_factory.mktemp("place") / name))
+    (folder / ".venv/.soco-ready").write_text(f"{folder}\npinned\n")
+    assert after(calls(folder, "pretrain", "IMAGES=x")[1], "--images") == "x"
+    assert after(calls(folder, "transfer", "RUN=x")[-1], "--run-name") == "x"
+
+
+@pytest.mark.parametrize("file", ["data/scenes/scenes.json", "Makefile"])
+def test_a_file_from_the_future_stops_nothing(checkout, file):
+    later = time.time() + 9000
+    os.utime(checkout / file, (later, later))
+    done = make("transfer", "RUN=x", folder=checkout)
+    assert done.returncode == 0 and "Traceback" not in done.stderr
+    assert "--run-name" in (checkout / "calls").read_text()
 
 
 def test_arguments_of_other_programs_stay_words(checkout):

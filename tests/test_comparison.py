@@ -13,6 +13,7 @@ from soco_lib.config import Pretrain
 from soco_lib.fields import to_dict
 from soco_lib.figures.detections import class_bars
 from soco_lib.runs import records
+from soco_lib.runs.folder import Run
 from soco_lib.transfer import benchmarks, compare, predictions
 
 DETECTIONS = [
@@ -73,7 +74,7 @@ def test_runs_that_cannot_be_compared_are_refused(data, tmp_path):
         str(other): r"benchmark: 'coco-fpn-1x' in A, 'voc-c4' in B; test: .* in A, .* in B",
         str(failed): "B=.*failed is not finished",
         str(pretraining): "B=.*p is a pretrain run",
-        "nowhere": "B=nowhere is no run folder",
+        "nowhere": "B=nowhere: no run folder or record of that name",
         "": "B names no run.*make compare A=",
     }.items():
         with pytest.raises(BookError, match=message):
@@ -145,7 +146,7 @@ def pretraining(folder, **changes):
 
 def as_record(folder):
     """Leave the tracked record of a run alone, as on a fresh clone."""
-    records.keep([records.read(folder)], folder.parent)
+    records.keep([Run.read(folder)], folder.parent)
     shutil.rmtree(folder)
 
 
@@ -196,6 +197,6 @@ def test_a_run_that_is_not_there_is_named(tmp_path, capsys):
     assert compare.main(["", "b"]) == 1 and "A names no run" in capsys.readouterr().err
     torn = pretraining(tmp_path / "torn")
     assert compare.main([str(torn), "trn", "--results", str(tmp_path)]) == 1
-    assert "B=trn is no run folder: did you mean 'torn'?" in capsys.readouterr().err
+    assert "B=trn: no run folder or record of that name" in capsys.readouterr().err
     (torn / "run.json").write_text('{"name": ')
     assert compare.main([str(torn), str(torn)]) == 1 and "torn/run.json" in capsys.readouterr().err

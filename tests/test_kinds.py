@@ -1,5 +1,6 @@
 """Kinds of bad input, each with the sentence that names it and the remedy."""
 
+import contextlib
 import errno
 import html
 import io
@@ -10,6 +11,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import zipfile
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -28,16 +30,21 @@ from soco_lib.data.shards import given_row, write_shard
 from soco_lib.data.sources import ImageSource, Unavailable, UnreadableImage, open_source
 from soco_lib.data.store import ProposalStore, build_store
 from soco_lib.detector import detector_config
+from soco_lib.features import probe
 from soco_lib.fields import from_dict, identity
+from soco_lib.figures import plots
 from soco_lib.figures.detections import class_bars
-from soco_lib.runs import checkpoint, folder, processes, records
+from soco_lib.runs import checkpoint, folder, processes, records, settings
 from soco_lib.runs.folder import Run, write_text
-from soco_lib.tables import pages
+from soco_lib.studies import rerun
+from soco_lib.tables import pages, show
 from soco_lib.train import build_model
+from soco_lib.transfer import benchmarks, compare, predict, predictions
 from soco_lib.transfer.benchmarks import Transfer
 from soco_lib.weights.load import read_weights
 
 PRETRAIN, TRANSFER = {"images": "a", "proposals": "b"}, {"train": "coco:a", "test": "coco:b"}
+PARAMETERS = "notebooks/params/pretrain-toy.yaml"
 ANCHORS = "MODEL.ANCHOR_GENERATOR.SIZES"
 
 # --- settings ---------------------------------------------------------------------------------------------------------
@@ -97,6 +104,13 @@ def test_so_it_is_in_python(make):
 def test_anchors_that_no_network_can_have_are_refused(value):
     with pytest.raises(BookError, match=f"{ANCHORS}.*positive numbers|override '{ANCHORS}"):
         detector_config("mask-rcnn-r50-fpn", (f"{ANCHORS}={value}",))
+
+
+@pytest.mark.parametrize("item", ["MODEL.RESNETS.NORM=XX", "MODEL.FPN.OUT_CHANNELS=-4", "MODEL.RESNETS.DEPTH=7"])
+def test_overrides_that_no_network_can_be_built_with_are_named(cfg, item):
+    wrong = replace(cfg, overrides=(*cfg.overrides, item))
+    with pytest.raises(BookError, match=f"mask-rcnn-r50-fpn' cannot be built with .*{item} .*: look at their values"):
+        build_model(wrong, processes.start())
 
 
 def test_compile_without_a_compiler_is_refused(cfg, monkeypatch):
@@ -593,6 +607,28 @@ print(cache_folder(), locate("~/x"), matplotlib.get_cachedir())
     assert done.returncode == 0 and done.stdout.count("soco-home-") == 3 and done.stderr == ""
 
 
+def test_another_user_reads_what_is_there_and_is_told_what_may_not_be_written(store, pictures, tmp_path):
+    may_read = [f"--{kind}-caps=-all,+dac_read_search" for kind in ("inh", "ambient")]  # the tests' own folders
+    as_another = ["setpriv", "--reuid", "12345", "--regid", "12345", "--clear-groups", *may_read]
+    code = f"""
+import os
+from soco_lib.data.store import main
+assert os.geteuid() == 12345
+asked = ["--images", {str(pictures)!r}, "--workers", "1", "--out"]
+print(main([*asked, {str(store)!r}]), main([*asked, {str(tmp_path / "s")!r}]))
+"""
+    if os.geteuid() or not shutil.which("setpriv"):
+        pytest.skip("only root, with setpriv, can be another user")
+    environment = {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run([*as_another, sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT,
+                          env=environment, timeout=300)  # fmt: skip
+    if "setpriv:" in done.stderr:
+        pytest.skip(done.stderr.strip())
+    assert done.stdout.endswith("0 1\n") and done.stderr.count("\n") == 1
+    said = done.stderr.replace("read", "write")  # access(2) takes away what setpriv gave
+    assert f"error: cannot write {tmp_path}/s (Permission denied): allow writ" in said
+
+
 NAMES = ["$5 - $10", "a|b", "<b>", "人", "it's", "x_1^2", "\\alpha", "$"]
 
 
@@ -605,3 +641,180 @@ def test_class_names_in_figures_and_tables():
         assert f">{html.escape(name, quote=False)}<" in drawn.getvalue().decode(), name
     lines = pages.markdown(pd.DataFrame({"class": NAMES, "a|b": 1})).splitlines()
     assert all(len(re.findall(r"(?<!\\)\|", line)) == 3 for line in lines) and "&lt;b>" in "".join(lines)
+
+
+def test_letters_without_a_font_are_told_once(monkeypatch, capsys):
+    monkeypatch.setitem(matplotlib.rcParams, "font.family", ["sans-serif"])
+    plots._letters.cache_clear()
+    plots._hint.cache_clear()
+    class_bars({"bbox": {"人": 1.0, "狗": 2.0, "ä": 3.0}}, "AP", "AP").savefig(io.BytesIO(), format="png")
+    plots._letters.cache_clear()
+    said = capsys.readouterr().out
+    assert said.startswith("no font here has CJK letters") and said.count("\n") == 1
+
+
+# --- records of runs --------------------------------------------------------------------------------------------------
+
+
+def _pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def _itself(path):
+    path.unlink()
+    path.symlink_to(path)
+
+
+@pytest.mark.parametrize(
+    ("harm", "sentence"),
+    [
+        (lambda path: path.write_text(""), "is not valid .*: delete it and run again"),
+        (lambda path: path.write_text("[]"), "is not valid .it holds a list, not a dict"),
+        (lambda path: path.write_text("[" * 100_000), "is not valid"),
+        (lambda path: path.write_bytes(b"\xff\xfe\0{"), "is not valid"),
+        (lambda path: path.write_text("{}"), "is no run's record: delete it and run again"),
+        (lambda path: _edit(path, sessions=["x"]), "is no run's record"),
+        (lambda path: _edit(path, config=None), "is no run's record"),
+        (lambda path: (path.unlink(), path.mkdir()), "cannot be read .it is no regular file"),
+        (_pipe, "cannot be read .it is no regular file"),
+        (_itself, "is missing|cannot be read .Too many levels"),
+        (Path.unlink, "is missing: that run was not started or not finished"),
+    ],
+)
+def test_a_record_that_is_none_is_named_whoever_reads_it(cfg, tmp_path, harm, sentence):
+    path = Run.start("run", "pretrain", cfg, tmp_path).folder / "run.json"
+    harm(path)
+    with pytest.raises(BookError, match=f"run.json {sentence}"):
+        Run.read(path.parent)
+
+
+@pytest.mark.parametrize(
+    "session",
+    [
+        {},
+        {"start": 5, "end": "x", "hardware": [], "git": "x"},
+        {"hardware": {"gpus": 5}},
+        {"start": "2026-01-02T00:00:00+0000"},
+    ],
+)
+def test_a_record_with_odd_sessions_is_shown(cfg, tmp_path, session):
+    run = Run.start("run", "pretrain", cfg, tmp_path)
+    _edit(run.folder / "run.json", sessions=[session])
+    (run.folder / "log.jsonl").write_bytes(b'5\n[1]\n{"step": "x"}\n\xff\n{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+    assert "loss" in show.text(Run.read(run.folder)) and len(run.rows()) == 1
+
+
+@pytest.mark.parametrize("harm", [lambda path: path.mkdir(), os.mkfifo])
+def test_a_checkpoint_that_is_no_file_is_passed_over(tmp_path, harm):
+    checkpoint.save(tmp_path, 1, {}, 9, model={"a": torch.ones(3)})
+    harm(checkpoint.of_step(tmp_path, 2))
+    said = []
+    assert checkpoint.newest(tmp_path, said.append)["step"] == 1 and "step_00000002.pt is no regular file" in said[0]
+
+
+def test_places_that_cannot_be_are_told_as_such(pictures, tmp_path):
+    for images in ("folder:~nobody-here/x", "folder:/nowhere", f"folder:{pictures}/00.jpg/x", "folder:a\0b"):
+        with pytest.raises(BookError, match="no image folder"):
+            open_source(images)
+    with pytest.raises(BookError, match="File name too long.: choose a shorter name"):
+        Run.start("x" * 300, "pretrain", Pretrain("a", "b"), tmp_path)
+    (tmp_path / "checkpoints").write_text("")
+    with pytest.raises(BookError, match="move what stands in its place"):
+        _saved(tmp_path)
+
+
+def test_a_run_that_names_no_test_data_has_no_detections(cfg, tmp_path):
+    run = Run.start("run", "pretrain", cfg, tmp_path)
+    write_text(run.folder / "metrics.json", "{}")
+    with pytest.raises(BookError, match="run.json names no test data: give the folder of a transfer"):
+        predictions.read(run.folder)
+
+
+def test_a_clock_that_was_set_back_leaves_the_time_unknown():
+    told = {"start": "2026-01-02T00:00:00+0000", "end": "2026-01-01T00:00:00+0000"}
+    assert np.isnan(records.minutes(told)) and records.minutes(told | {"end": "2026-01-02T00:01:00+0000"}) == 1
+
+
+@pytest.mark.parametrize(
+    ("main", "words", "sentence"),
+    [
+        (show.main, ["rnu"], "RUN=rnu: no run folder or record of that name in .*; did you mean run?"),
+        (rerun.main, ["rnu"], "RUN=rnu: no run folder or record of that name in .*; did you mean run?"),
+        (compare.main, ["rnu", "run"], "A=rnu: no run folder or record of that name in .*; did you mean run?"),
+        (compare.main, ["run", "zzz"], "B=zzz: no run folder or record of that name in .*; did you mean run?"),
+    ],
+)
+def test_a_run_that_is_not_there_is_named_with_the_nearest(cfg, tmp_path, capsys, main, words, sentence):
+    Run.start("run", "pretrain", cfg, tmp_path)
+    assert main([*words, "--results", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert re.search(sentence, said) and said.count("\n") == 1
+
+
+def test_what_a_command_names_is_looked_up_before_it_works(tmp_path, capsys):
+    for call, sentence in (
+        (lambda: probe.main(["zzz", "--data", "coco:x"]), "INIT=zzz: no run folder"),
+        (lambda: settings.main([PARAMETERS, "{}", "{LAUNCH: nowhere.yaml}"]), "no parameter file .*nowhere.yaml"),
+        (lambda: settings.main([PARAMETERS, "{}", "{GPUS: x}"]), "gpus='x' must be of type int"),
+        (lambda: benchmarks.main(["coco-fpn-1x", "coco-fpm-2x"]), "did you mean 'coco-fpn-2x'"),
+    ):
+        assert call() == 1
+        said = capsys.readouterr().err
+        assert re.search(sentence, said) and said.count("\n") == 1
+    assert benchmarks.main([]) == 0 and "benchmark-coco-fpn-1x" in capsys.readouterr().out.split()
+    with pytest.raises(BookError, match="init is empty: give .*, or init=scratch"):
+        read_weights(Transfer("coco:a", "coco:b", init=" ").init)
+    (tmp_path / "empty").mkdir()
+    for init, sentence in ((tmp_path / "none", "does not exist: give"), (tmp_path / "empty", "holds no checkpoints: ")):
+        with pytest.raises(BookError, match=f"{init.name}.* {sentence}"):
+            read_weights(init)
+    for model, sentence in (("", "MODEL= is empty: give"), (f"{tmp_path}/x", "MODEL='.*x': no run at .*: give the")):
+        with pytest.raises(BookError, match=sentence):
+            predict.finished(model)
+
+
+# --- zip files whose directory is broken ------------------------------------------------------------------------------
+
+
+def _directory(at: int, value: bytes, mark=b"PK\x01\x02"):
+    """Overwrites bytes of a zip's directory: of its first entry, or of the end record (PK 5 6)."""
+
+    def harm(path):
+        data = bytearray(path.read_bytes())
+        begin = data.rfind(mark) if mark == b"PK\x05\x06" else data.find(mark)
+        data[begin + at : begin + at + len(value)] = value
+        path.write_bytes(data)
+
+    return harm
+
+
+BROKEN = {
+    "mark": _directory(0, b"XXXX"),
+    "length of a name": _directory(28, b"\xff\xff"),
+    "length of the extra part": _directory(30, b"\xff\xff"),
+    "place of a member": _directory(42, b"\xf0\xff\xff\x7f"),
+    "size of a member": _directory(20, b"\xf0\xff\xff\x7f"),
+    "method": _directory(10, b"\x63\x00"),
+    "count": _directory(10, b"\xff\x7f", b"PK\x05\x06"),
+    "place": _directory(16, b"\xff\xff\xff\x7f", b"PK\x05\x06"),
+    "size": _directory(12, b"\xff\xff\xff\x7f", b"PK\x05\x06"),
+    "none": lambda path: path.write_bytes(path.read_bytes()[: path.read_bytes().rfind(b"PK\x05\x06")]),
+}
+
+
+@pytest.mark.parametrize("harm", BROKEN.values(), ids=BROKEN)
+def test_a_zip_with_a_broken_directory_is_one_sentence(pictures, trained, tmp_path, harm):
+    torch.save(trained, tmp_path / "step.pt")
+    harm(tmp_path / "step.pt")
+    with contextlib.suppress(BookError):  # where all bytes are still found
+        read_weights(tmp_path / "step.pt")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for path in sorted(pictures.iterdir()):
+            archive.write(path, path.name)
+    harm(tmp_path / "a.zip")
+    with contextlib.suppress(BookError):
+        source = open_source(f"zip:{tmp_path}/a.zip")
+        for index in range(len(source)):
+            with contextlib.suppress(UnreadableImage):
+                assert source.load(index).shape == (96, 128, 3)

@@ -76,4 +76,4 @@ def test_the_pretraining_runs_again_too_and_a_difference_is_named(results, monke
 
 def test_mistakes_are_one_line(results, capsys):
     assert rerun.main(["nothing", "--results", str(results)]) == 1
-    assert "no run or record 'nothing'" in capsys.readouterr().err
+    assert "RUN=nothing: no run folder or record" in capsys.readouterr().err

@@ -324,7 +324,7 @@ def test_a_torn_file_fails_its_own_variant_only(study, tmp_path, stub, name, cap
     torn.write_text(torn.read_text()[:20])
     assert go(study, tmp_path / "r") == (runner.FAILED if name == "run.json" else 0)  # torn metrics are made again
     if name == "run.json":
-        assert "run.json is not valid JSON" in capsys.readouterr().err
+        assert "run.json is not valid" in capsys.readouterr().err
     assert "tiny-batch-2048-toy-s0-coco-fpn-1x" in stub.begun
 
 

@@ -23,6 +23,7 @@ from typing import Any
 from soco_lib import ROOT, BookError, locate, one_line_errors
 from soco_lib.book.parameters import Parameter, check, declared
 from soco_lib.fields import require
+from soco_lib.runs.files import unwritable, writable
 from soco_lib.runs.folder import write_text
 from soco_lib.runs.reasons import reason
 from soco_lib.runs.settings import read_yaml
@@ -66,7 +67,8 @@ def execute(notebook: str | Path, run_name: str, params: dict[str, Any], results
     params = _placed(notebook, run_name, results, params)
     check(notebook, params)
     copy = ROOT / results / run_name / notebook.name
-    copy.parent.mkdir(parents=True, exist_ok=True)
+    with writable(copy.parent):
+        copy.parent.mkdir(parents=True, exist_ok=True)
     copy.with_suffix(".html").unlink(missing_ok=True)  # of an earlier execution: it would contradict a copy that fails
     say = functools.partial(print, *([f"[{label}]"] if label else []), flush=True)
     say(f"{notebook.stem} [{run_name}]")
@@ -94,6 +96,8 @@ def execute(notebook: str | Path, run_name: str, params: dict[str, Any], results
             raise
         cell = sum(bool(cell.metadata.papermill.start_time) for cell in _code_cells(copy))  # the last that started
         raise _failure(copy, cell, "the kernel died, most often for want of memory") from error
+    except OSError as error:
+        raise unwritable(error, copy) or error from error
     except NoSuchKernel as error:
         raise BookError(f"this environment has no Jupyter kernel {error.name!r}: run `make setup`") from error
     finally:

@@ -18,15 +18,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from soco_lib import ROOT, one_line_errors
 from soco_lib import boxes as box_math
-from soco_lib import one_line_errors
 from soco_lib.config import ALIGNMENTS, Plan, Pretrain
 from soco_lib.data.pictures import examine_source
 from soco_lib.data.sources import ImageSource, UnreadableImage, open_source
 from soco_lib.dataset import normalize
 from soco_lib.encoder import Encoder
 from soco_lib.fields import from_dict, require
-from soco_lib.runs import checkpoint, processes
+from soco_lib.runs import checkpoint, processes, records
 from soco_lib.runs.folder import Run, write_json
 from soco_lib.views import resize
 
@@ -222,9 +222,11 @@ def trained_encoder(run: Run, device: torch.device | str = "cpu") -> tuple[Pretr
     """A pretraining's settings, its online encoder and the checkpoint's step. Raises BookError without a checkpoint."""
     cfg, state = from_dict(Pretrain, run.record["config"]), checkpoint.newest(run.folder)
     require(state is not None, f"{run.folder} holds no checkpoint yet")
+    checkpoint.check_parts(state, run.folder, {"model": Mapping})
     prefix = "online.encoder."
     weights = {k.removeprefix(prefix): v for k, v in state["model"].items() if k.startswith(prefix)}
-    return cfg, fresh(cfg, weights, device), state["step"]
+    with checkpoint.fitting(run.folder, state["step"]):
+        return cfg, fresh(cfg, weights, device), state["step"]
 
 
 @one_line_errors
@@ -238,7 +240,9 @@ def main(arguments: list[str] | None = None) -> None:
     device = processes.own_device()
     parser.add_argument("--device", default=device, type=torch.device, help="cpu, cuda, ... (default: the GPU if any)")
     given = parser.parse_args(arguments)
-    run = Run.read(given.folder)
+    run = records.named("INIT", str(given.folder), ROOT / "results")
+    kind = run.record["kind"]
+    require(kind == "pretrain", f"INIT={given.folder} is of kind {kind!r}: give a pretraining's folder")
     named = {"data": given.data, **({"fit": given.fit} if given.fit else {})}
     odd = {name: examine_source(open_source(spec), print) for name, spec in named.items()}
     cfg, trained, step = trained_encoder(run, given.device)

@@ -7,6 +7,7 @@ beside the table.
 from __future__ import annotations
 
 import argparse
+import itertools
 import shutil
 import sys
 from pathlib import Path
@@ -17,7 +18,8 @@ from scipy import stats
 from soco_lib import one_line_errors
 from soco_lib.config import Pretrain
 from soco_lib.fields import essence, from_dict, require
-from soco_lib.runs.folder import Run, read_json
+from soco_lib.runs.files import writable
+from soco_lib.runs.folder import Run, read_json, write_text
 
 #: Score in the records -> its name in tables.
 SCORES = {"knn": "k-NN", "linear": "linear"}
@@ -34,6 +36,8 @@ def collect(folders: list[Path]) -> pd.DataFrame:
         scored = run.folder / "probe.json"
         require(run.done and scored.exists(), f"{folder} is not finished or not probed: make probe INIT={folder}")
         cfg, probed = from_dict(Pretrain, run.record["config"]), read_json(scored)
+        require(isinstance(probed, dict) and {"data", "fit", "random", "trained"} <= {*probed},
+                f"{scored} is no probe's: make probe INIT={folder}")  # fmt: skip
         asked.add((probed["data"], probed["fit"]))
         row = {"run": run.name, "seed": cfg.seed, "alignment": cfg.alignment, "scale": cfg.profile}
         row |= {"images_seen": run.metrics["images_seen"], "classes": probed["trained"]["classes"]}
@@ -90,11 +94,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("runs", type=Path, nargs="+", help="run folders of probed pretrainings")
     given = parser.parse_args(arguments)
     frame = collect(given.runs)
-    for run in given.runs:
-        (given.out / run.name).mkdir(parents=True, exist_ok=True)
-        for name in KEPT:
+    with writable(given.out):
+        for run, name in itertools.product(given.runs, KEPT):
+            (given.out / run.name).mkdir(parents=True, exist_ok=True)
             shutil.copyfile(run / name, given.out / run.name / name)
-    frame.drop(columns="settings").to_csv(given.out / "table.csv", index=False)
+    write_text(given.out / "table.csv", frame.drop(columns="settings").to_csv(index=False))
     probed, classes = read_json(given.runs[0] / "probe.json"), frame["classes"].iloc[0]
     text = (
         f"{summary(frame).to_markdown(index=False, disable_numparse=True)}\n\n"
@@ -103,7 +107,7 @@ def main(arguments: list[str] | None = None) -> None:
         "weights with its 95 % interval.\n"
     )
     text += "".join(f"\n- {line}" for line in between(frame)) + "\n"
-    (given.out / "table.md").write_text(text)
+    write_text(given.out / "table.md", text)
     print(text)
 
 

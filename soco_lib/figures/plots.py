@@ -5,9 +5,13 @@ Boxes are (N, 4) x1 y1 x2 y2 in pixels of the image they are drawn on.
 
 from __future__ import annotations
 
+import functools
+import unicodedata
+import warnings
+
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib import font_manager
+from matplotlib import font_manager, get_cachedir
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -22,9 +26,33 @@ CJK = ("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Droid Sans 
 plt.rcParams["font.family"] = ["sans-serif", *({*CJK} & {font.name for font in font_manager.fontManager.ttflist})]
 
 
+#: matplotlib's own words for a letter without a font, a warning a letter: `plain` says it once.
+warnings.filterwarnings("ignore", r"Glyph .* missing from font")
+
+
+@functools.cache
+def _letters() -> set[int]:
+    """What the fonts in use can draw."""
+    files = [font_manager.findfont(font_manager.FontProperties(family=[name])) for name in plt.rcParams["font.family"]]
+    return set().union(*(font_manager.get_font(file).get_charmap() for file in files))
+
+
+@functools.cache
+def _hint(kind: str) -> None:
+    print(f"no font here has {kind} letters, which figures show as boxes: install one, such as fonts-noto-cjk, and "
+          f"delete {get_cachedir()}")  # fmt: skip
+
+
 def plain(text: str) -> str:
-    """Text of the user's, such as a class's or a file's name, for matplotlib, which would set `$...$` as a formula."""
-    return str(text).replace("$", r"\$")
+    """Text of the user's, such as a class's or a file's name, for matplotlib, which would set `$...$` as a formula.
+
+    Letters that no font here has are told once a kind, such as CJK.
+    """
+    text = str(text)
+    for letter in text:
+        if ord(letter) not in _letters() and letter.isprintable():
+            _hint(unicodedata.name(letter, "such").split()[0])
+    return text.replace("$", r"\$")
 
 
 def draw_boxes(ax, image: np.ndarray, boxes: np.ndarray, colours=None, labels=None, width: float = 2.0) -> None:

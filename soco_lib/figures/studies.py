@@ -104,7 +104,8 @@ def write(path: Path, study: Study, rows: list[Row], frame: pd.DataFrame, profil
 def shown(frame: pd.DataFrame) -> Styler:
     """A table of words: no index, aligned to the left."""
     left = [{"selector": "th, td", "props": "text-align: left; vertical-align: top"}]
-    return frame.style.hide(axis="index").set_table_styles(left)
+    styled = frame.style.hide(axis="index").set_table_styles(left)
+    return styled.format(escape="html").format_index(escape="html", axis="columns")
 
 
 def variants(study: Study, profile: str) -> pd.DataFrame:

@@ -16,8 +16,13 @@ from soco_lib import BookError
 
 #: What a disk says that takes no more, or takes nothing from us -> what to do.
 _ROOM, _ALLOW = "make room there and run again", "allow writing there, or choose another folder"
+_MOVE = "move what stands in its place, or choose another folder"
 REMEDIES = {errno.ENOSPC: _ROOM, errno.EDQUOT: _ROOM, errno.EFBIG: _ROOM, errno.EROFS: _ALLOW, errno.EACCES: _ALLOW,
-            errno.EPERM: _ALLOW, errno.EIO: "look at that disk, then run again"}  # fmt: skip
+            errno.EPERM: _ALLOW, errno.EIO: "look at that disk, then run again",
+            errno.EEXIST: _MOVE, errno.ENOTDIR: _MOVE, errno.EISDIR: _MOVE, errno.ENAMETOOLONG: "choose a shorter name",
+            errno.ELOOP: "mend that link", errno.ENOENT: "make its folder first, or choose another"}  # fmt: skip
+#: Of these, the disk's own: they are meant wherever they lie beneath an error.
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO}
 
 
 def unwritable(error: BaseException, path: Path | str = "") -> BookError | None:
@@ -26,19 +31,27 @@ def unwritable(error: BaseException, path: Path | str = "") -> BookError | None:
     path: what was written; without it only a full or read-only disk is meant, since other errors may be a reader's.
     torch.save's own errors hide the disk's, which is in their context.
     """
-    known = REMEDIES if path else (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+    known = REMEDIES.keys() if path else _DISK - {errno.EFBIG, errno.EIO}
     while error is not None and not (isinstance(error, OSError) and error.errno in known):
-        error = None if isinstance(error, BookError) else error.__cause__ or error.__context__
+        error, known = None if isinstance(error, BookError) else error.__cause__ or error.__context__, known & _DISK
     if error is None:
         return None
-    return BookError(f"cannot write {path or error.filename or 'a file'} ({error.strerror}): {REMEDIES[error.errno]}")
+    path, remedy = path or error.filename or "a file", REMEDIES[error.errno]
+    verb = "write" if error.errno in _DISK or remedy == _ALLOW else "use"
+    closed = os.path.exists(os.path.dirname(path)) and not os.access(os.path.dirname(path), os.X_OK)
+    if remedy == _ALLOW and (closed or os.path.exists(path)) and not os.access(path, os.R_OK):
+        verb, remedy = "read", "allow reading it"
+    return BookError(f"cannot {verb} {path} ({error.strerror}): {remedy}")
 
 
 def require_intact(path: Path) -> None:
     """Raise BookError where the bytes of a zip file, such as torch.save's, are not those that were written.
 
-    torch.load does not compare the checksums that torch.save writes: one wrong bit would be a wrong weight.
+    torch.load does not compare the checksums that torch.save writes: one wrong bit would be a wrong weight. So too for
+    a pipe or a folder of that name.
     """
+    if path.exists() and not path.is_file():
+        raise BookError(f"{path} is no regular file: copy or download it again, or take another")
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             try:

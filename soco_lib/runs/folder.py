@@ -29,6 +29,8 @@ from soco_lib.runs.files import replacing, writable
 
 #: Packages whose versions a record keeps.
 PACKAGES = "torch torchvision numpy opencv-contrib-python-headless sal-detectron2 detectron2 pycocotools lvis papermill"
+#: What run.json must hold.
+PARTS = {"name": str, "kind": str, "config": dict, "status": str, "sessions": list}
 #: How sessions record a time.
 TIME = "%Y-%m-%dT%H:%M:%S%z"
 #: Keys of a processor's design in /proc/cpuinfo, on x86 and on ARM -> their names in records.
@@ -46,14 +48,27 @@ def write_json(path: Path, value) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=True) + "\n")
 
 
-def read_json(path: Path):
-    """Raises BookError naming the file when it is missing or torn."""
+def read_json(path: Path, kind: type = dict):
+    """Raises BookError naming the file when it is missing, torn, of another `kind` or may not be read."""
     try:
-        return json.loads(path.read_text())
+        if path.exists() and not path.is_file():  # a pipe, which nobody may ever write to
+            raise OSError(errno.EINVAL, "it is no regular file")
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, kind):
+            raise ValueError(f"it holds a {type(value).__name__}, not a {kind.__name__}")
+        return value
     except FileNotFoundError:
         raise BookError(f"{path} is missing: that run was not started or not finished") from None
-    except json.JSONDecodeError as error:
-        raise BookError(f"{path} is not valid JSON ({error}): delete it and run again") from None
+    except OSError as error:
+        raise BookError(f"{path} cannot be read ({error.strerror}): make it a readable file, or delete it") from None
+    except (ValueError, RecursionError) as error:
+        raise BookError(f"{path} is not valid ({error}): delete it and run again") from None
+
+
+def is_record(value) -> bool:
+    """Whether a value has what every run.json holds."""
+    whole = isinstance(value, dict) and all(isinstance(value.get(name), kind) for name, kind in PARTS.items())
+    return whole and all(isinstance(session, dict) for session in value["sessions"])
 
 
 def _git(*args: str) -> str | None:
@@ -125,8 +140,11 @@ class Run:
 
     @classmethod
     def read(cls, folder: str | Path) -> Run:
-        """Open an existing run folder."""
-        return cls(Path(folder), read_json(Path(folder) / "run.json"))
+        """Open an existing run folder. Raises BookError naming run.json: missing, torn, unreadable or no run's."""
+        path = Path(folder) / "run.json"
+        record = read_json(path)
+        require(is_record(record), f"{path} is no run's record: delete it and run again")
+        return cls(Path(folder), record)
 
     @classmethod
     def start(cls, name: str, kind: str, config, results: str | Path = "results") -> Run:
@@ -237,9 +255,9 @@ class Run:
     def rows(self) -> list[dict]:
         """Rows of log.jsonl, one a step, without torn lines; of a step that a resumed run repeated the last values."""
         path, rows = self.folder / "log.jsonl", {}
-        for line in path.read_text().splitlines() if path.exists() else []:
+        for line in path.read_text(errors="replace").splitlines() if path.is_file() else []:
             with contextlib.suppress(json.JSONDecodeError):
                 row = json.loads(line)
-                step = row.get("step", len(rows))
-                rows[step] = rows.get(step, {}) | row
+                if isinstance(row, dict) and isinstance(step := row.get("step", len(rows)), int):
+                    rows[step] = rows.get(step, {}) | row
         return [rows[step] for step in sorted(rows)]

@@ -108,9 +108,11 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
 
-def require_compiler(device: torch.device) -> None:
-    """Raise BookError where torch.compile would find no compiler for what it generates for the device."""
-    cuda = device.type == "cuda"
+def require_compiler(process: Process) -> None:
+    """Raise BookError where torch.compile would find no compiler for what it generates, and for several processes."""
+    several = "compile=true has never run with several processes: compile=false, or GPUS=1"
+    require(process.world == 1, several)
+    cuda = process.device.type == "cuda"
     needed = ("gcc", "cc", "clang") if cuda else ("g++", "c++", "clang++")
     found = any(shutil.which(name) for name in (os.environ.get("CC" if cuda else "CXX"), *needed) if name)
     said = f"compile=true needs a compiler and none of {', '.join(needed)} was found"

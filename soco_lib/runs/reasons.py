@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import sys
+from collections.abc import Iterator
 
 from soco_lib import BookError
+from soco_lib.runs import files
 
 #: Where the text of an exception that a DataLoader's worker raised turns from its traceback to what was raised.
 _RAISED = re.compile(r"^(?:[A-Za-z_]\w*\.)*([A-Za-z_]\w*)(?:: (.*))?\Z", re.MULTILINE | re.DOTALL)
@@ -28,3 +32,31 @@ def one_line(error: BaseException) -> str:
     """`reason` of an exception."""
     plain = error.args[0] if isinstance(error, KeyError) and error.args else error  # str(KeyError) is its key's repr
     return reason("BookError" if isinstance(error, BookError) else type(error).__name__, str(plain))
+
+
+@contextlib.contextmanager
+def building(cfg) -> Iterator[None]:
+    """Within, where a network is built, what Detectron2 raises of the user's `overrides` is one sentence."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, BookError) or not cfg.overrides:
+            raise
+        said = f"detector={cfg.detector!r} cannot be built with overrides {', '.join(cfg.overrides)}"
+        raise BookError(f"{said} ({one_line(error)}): look at their values") from None
+
+
+def exit_status(error: BaseException) -> int:
+    """Print what ended a command as one line, and return its exit status; an error that is no user's is raised again.
+
+    1, 130 after Ctrl-C, or the error's own `status`, as of one that was asked to stop.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+        return 130
+    told = error if isinstance(error, BookError) else files.unwritable(error, getattr(error, "filename", None) or "")
+    if told is None:
+        raise error
+    status = getattr(told, "status", None)
+    print(told if status else f"error: {told}", file=sys.stderr)
+    return status or 1

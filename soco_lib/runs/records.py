@@ -11,6 +11,7 @@ and on a fresh clone without them, the bytes are the same.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import functools
 import json
 import math
@@ -23,16 +24,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from soco_lib import BookError
-from soco_lib.fields import require
+from soco_lib import BookError, locate
 from soco_lib.runs import locks
 from soco_lib.runs.files import unwritable
-from soco_lib.runs.folder import Run, read_json, write_text
+from soco_lib.runs.folder import Run, is_record, read_json, write_text
 
 #: How runs say that their loss left the finite numbers where the session names no `diverged_at`: a result, no failure.
 _DIVERGED = re.compile(r"the loss is (?:nan|-?inf|not finite) at step (\d+)")
-#: What run.json must hold.
-_PARTS = {"name": str, "kind": str, "config": dict, "status": str, "sessions": list}
 #: Columns of a log that a record keeps, in at most so many rows (and those with a score).
 KEPT, ROWS = ("step", "loss", "spread", "effective_rank", "images_per_s", "bbox_AP", "segm_AP", "knn", "linear"), 60
 #: Files of records, in the results folder.
@@ -68,28 +66,12 @@ class Record(Run):
         return self.record["log"]
 
 
-def _whole(record) -> bool:
-    whole = isinstance(record, dict) and all(isinstance(record.get(name), cls) for name, cls in _PARTS.items())
-    return whole and all(isinstance(session, dict) for session in record["sessions"])
-
-
-def read(folder: Path) -> Run:
-    """The run in a folder. Raises BookError that names run.json when it is missing, torn, unreadable or no run's."""
-    path = folder / "run.json"
-    try:
-        run = Run.read(folder)
-    except (OSError, UnicodeDecodeError) as error:
-        raise BookError(f"{path} cannot be read: {getattr(error, 'strerror', '') or error}") from None
-    require(_whole(run.record), f"{path} is no run's record: delete it and run again")
-    return run
-
-
 def read_all(folder: Path) -> tuple[list[Run], dict[str, str]]:
     """The runs in the folders of `folder`, and name -> what is wrong with the run.json of the others."""
     runs, wrong = [], {}
     for path in sorted(folder.glob("*/run.json")):
         try:
-            runs.append(read(path.parent))
+            runs.append(Run.read(path.parent))
         except BookError as error:
             wrong[path.parent.name] = str(error).replace(f"{folder}/", "")
     return runs, wrong
@@ -101,7 +83,7 @@ def _lines(path: Path, version: os.stat_result) -> tuple[dict, ...]:
     for number, line in enumerate(path.read_text().splitlines(), start=1):
         with contextlib.suppress(json.JSONDecodeError):
             record = json.loads(line)
-            if _whole(record) and isinstance(record.get("log"), list):
+            if is_record(record) and isinstance(record.get("log"), list):
                 found.append(record)
                 continue
         raise BookError(f"{path}, line {number}, is no run's record: `git checkout {path}` brings the tracked one back")
@@ -113,6 +95,26 @@ def tracked(results: Path, file: str = RUNS) -> list[Record]:
     path = Path(results) / file
     lines = _lines(path, path.stat()) if path.is_file() else ()
     return [Record(Path(results) / record["name"], record) for record in lines]
+
+
+def named(variable: str, given: str, results: Path) -> Run:
+    """The run that a command's `variable` names: its folder, its name under `results`, or that of a tracked record.
+
+    Raises BookError with the nearest names.
+    """
+    for folder in (results / given, locate(given)):
+        if given and (folder / "run.json").exists():
+            return Run.read(folder)
+    known = {run.name: run for run in tracked(results)}
+    for trial in tracked(results, TRIALS):  # a trial and a run may share a name
+        known[f"trials/{trial.name}"] = trial
+        known.setdefault(trial.name, trial)
+    if given in known:
+        return known[given]
+    names = sorted({path.parent.name for path in results.glob("*/run.json")} | known.keys())
+    near = difflib.get_close_matches(given.rstrip("/").rpartition("/")[2], names) or names[:3]
+    hint = f"did you mean {' or '.join(near)}?" if near else "there is none yet"
+    raise BookError(f"{variable}={given}: no run folder or record of that name in {results}; {hint}")
 
 
 def found(results: Path) -> tuple[dict[str, Run], list[str]]:
@@ -216,20 +218,29 @@ COST = ["run", "state", "hardware", "processes", "minutes", "images seen", "comm
 
 
 def minutes(session: dict) -> float:
-    """Of one session; NaN where it has no end (it was killed: nobody knows how long it took)."""
-    start, end = (datetime.fromisoformat(session[name]) if name in session else None for name in ("start", "end"))
-    return (end - start).total_seconds() / 60 if start and end else math.nan
+    """Of one session; NaN where it has no end (it was killed) or no sound times: nobody knows how long it took."""
+    try:
+        start, end = (datetime.fromisoformat(session[name]) for name in ("start", "end"))
+        return (end - start).total_seconds() / 60 if end >= start else math.nan  # the clock was set back
+    except (KeyError, TypeError, ValueError):
+        return math.nan
 
 
 def hardware(session: dict) -> str:
     """The GPUs, else cores and processor, that a session ran on."""
-    where = session.get("hardware", {})
-    return ", ".join(where.get("gpus") or [f"{where['cores']} x {where['cpu']}"] if where else [])
+    where = session.get("hardware")
+    if not isinstance(where, dict) or not where:
+        return ""
+    gpus = where.get("gpus")
+    return (
+        ", ".join(map(str, gpus)) if gpus and isinstance(gpus, list) else f"{where.get('cores')} x {where.get('cpu')}"
+    )
 
 
 def commit(session: dict) -> str:
     """Of the code that a session ran, shortened; "+changes" where the checkout had others."""
-    git = session.get("git", {})
+    git = session.get("git")
+    git = git if isinstance(git, dict) else {}
     return (git.get("commit") or "")[:10] + "+changes" * bool(git.get("dirty"))
 
 

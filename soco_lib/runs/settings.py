@@ -1,8 +1,8 @@
 """Settings from YAML: a text, a parameter file, changes on top of it.
 
-    python -m soco_lib.runs.settings FILE '{name: value, ...}'
+    python -m soco_lib.runs.settings FILE '{name: value, ...}' [LAUNCH]
 
-says whether a pretraining may be set so, which is asked before its proposals are made.
+says whether a pretraining may be set and launched so, which is asked before its proposals are made.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def with_values(values: dict, where: str) -> dict:
 def load(cls, path: str | Path, **changes):
     """Read a YAML parameter file into `cls`, with `changes` on top (see `changed`)."""
     path = locate(path)
-    known = ", ".join(sorted(p.name for p in path.parent.glob("*.yaml")))
+    known = ", ".join(sorted(p.name for p in path.parent.glob("*.yaml"))) or "none in that folder"
     require(path.is_file(), f"no parameter file {path}: known are {known}")
     return changed(cls, read_yaml(path), changes, path.name)
 
@@ -94,8 +94,12 @@ def changed(cls, values: dict, changes: dict, where: str = ""):
 @one_line_errors
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
-    file, text = sys.argv[1:] if arguments is None else arguments
+    from soco_lib.runs.launch import Launch  # which reads its settings by this module
+
+    file, text, *how = sys.argv[1:] if arguments is None else arguments
     load(Pretrain, file, **with_values(parse_yaml(text, f"SET={text[1:-1]!r}"), "SET"))
+    for given in how:
+        Launch.of(given)
 
 
 if __name__ == "__main__":

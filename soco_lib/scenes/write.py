@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 from pycocotools import mask as rle
 
-from soco_lib import BookError
+from soco_lib import BookError, one_line_errors
 from soco_lib.runs import machine
 from soco_lib.scenes.objects import CATEGORIES
 from soco_lib.scenes.picture import MOST, SMALLEST, SPLITS, draw_scene
@@ -110,6 +110,7 @@ def _coco(records):
     }
 
 
+@one_line_errors
 def main(argv: list[str] | None = None) -> None:
     """The command line: write the scenes, print one line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 from soco_lib import ROOT, one_line_errors
-from soco_lib.fields import from_dict, require
+from soco_lib.fields import from_dict, one_of, require
 from soco_lib.runs import records
 from soco_lib.runs.folder import Run
 from soco_lib.runs.launch import launch
@@ -44,11 +44,10 @@ def compare(then: dict, now: dict) -> dict[str, tuple]:
 def again(name: str, known: dict[str, Run], results: Path, say=print) -> Run:
     """Run `name` once more in results/reruns, after the pretraining that it starts from; returns the finished run.
 
-    Raises BookError for an unknown or unfinished run, or a transfer from a file that is no run's.
+    Raises BookError for an unfinished run, one of another kind, or a transfer from a file that is no run's.
     """
-    hint = f"{', '.join(sorted(known)[:5])}{' …' * (len(known) > 5)}"
-    require(name in known, f"no run or record {name!r} in {results}: {hint}")
     run = known[name]
+    one_of(f"the kind of {name}", run.record["kind"], KINDS)
     require(records.state_of(run).word == "done", f"{name} is not finished: {records.state_of(run).text or 'missing'}")
     cfg = from_dict(KINDS[run.record["kind"]], run.record["config"])
     if getattr(cfg, "init", "scratch") != "scratch":
@@ -72,7 +71,8 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     results = ROOT / given.results
     known, _ = records.found(results)
-    made, then = again(given.run, known, results), known[given.run]
+    then = known.get(given.run) or records.named("RUN", given.run, results)
+    made = again(then.name, {then.name: then} | known, results)
     differ = compare(then.metrics, made.metrics)
     for name, (old, new) in differ.items():
         print(f"{name}: {old} then, {new} now")
@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"then on {machines[0]}, now on {machines[1]}: another kind of processor sums floats in another order, "
               "and training amplifies that")  # fmt: skip
     count = len(flat(then.metrics))
-    print(f"{given.run}: {count - len(differ)} of {count} numbers are the same to the last digit")
+    print(f"{then.name}: {count - len(differ)} of {count} numbers are the same to the last digit")
     return 1 if differ else 0
 
 

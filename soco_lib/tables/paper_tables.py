@@ -52,7 +52,7 @@ def source_of(config: dict, known: dict[str, Run] | None = None) -> Run | None:
     folders = [path, path.parent.parent] if path.parent.name == "checkpoints" else [path]
     for folder in folders:
         try:
-            run = records.read(folder)
+            run = Run.read(folder)
         except BookError:
             run = (known or {}).get(folder.name)
         if run is not None and run.record["kind"] == "pretrain":

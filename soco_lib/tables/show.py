@@ -9,13 +9,11 @@ RUN=name`).
 from __future__ import annotations
 
 import argparse
-import difflib
 import sys
-from pathlib import Path
 
 import pandas as pd
 
-from soco_lib import ROOT, BookError, locate, one_line_errors
+from soco_lib import ROOT, BookError, one_line_errors
 from soco_lib.fields import from_dict
 from soco_lib.runs import records
 from soco_lib.runs.folder import Run
@@ -23,23 +21,6 @@ from soco_lib.studies.plans import KINDS, defaults, fields
 
 #: Rows of a log that are shown.
 LAST = 5
-
-
-def find(name: str, results: Path) -> Run:
-    """The run of that name. Raises BookError with the nearest names."""
-    for folder in (results / name, locate(name)):
-        if (folder / "run.json").is_file():
-            return records.read(folder)
-    known = {run.name: run for run in records.tracked(results)}
-    for trial in records.tracked(results, records.TRIALS):  # a trial and a run may share a name
-        known[f"trials/{trial.name}"] = trial
-        known.setdefault(trial.name, trial)
-    if name not in known:
-        names = sorted({path.parent.name for path in results.glob("*/run.json")} | known.keys())
-        near = difflib.get_close_matches(name, names) or names[:3]
-        hint = f"did you mean {' or '.join(near)}?" if near else "there is none yet"
-        raise BookError(f"RUN={name}: no run folder or record of that name in {results}; {hint}")
-    return known[name]
 
 
 def settings(run: Run) -> str:
@@ -63,11 +44,17 @@ def text(run: Run) -> str:
     studies = f", shown by {', '.join(record['studies'])}" if record.get("studies") else ""
     scale = record["config"].get("profile", "")
     parts = [f"{run.name}: {record['kind']}{f', scale {scale!r}' if scale else ''}, {where}{studies}"]
-    parts.append(f"state: {records.state_of(run).text or records.state_of(run).word}; identity {record['identity']}")
+    parts.append(
+        f"state: {records.state_of(run).text or records.state_of(run).word}; identity {record.get('identity')}"
+    )
     parts.append(f"settings that differ from the scale's own\n{settings(run) or '(none)'}")
-    sessions = [{"start": each["start"], "minutes": round(records.minutes(each), 1), "processes": each.get("processes"),
-                 "hardware": records.hardware(each), "commit": records.commit(each), "error": each.get("error", "")}
-                for each in record["sessions"]]  # fmt: skip
+    sessions = [
+        {
+            "start": each.get("start"), "minutes": round(records.minutes(each), 1), "processes": each.get("processes"),
+            "hardware": records.hardware(each), "commit": records.commit(each), "error": each.get("error", ""),
+        }
+        for each in record["sessions"]
+    ]  # fmt: skip
     if sessions:
         parts.append(f"sessions\n{lines(pd.DataFrame(sessions))}")
     numbers = {"metrics": records.numbers(run), "probe": record.get("probe", {})}
@@ -87,7 +74,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("run", help="name of a run or of a tracked record")
     parser.add_argument("--results", default="results", help="folder of the run folders")
     given = parser.parse_args(arguments)
-    print(text(find(given.run, ROOT / given.results)))
+    print(text(records.named("RUN", given.run, ROOT / given.results)))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,19 @@
-"""What a transfer is, the paper's benchmarks as data (benchmarks.yaml), and where their data lie."""
+"""What a transfer is, the paper's benchmarks as data (benchmarks.yaml), and where their data lie.
+
+`python -m soco_lib.transfer.benchmarks [NAME...]` prints make's targets of these, of all where none is named.
+"""
 
 from __future__ import annotations
 
 import os
 import re
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
 
-from soco_lib import locate
+from soco_lib import locate, one_line_errors
 from soco_lib.config import PRECISIONS, SIDES
 from soco_lib.fields import MANY, SEEDS, TINY, from_dict, in_range, one_of, require, tidy
 from soco_lib.runs.settings import changed
@@ -184,3 +188,14 @@ def settings(name: str, profile: str = "paper", **changes) -> Transfer:
     one_of("profile", profile, PROFILES)
     benchmark = find(name)
     return changed(Transfer, benchmark.settings if profile == "paper" else benchmark.toy, changes, f"benchmark {name}")
+
+
+@one_line_errors
+def main(arguments: list[str] | None = None) -> None:
+    """Command line."""
+    names = sys.argv[1:] if arguments is None else arguments
+    print(*(f"benchmark-{find(name).name}" for name in names or BENCHMARKS))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

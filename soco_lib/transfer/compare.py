@@ -8,14 +8,13 @@ Exit status 0: the notebook can follow; ALONE: the text is all that these two ru
 from __future__ import annotations
 
 import argparse
-import difflib
 import sys
 from dataclasses import dataclass
 
 import pandas as pd
 from tabulate import tabulate
 
-from soco_lib import ROOT, BookError, locate, one_line_errors
+from soco_lib import ROOT, BookError, one_line_errors
 from soco_lib.fields import differences, require
 from soco_lib.runs import records
 from soco_lib.runs.folder import Run
@@ -39,18 +38,9 @@ class Comparison:
 
 
 def open_run(letter: str, given: str, results: str = "results") -> Run:
-    """A run by its folder, its name under `results`, or the name of its tracked record. Raises BookError."""
+    """See records.named. Raises BookError."""
     require(given != "", f"{letter} names no run: give two, as make compare A=results/scratch B=results/soco")
-    folders = (locate(given), ROOT / results / given)
-    if folder := next((folder for folder in folders if (folder / "run.json").is_file()), None):
-        return records.read(folder)
-    kept = {record.name: record for record in records.tracked(ROOT / results)}
-    if given not in kept:
-        names = sorted({path.parent.name for path in (ROOT / results).glob("*/run.json")} | kept.keys())
-        near = difflib.get_close_matches(given.rstrip("/").rpartition("/")[2], names, 1)
-        hint = f"did you mean {near[0]!r}?" if near else "give results/NAME or the name of a run or record"
-        raise BookError(f"{letter}={given} is no run folder: {hint}")
-    return kept[given]
+    return records.named(letter, given, ROOT / results)
 
 
 def open_pair(run_a: str, run_b: str, results: str = "results") -> tuple[Run, Run]:

@@ -22,18 +22,18 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from soco_lib import locate
+from soco_lib import BookError, locate
 from soco_lib.data.annotations import read_coco
 from soco_lib.data.sources import CocoSource, ImageSource, open_source, split_spec
 from soco_lib.detector import CfgNode
 from soco_lib.fields import from_dict, require
-from soco_lib.runs import loader, processes, session, stop
+from soco_lib.runs import loader, processes, records, session, stop
 from soco_lib.runs.folder import Run, read_json, write_text
-from soco_lib.transfer.benchmarks import split_sets
+from soco_lib.runs.reasons import one_line
 from soco_lib.transfer.datasets import LAYOUTS
 from soco_lib.transfer.evaluate import shared_bytes
 from soco_lib.transfer.finetune import FINAL
-from soco_lib.transfer.predictions import Predictions
+from soco_lib.transfer.predictions import Predictions, test_set
 from soco_lib.weights import formats
 
 from detectron2.config import get_cfg
@@ -76,12 +76,14 @@ def settings(**given) -> Predict:
 def finished(model: str) -> Run:
     """The finished transfer that MODEL names. Raises BookError for anything else, and when its detector is gone."""
     folder, give = locate(model), "give the folder of a finished transfer, such as results/quickstart-transfer"
-    require(bool(model) and (folder / "run.json").is_file(), f"MODEL={model!r}: no run at {folder}: {give}")
+    require(bool(model), f"MODEL= is empty: {give}")
+    require((folder / "run.json").exists(), f"MODEL={model!r}: no run at {folder}: {give}")
     run = Run.read(folder)
     kind, state = run.record["kind"], run.record["status"]
     tuned = f"fine-tune it (make transfer INIT={model}) and give that run" if kind == "pretrain" else give
     require(kind == "transfer", f"MODEL={model} is of kind {kind!r} and no fine-tuned detector: {tuned}")
     require(run.done, f"MODEL={model} is not finished (status: {state}): finish that transfer first")
+    require(bool(records.numbers(run)), f"{folder}/metrics.json is torn or empty: run that transfer again")
     gone = [name for name in ("config.yaml", FINAL) if not (folder / "detectron2" / name).is_file()]
     require(not gone, f"MODEL={model} lacks detectron2/{' and '.join(gone)}: run that transfer again")
     return run
@@ -93,12 +95,16 @@ def detector(transfer: Run, device: torch.device) -> tuple[torch.nn.Module, CfgN
     Ids are those of the test data where its file is still there, else they count from 0 (VOC) or 1.
     """
     folder, d2 = transfer.folder / "detectron2", get_cfg()
-    d2.merge_from_file(str(folder / "config.yaml"))
-    d2.MODEL.DEVICE = device.type
-    model = build_model(d2).eval()
-    model.load_state_dict(formats.read(folder / FINAL)["model"])
-    names = list(transfer.metrics["bbox"]["per_class"])
-    kind, rest = split_sets(transfer.record["config"]["test"])[0]
+    try:
+        d2.merge_from_file(str(folder / "config.yaml"))
+        d2.MODEL.DEVICE = device.type
+        model = build_model(d2).eval()
+        model.load_state_dict(formats.read(folder / FINAL)["model"])
+        names = list(transfer.metrics["bbox"]["per_class"])
+    except Exception as error:  # config.yaml, the weights or metrics.json were changed
+        said = f"{transfer.folder} holds no detector that can be used ({one_line(error)})"
+        raise BookError(f"{said}: run that transfer again") from None
+    kind, rest = test_set(transfer)
     classes = LAYOUTS[kind].categories(rest, names)
     count = d2.MODEL.ROI_HEADS.NUM_CLASSES
     require(
@@ -254,7 +260,7 @@ def read(folder: str | Path) -> Detected:
     """The saved detections of a finished run. Raises BookError when it is not finished or its images are gone."""
     run = Run.read(folder)
     require(run.done, f"{folder} is not finished (status: {run.record['status']}): run it to its end first")
-    rows, source = read_json(run.folder / "detections.json"), open_source(run.record["config"]["images"])
+    rows, source = read_json(run.folder / "detections.json", list), open_source(run.record["config"]["images"])
     best_first = sorted(rows, key=lambda row: -row["score"])
     return Detected(run, source.root, read_json(run.folder / "images.json"), best_first, source)
 

@@ -58,6 +58,13 @@ class Predictions:
             raise BookError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
+def test_set(run: Run) -> tuple[str, str]:
+    """Kind and rest of a transfer's (first) test set. Raises BookError where its record names none."""
+    named = run.record["config"].get("test")
+    require(isinstance(named, str), f"{run.folder}/run.json names no test data: give the folder of a transfer")
+    return split_sets(named)[0]
+
+
 def read(folder: str | Path) -> Predictions:
     """The saved detections of a finished transfer beside its test data's ground truth.
 
@@ -66,10 +73,10 @@ def read(folder: str | Path) -> Predictions:
     folder = Path(folder)
     require((folder / "metrics.json").is_file(), f"{folder} is no finished run: finish that transfer first")
     run = Run.read(folder)
-    kind, rest = split_sets(run.record["config"]["test"])[0]
+    kind, rest = test_set(run)
     path = folder / "detectron2" / LAYOUTS[kind].predictions
     require(
         path.is_file(), f"{path} is gone: the run's detections are needed; delete {folder} and run that transfer again"
     )
     layout = LAYOUTS[kind](rest)
-    return Predictions(run, layout.root, layout.truth(), sorted(read_json(path), key=lambda d: -d["score"]))
+    return Predictions(run, layout.root, layout.truth(), sorted(read_json(path, list), key=lambda d: -d["score"]))

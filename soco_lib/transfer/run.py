@@ -24,6 +24,7 @@ from soco_lib import BookError
 from soco_lib.fields import from_dict, require
 from soco_lib.runs import checkpoint, processes, session
 from soco_lib.runs.folder import Run, read_json, write_json
+from soco_lib.runs.reasons import building
 from soco_lib.transfer.batches import reach
 from soco_lib.transfer.benchmarks import Transfer
 from soco_lib.transfer.detectron import DetectionData, detectron_config, open_both
@@ -62,7 +63,8 @@ def _initial_model(cfg: Transfer, d2: CfgNode, run: Run, main: bool, resuming: b
     """The detector with its starting weights (a resumed run brings its own); the key report is saved, then judged."""
     weights = Weights({}) if cfg.init == "scratch" or resuming else read_weights(cfg.init, cfg.network)
     seed_all_rng(cfg.seed)
-    model = build_model(d2)
+    with building(cfg):
+        model = build_model(d2)
     if main and not resuming:
         report = compare(model, weights)
         write_json(run.folder / "key_report.json", report.to_dict() | {"step": weights.step, "sha256": _sha256(cfg)})

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from soco_lib import BookError
 from soco_lib.fields import require
 from soco_lib.runs.folder import read_json
 
@@ -135,9 +136,11 @@ class KeyReport:
     @classmethod
     def read(cls, path: Path) -> KeyReport:
         """The report that a run saved (to_dict as JSON)."""
-        values = read_json(path)["keys"]
-        values |= {name: tuple(values[name]) for name in ("reach", "loaded")}
-        return cls(**values)
+        try:
+            values = read_json(path)["keys"]
+            return cls(**values | {name: tuple(values[name]) for name in ("reach", "loaded")})
+        except (KeyError, TypeError):
+            raise BookError(f"{path} is no key report: delete its run and run again") from None
 
     def frame(self):
         """pandas: one row a group of modules, one column a class, counts of keys."""

@@ -46,6 +46,7 @@ def checkpoint_file(path: str | Path) -> Path:
 
     Raises BookError when there is none.
     """
+    require(path != "", "init is empty: give a pretraining's run folder, a checkpoint, or init=scratch")
     path = locate(path)
     require(path.exists(), f"init={path} does not exist: give a checkpoint, a run folder, or init=scratch")
     if not path.is_dir():
