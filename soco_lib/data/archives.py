@@ -33,6 +33,7 @@ from pathlib import Path
 import numpy as np
 
 from soco_lib import BookError, locate
+from soco_lib.data.kinds import Findings
 from soco_lib.fields import require
 from soco_lib.runs.files import replacing
 
@@ -41,7 +42,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", "
 KEEP_FROM = 10_000
 #: Seconds that what is listed must have been left alone: within its clock's tick, a later change would not show.
 SETTLED = 2.0
-FORMAT = 1
+FORMAT = 2
 #: How a member lies in its file: its bytes alone, or behind a zip's local header, as they are or deflated.
 BARE, STORED, DEFLATED = 0, 1, 2
 #: Bytes read along for a zip's local header; a longer one costs a second read.
@@ -103,8 +104,10 @@ class Keys(Sequence):
         return Keys, (self.file, self.fingerprint)
 
 
-def kept(name: str, holds: Callable[[dict], bool], make: Callable) -> tuple[Sequence[str], Mapping[str, np.ndarray]]:
-    """Keys and further columns of the listing called `name`: the kept one while its facts still hold, else a new one.
+def kept(
+    name: str, holds: Callable[[dict], bool], make: Callable
+) -> tuple[Sequence[str], Mapping[str, np.ndarray], dict]:
+    """Keys, further columns and facts of the listing called `name`: the kept one while these still hold, else a new.
 
     make() returns keys, columns, facts of what is listed (JSON), and when that last changed (seconds since 1970).
     """
@@ -119,7 +122,7 @@ def kept(name: str, holds: Callable[[dict], bool], make: Callable) -> tuple[Sequ
         with contextlib.suppress(OSError, BookError):  # no room, or not allowed: only time is lost
             _write(file, keys, columns, {"format": FORMAT, "name": name, "fingerprint": fingerprint(keys), "of": of})
             return _listing(file, *_mapped(file))
-    return keys, columns
+    return keys, columns, of
 
 
 def cache_folder() -> Path:
@@ -128,9 +131,9 @@ def cache_folder() -> Path:
     return Path(os.environ.get("SOCO_CACHE") or Path(base) / "soco").expanduser().resolve()
 
 
-def _listing(file: Path, table, facts: dict) -> tuple[Keys, dict[str, np.ndarray]]:
+def _listing(file: Path, table, facts: dict) -> tuple[Keys, dict[str, np.ndarray], dict]:
     views = {name: table[name].chunk(0).to_numpy() for name in table.column_names if name != "key"}  # of the file
-    return Keys(file, facts["fingerprint"]), views
+    return Keys(file, facts["fingerprint"]), views, facts["of"]
 
 
 def _mapped(file: Path):
@@ -167,34 +170,41 @@ def folder_keys(root: Path) -> Sequence[str]:
     return kept(f"folder {root}", holds, make)[0]
 
 
-def _enters(entry: os.DirEntry) -> bool:
-    """Whether an entry is a folder to look into: not a link that loops, to itself or a folder that it lies in."""
-    try:
-        if not entry.is_dir():
-            return False
-        within = os.path.realpath(os.path.dirname(entry.path)) + os.sep
-        return not (entry.is_symlink() and within.startswith(os.path.realpath(entry.path) + os.sep))
-    except OSError:
-        return False
-
-
 def _walk(root: Path) -> tuple[list[str], list[tuple[str, int]]]:
-    """Image paths below `root`, and every folder with its modification time in ns as it was before it was read."""
-    names, folders, todo = [], [], [""]
+    """Image paths below `root`, and every folder with its modification time in ns as it was before it was read.
+
+    Class folders are often links, and followed; not one that loops, to itself or to a folder on the way to it.
+    """
+    names, folders, todo = [], [], [("", (os.path.realpath(root),))]
     while todo:
-        inner = todo.pop()
+        inner, way = todo.pop()  # way: real folders from which links were followed, and at last this one
         folder = os.path.join(root, inner)
         try:
             folders.append((inner, os.stat(folder).st_mtime_ns))
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    if is_image(entry.name) and (entry.is_file() or entry.is_symlink() and not _enters(entry)):
+                    further = _way(entry, way)
+                    if is_image(entry.name) and not further and (entry.is_symlink() or entry.is_file()):
                         names.append(inner + entry.name)
-                    elif not entry.name.startswith(".") and _enters(entry):  # class folders are often links
-                        todo.append(f"{inner}{entry.name}/")
+                    elif further and not entry.name.startswith("."):
+                        todo.append((f"{inner}{entry.name}/", further))
         except OSError as error:
             raise BookError(f"folder {folder} cannot be read ({error.strerror}): allow it or leave it out") from None
     return names, folders
+
+
+def _way(entry: os.DirEntry, way: tuple[str, ...]) -> tuple[str, ...]:
+    """The `way` through an entry, () where it is no folder to look into."""
+    try:
+        if not entry.is_dir():
+            return ()
+        if not entry.is_symlink():
+            return *way[:-1], os.path.join(way[-1], entry.name)
+        real = os.path.realpath(entry.path)
+        loops = any((step + os.sep).startswith(real + os.sep) for step in way)
+        return () if loops else (*way, real)
+    except OSError:
+        return ()
 
 
 # --- archives ---------------------------------------------------------------------------------------------------------
@@ -249,24 +259,59 @@ def _stamp(file: int | Path, name: str | Path) -> Stamp:
 
 
 def _listed(
-    name: str, files: list[Path], rows: Callable[[], Iterable[Row]], beside: Sequence[Path] = ()
-) -> tuple[Sequence[str], Archive]:
-    """The images in `files`: kept, or from `rows`. `beside`: other files that `rows` reads."""
+    name: str, files: list[Path], rows: Callable[[], Iterable[Row]], beside: Sequence[Path] = (), samples: bool = False
+) -> tuple[Sequence[str], Archive, Findings]:
+    """The images in `files`: kept, or from `rows`; and which are left out.
+
+    beside: other files that `rows` reads; samples: whether files of one name up to its first dot belong together.
+    """
     stamps = [_stamp(file, file) for file in (*files, *beside)]
 
     def make():
         # Of two members with one name the later one counts, as when they are unpacked.
-        found = {key: where for key, *where in rows()}
+        found, earlier, left_out = {}, [], Findings()
+        for key, *where in rows():
+            if key in found:
+                earlier.append(key)
+            found[key] = where
+        left_out.add("member-twice", earlier)
+        left_out.add("two-pictures", masks := sorted(further(found) if samples else ()))
+        for key in masks:
+            del found[key]
         keys = in_order(found, name)
         columns = {column: np.array([found[key][i] for key in keys], kind)
                    for i, (column, kind) in enumerate(COLUMNS.items())}  # fmt: skip
-        return keys, columns, {"files": stamps}, max(changed for *_, changed in stamps) / 1e9
+        of = {"files": stamps, "counts": left_out.counts, "examples": left_out.examples}
+        return keys, columns, of, max(changed for *_, changed in stamps) / 1e9
 
-    keys, columns = kept(name, lambda of: [tuple(stamp) for stamp in of["files"]] == stamps, make)
-    return keys, Archive(tuple(stamps[: len(files)]), **columns)
+    keys, columns, of = kept(name, lambda of: [tuple(stamp) for stamp in of["files"]] == stamps, make)
+    found = Findings(str(files[0] if len(files) == 1 else files[0].parent), of["counts"], of["examples"])
+    return keys, Archive(tuple(stamps[: len(files)]), **columns), found
 
 
-def zip_images(file: Path) -> tuple[Sequence[str], Archive]:
+def further(names: Iterable[str]) -> set[str]:
+    """Names of the pictures beside a photograph in WebDataset's samples, whose files' names agree up to the first dot.
+
+    The photograph is the one with a plain ending, a JPEG or WebP where there are several such; a sample without any is
+    none, but pictures with dots in their names.
+    """
+    plain, many, alike = {}, [], {}
+    for name in names:
+        folder, base = posixpath.split(name)
+        stem, _, ending = base.partition(".")
+        sample = posixpath.join(folder, stem)
+        if "." in ending:
+            many.append((sample, name))
+        elif plain.setdefault(sample, name) != name:
+            alike.setdefault(sample, [plain[sample]]).append(name)
+    left_out = {name for sample, name in many if sample in plain}
+    for several in alike.values():
+        photographs = [name for name in several if name.lower().endswith((".jpg", ".jpeg", ".webp"))]
+        left_out |= {*several} - {*photographs} if len(photographs) == 1 else set()
+    return left_out
+
+
+def zip_images(file: Path) -> tuple[Sequence[str], Archive, Findings]:
     """The images of a zip file, by their paths in it. Raises BookError."""
     require(file.is_file(), f"no zip file {file}: give the archive that holds the images")
     return _listed(f"archive {file}", [file], lambda: _zip_rows(file))
@@ -291,7 +336,7 @@ def _zip_rows(file: Path) -> Iterator[Row]:
         yield name, 0, member.header_offset, member.compress_size, form
 
 
-def mapped_zip_images(folder: Path, split: str) -> tuple[Sequence[str], Archive]:
+def mapped_zip_images(folder: Path, split: str) -> tuple[Sequence[str], Archive, Findings]:
     """The images of the authors' ImageNet-Zip: <split>.zip as <split>_map.txt names them, a line "path<TAB>class
     number" each.
 
@@ -326,11 +371,11 @@ def _map_names(table: Path, archive: str) -> list[str]:
     return names
 
 
-def tar_images(text: str) -> tuple[Path, Sequence[str], Archive]:
-    """(where, keys, archive) of the images in one tar file, in all of a folder, or in those of a pattern such as
-    shards/{000..099}.tar: uncompressed, WebDataset's shards among them. Keys are the paths in the tar; of several
-    files, below the file's name without its suffix. A tar within a tar, as in ImageNet's training archive, counts as a
-    folder too.
+def tar_images(text: str) -> tuple[Path, Sequence[str], Archive, Findings]:
+    """(where, keys, archive, what is left out) of the images in one tar file, in all of a folder, or in those of a
+    pattern such as shards/{000..099}.tar: uncompressed, WebDataset's shards among them (see `further`). Keys are the
+    paths in the tar; of several files, below the file's name without its suffix. A tar within a tar, as in ImageNet's
+    training archive, counts as a folder too.
 
     Raises BookError for what is missing, compressed or cut short.
     """
@@ -342,7 +387,7 @@ def tar_images(text: str) -> tuple[Path, Sequence[str], Archive]:
             inner = f"{file.relative_to(root).as_posix().removesuffix('.tar')}/" if len(files) > 1 else ""
             yield from ((inner + name, number, offset, size, BARE) for name, offset, size in _tar_members(file))
 
-    return root, *_listed(f"archive {locate(text)}", files, rows)
+    return root, *_listed(f"archive {locate(text)}", files, rows, samples=True)
 
 
 def _tar_files(text: str) -> list[Path]:

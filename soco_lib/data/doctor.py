@@ -16,41 +16,49 @@ from soco_lib.data.kinds import Findings, number, whole_number
 
 #: Pixels by which a box may reach over its picture's edge: converters round.
 SLACK = 1.0
+#: Pictures whose size is asked of a set in which nothing says that width and height are swapped: all of a small one.
+ASKED = 1024
 #: Fewest boxes, and share of them that must reach over the edge, for all to be taken for corners.
 CORNERS_FROM, CORNERS_SHARE = 8, 0.1
 
 
-def sound(
-    content: dict, found: Findings | None = None, size_of: Callable[[str], tuple[int, int] | None] = lambda _: None
-):
+Size = tuple[int, int]  # width, height
+SizeOf = Callable[[str, "Size | None"], "Size | None"]
+
+
+def sound(content: dict, found: Findings | None = None, size_of: SizeOf = lambda *_: None):
     """A COCO or LVIS dictionary, repaired in place, and what was found in it.
 
-    size_of: (width, height) of the picture called so, None where it cannot be read; asked where the dictionary says no
-    size. What is refused stays in it: `Findings.check` raises.
+    size_of: (width, height) of the picture called so, by labels for the size that is said with it (see decoding.py),
+    None where it cannot be read. What is refused stays in it: `Findings.check` raises.
     """
     found = found if found is not None else Findings()
-    lists = (
-        [content.get(key, []) for key in ("images", "annotations", "categories")] if isinstance(content, dict) else []
-    )
-    if not lists or not all(
-        isinstance(part, list) and all(type(e) is dict for e in part) for part in (lists[0], lists[2])
-    ):
+    lists = [content.get(key, []) for key in ("images", "categories")] if isinstance(content, dict) else [None]
+    if not all(isinstance(part, list) and all(type(e) is dict for e in part) for part in lists):
         found.add("not-coco", [""])
         return content, found
-    if not isinstance(lists[1], list) or not all(type(a) is dict for a in lists[1]):
-        bad = [i for i, a in enumerate(lists[1]) if type(a) is not dict] if isinstance(lists[1], list) else [0]
-        found.add("no-annotation", [f"entry {i}" for i in bad])
-        return content, found
-    _images(content, found, size_of)
+    _images(content, found)
     _categories(content, found)
+    annotations = content.get("annotations", [])
+    bad = [i for i, a in enumerate(annotations) if type(a) is not dict] if isinstance(annotations, list) else [0]
+    found.add("no-annotation", [f"entry {i}" for i in bad])
     if "annotations" in content and not found.refused:
-        for rule in (_links, _ids, _crowds, _masks, _boxes, _areas):
+        _sizes(content["images"] if annotations else (), found, size_of)
+        for rule in () if found.refused else (_links, _ids, _crowds, _swapped(size_of), _masks, _boxes, _areas):
             rule(content, found)
         if not content["annotations"]:
             found.add("empty", [""])
         elif all(a.get("iscrowd") for a in content["annotations"]):
             found.add("crowd-only", [""], len(content["annotations"]))
     return content, found
+
+
+def _name(annotation: dict) -> str:
+    return f"annotation {annotation.get('id')}"
+
+
+def _image(image: dict) -> str:
+    return f"image {image.get('id')}"
 
 
 # --- images and categories --------------------------------------------------------------------------------------------
@@ -74,14 +82,14 @@ def _twice(values: Sequence) -> list:
     return [value for value in values if value in seen or seen.add(value)]
 
 
-def _images(content: dict, found: Findings, size_of) -> None:
+def _images(content: dict, found: Findings) -> None:
     images = content.get("images", [])
     if not all(type(image.get("id")) is int for image in images):
         _renumber(images, "id", "image-id-text", "image-id", found)
     nameless = [
         i for i in images if "coco_url" not in i and not (isinstance(i.get("file_name"), str) and i["file_name"])
     ]
-    found.add("file-name", [f"image {image.get('id')}" for image in nameless])
+    found.add("file-name", map(_image, nameless))
     if found.refused:
         return
     slashed = [image for image in images if "\\" in image.get("file_name", "")]
@@ -95,11 +103,9 @@ def _images(content: dict, found: Findings, size_of) -> None:
         found.add("image-twice", [f"image {i['id']}" for i in again if i == by_id[i["id"]]])
         content["images"] = images = [*by_id.values()]
     found.add("file-name-twice", _twice([image["file_name"] for image in images if "file_name" in image]))
-    if content.get("annotations"):
-        _sizes(images, found, size_of)
 
 
-def _sizes(images: list[dict], found: Findings, size_of) -> None:
+def _sizes(images: Sequence[dict], found: Findings, size_of: SizeOf) -> None:
     told = lambda image: (image.get("width"), image.get("height"))
     for image in images:
         w, h = told(image)
@@ -108,10 +114,60 @@ def _sizes(images: list[dict], found: Findings, size_of) -> None:
         w, h = (whole_number(side) or 0 for side in told(image))
         kind = "size-text" if w > 0 and h > 0 else "size-missing"
         if kind == "size-missing":
-            w, h = size_of(image.get("file_name", "")) or (0, 0)
-        found.add(kind if w else "size-unknown", [f"image {image['id']}"])
+            w, h = size_of(image.get("file_name", ""), None) or (0, 0)
+        found.add(kind if w else "size-unknown", [_image(image)])
         if w:
             image["width"], image["height"] = w, h
+
+
+def _swapped(size_of: SizeOf) -> Callable[[dict, Findings], None]:
+    """The rule for width and height that are swapped. Pictures are asked whose objects reach over the size that is said
+    for them, and some of the others; all of them once one is swapped.
+    """
+
+    def rule(content: dict, found: Findings) -> None:
+        images = [i for i in content["images"] if i["width"] != i["height"] and "file_name" in i]
+        over, turned = _over({image["id"]: (image["width"], image["height"]) for image in images}, content)
+        every = -(-len(images) // ASKED)
+
+        def swapped(image: dict) -> bool:
+            said = image["width"], image["height"]  # of a picture that EXIF turns, its objects know better
+            return size_of(image["file_name"], None if image["id"] in turned else said) == said[::-1]
+
+        asked = [image for n, image in enumerate(images) if n % every == 0 or image["id"] in over]
+        wrong = [image for image in asked if swapped(image)]
+        if wrong and len(asked) < len(images):
+            wrong = [image for image in images if swapped(image)]
+        found.add("size-swapped", map(_image, wrong))
+        for image in wrong:
+            image["width"], image["height"] = image["height"], image["width"]
+
+    return rule
+
+
+def _over(sizes: dict[int, Size], content: dict) -> tuple[set[int], set[int]]:
+    """Ids of the images with an object that reaches over their size, and of those whose objects all fit if it is
+    swapped. The latter are none where all boxes may be corners.
+    """
+    over, unfit, corners = set(), set(), True
+    for a in content["annotations"]:
+        if (size := sizes.get(a["image_id"])) is None:
+            continue
+        w, h = size
+        mask = a.get("segmentation")
+        if type(mask) is dict and mask.get("size") == [w, h]:
+            over.add(a["image_id"])
+        try:
+            x, y, right, low = a["bbox"]
+            corners = corners and x < right <= w + SLACK and y < low <= h + SLACK
+            right, low = x + right, y + low
+            if right > w + SLACK or low > h + SLACK:
+                over.add(a["image_id"])
+                if right > h + SLACK or low > w + SLACK:
+                    unfit.add(a["image_id"])
+        except (KeyError, TypeError, ValueError):  # no box of numbers
+            continue
+    return over, set() if corners else over - unfit
 
 
 def _categories(content: dict, found: Findings) -> None:
@@ -138,35 +194,32 @@ def _categories(content: dict, found: Findings) -> None:
 # --- annotations ------------------------------------------------------------------------------------------------------
 
 
-def _name(annotation: dict) -> str:
-    return f"annotation {annotation.get('id')}"
-
-
 def _links(content: dict, found: Findings) -> None:
     """Ids of images and categories that annotations name."""
     annotations, images = content["annotations"], {image["id"] for image in content["images"]}
     known = {category["id"] for category in content.get("categories", ())}
     for key, text in (("image_id", "image-id-text"), ("category_id", "category-id-text")):
+        if {type(a.get(key)) for a in annotations} == {int}:
+            continue
         odd = [a for a in annotations if type(a.get(key)) is not int and whole_number(a.get(key)) is not None]
         found.add(text, map(_name, odd))
         for a in odd:
             a[key] = whole_number(a[key])
-    lost = [a for a in annotations if not _in(a.get("image_id"), images)]
+    lost = [a for a in annotations if type(a.get("image_id")) is not int or a["image_id"] not in images]
     found.add("no-image", map(_name, lost))
     if lost:
-        content["annotations"] = annotations = [a for a in annotations if _in(a.get("image_id"), images)]
+        gone = {*map(id, lost)}
+        content["annotations"] = annotations = [a for a in annotations if id(a) not in gone]
     if content.get("categories"):
         found.add("category-unknown", [f"{_name(a)}, category {a.get('category_id')!r}" for a in annotations
-                                       if not _in(a.get("category_id"), known)])  # fmt: skip
-
-
-def _in(value, known: set) -> bool:
-    return type(value) is int and value in known
+                  if type(a.get("category_id")) is not int or a["category_id"] not in known])  # fmt: skip
 
 
 def _ids(content: dict, found: Findings) -> None:
     annotations = content["annotations"]
     ids = [a.get("id") for a in annotations]
+    if {*map(type, ids)} <= {int} and len(once := {*ids}) == len(ids) and 0 not in once:
+        return
     bad = {
         "id-missing": [i for i in ids if type(i) is not int],
         "id-zero": [i for i in ids if type(i) is int and i == 0],
@@ -255,6 +308,7 @@ def _rle(mask: dict, size: list[int]) -> str:
         return "mask-form"
     if mask["size"] != size:
         return "rle-size"
+    mask["size"] = size  # whole numbers, where they may be written as 72.0
     counts = mask["counts"]
     if type(counts) is str:
         return "" if _runs(counts) == size[0] * size[1] else "rle-counts"

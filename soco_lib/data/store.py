@@ -163,7 +163,8 @@ class ProposalStore:
 
     def check(self, source: ImageSource) -> None:
         """Raise BookError unless the store was built from the images of `source`, by name and in order, and from the
-        same pixels: of a store that an earlier reader made (see decoding.py), at most LOOKED_AT images are looked at.
+        same pixels: of a store that an earlier reader made (see decoding.py), a sample of LOOKED_AT images is looked
+        at, and a large one passes with a line that says so.
         """
         if self.meta["fingerprint"] == source.fingerprint:
             _same_images(self.path, self.meta.get("sample", {}), self.meta["source"], source)
@@ -189,6 +190,9 @@ class ProposalStore:
             f"{self.path} was built when pictures were read otherwise: {count} of {source.spec} are turned by EXIF or "
             f"have 16 bits, first {changed[:1]}; delete that folder and build the proposals again",
         )
+        if len(indices) < len(source):
+            print(f"{self.path} was built when pictures were read otherwise: {len(indices)} of its {len(source)} images "
+                  "were looked at, and read the same now", flush=True)  # fmt: skip
 
     def summary(self) -> dict:
         """Images, boxes, images of each status, and quantiles of the number of boxes in a readable image."""
@@ -297,9 +301,14 @@ def _plan(out: Path, source: ImageSource, essence: dict, shard_size: int) -> lis
         write_json(plan, {"shard_size": shard_size, "of": asked, "sample": source.sample(), "source": source.spec})
     try:
         begun = json.loads(plan.read_text())
-        begun["of"], begun["shard_size"]
-    except (ValueError, KeyError, TypeError):
+        reader, _ = begun["of"].get("reader", 1), begun["shard_size"]
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise BookError(f"{plan} is damaged: delete {out} and build the proposals again") from None
+    require(
+        reader == READER,
+        f"proposals in {out} were begun when pictures were read otherwise (rule {reader}, now {READER}: EXIF and 16 "
+        "bits): delete that folder and build the proposals again",
+    )
     _same_settings(out, begun["of"], asked)
     _same_images(out, begun.get("sample", {}), begun.get("source", "other images"), source)
     return shard_paths(plan.parent, len(source), begun["shard_size"])
