@@ -13,7 +13,7 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from soco_lib import BookError
-from soco_lib.data import archives
+from soco_lib.data import listings
 from soco_lib.data.annotations import examine_coco, picture_size
 from soco_lib.data.decoding import decode
 from soco_lib.data.doctor import sound
@@ -485,7 +485,7 @@ def test_damage_inside_is_seen_when_decoded_whole(tmp_path):
 def test_a_check_is_kept_until_something_changes(tmp_path, monkeypatch):
     pictures = Pictures.of(open_source(write_coco(tmp_path, "a", 3)))
     assert not examine(pictures, True, labels=tmp_path / "a.json").counts
-    assert list((archives.cache_folder() / "checks").glob("*.json"))
+    assert list((listings.cache_folder() / "checks").glob("*.json"))
     monkeypatch.setattr("soco_lib.data.pictures.look", lambda *_: ["file-empty"])
     assert not examine(pictures, True, labels=tmp_path / "a.json").counts, "kept"
     (tmp_path / "a.json").write_text((tmp_path / "a.json").read_text() + " ")
@@ -534,7 +534,7 @@ def tar(path, *names):
 ])  # fmt: skip
 def test_of_a_webdataset_sample_the_photograph_is_used(tmp_path, monkeypatch, names, used, counts):
     spec = tar(tmp_path / "a.tar", *names)
-    monkeypatch.setattr(archives, "KEEP_FROM", 1)
+    monkeypatch.setattr(listings, "KEEP_FROM", 1)
     os.utime(tmp_path / "a.tar", (1, 1))  # settled: its listing is kept
     for _ in range(2):
         source = open_source(spec)
@@ -592,8 +592,8 @@ def test_what_turns_a_picture_and_what_does_not(tmp_path):
         seen = (HEIGHT, WIDTH) if turned else (WIDTH, HEIGHT)
         assert source.load(index).shape[1::-1] == seen == picture_size(tmp_path / name), name
         assert look(Pictures.of(source), index) == ["exif-turned" if turned else "xmp-turned"], name
-        for stated, kinds in (((WIDTH, HEIGHT), ["exif-stored"] if turned else ["xmp-turned"]),
-                              ((HEIGHT, WIDTH), ["exif-turned"] if turned else ["xmp-turned", "size-swapped"])):  # fmt: skip
+        found = [["exif-stored"], ["exif-turned"]] if turned else [["xmp-turned"], ["xmp-turned", "size-swapped"]]
+        for stated, kinds in zip([(WIDTH, HEIGHT), (HEIGHT, WIDTH)], found):
             pictures = Pictures.below(tmp_path, {name: stated})
             assert look(pictures, 0) == kinds, (name, stated)
             shape = decode((tmp_path / name).read_bytes(), lambda: stated).shape[1::-1]  # noqa: B023 - used at once

@@ -22,7 +22,6 @@ from pathlib import Path
 from PIL import Image
 
 from soco_lib import BookError
-from soco_lib.data.archives import cache_folder
 from soco_lib.data.decoding import (
     READER,
     decode,
@@ -33,6 +32,7 @@ from soco_lib.data.decoding import (
     without_waiting,
 )
 from soco_lib.data.kinds import KEEPS, LEAVES_OUT, REFUSES, REPAIRS, Findings
+from soco_lib.data.listings import cache_folder
 from soco_lib.data.sources import ImageSource, open_source
 from soco_lib.data.store import ProposalStore
 from soco_lib.runs import locks, machine

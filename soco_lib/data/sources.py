@@ -34,17 +34,10 @@ from soco_lib.data.annotations import (
     voc_picture,
     voc_split,
 )
-from soco_lib.data.archives import (
-    Archive,
-    fingerprint,
-    folder_keys,
-    in_order,
-    mapped_zip_images,
-    tar_images,
-    zip_images,
-)
+from soco_lib.data.archives import Archive, mapped_zip_images, tar_images, zip_images
 from soco_lib.data.decoding import decode, decode_near, read_differently, without_waiting
 from soco_lib.data.kinds import Findings, read_text, whole_number
+from soco_lib.data.listings import fingerprint, folder_keys, in_order
 from soco_lib.fields import require
 
 KINDS = (
