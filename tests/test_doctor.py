@@ -137,6 +137,7 @@ REPAIRED = {
                       "polygon-part"),
     "two corners": (first("annotations", segmentation=[[1, 2, 3, 4]]), "polygon-none"),
     "empty inside": (first("annotations", segmentation=[[]]), "polygon-none"),
+    "out of reach": (first("annotations", segmentation=[[1e300] * 8]), "polygon-none"),
 }  # fmt: skip
 
 
@@ -231,6 +232,7 @@ REFUSED = {
     "one name": (each("categories", name="dog"), "category-name-twice", "rename or merge them"),
     "no name": (without("categories", "name"), "category-id", "complete them"),
     "unknown category": (first("annotations", category_id=77), "category-unknown", "annotation 1, category 77"),
+    "a list of categories": (first("annotations", category_id=[3]), "category-unknown", r"category \[3\]"),
     "no category": (without("annotations", "category_id"), "category-unknown", "category None"),
     "three numbers": (first("annotations", bbox=[1, 2, 3]), "box-length", "annotation 1, 3 numbers"),
     "five numbers": (each("annotations", bbox=[1, 2, 3, 4, 5]), "box-length", "give x, y, width, height"),
@@ -624,6 +626,13 @@ def test_a_swapped_size_among_many_is_found_by_its_boxes(tmp_path, monkeypatch):
     edit = lambda c: c["images"][5].update(width=HEIGHT, height=WIDTH)
     spec = write_coco(tmp_path, "a", 9, edit=edit)
     assert open_data(spec).layouts[0].findings.counts == {"size-swapped": 1}
+
+
+def test_pictures_of_a_file_without_categories_are_of_use(tmp_path):
+    source = open_source(write_coco(tmp_path, "a", 3, edit=lambda c: c.pop("categories")))
+    assert examine_source(source, labels=False) == {} and len(source) == 3
+    with pytest.raises(BookError, match="carries no labels"):
+        source.annotations(0)
 
 
 def test_a_few_pictures_that_are_missing_are_named_and_not_their_folder(tmp_path):

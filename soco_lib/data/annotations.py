@@ -114,7 +114,7 @@ def coco_root(file: Path, given: str | Path | None, keys: Sequence[str]) -> Path
         for root in tried:
             if (root / key).is_file():
                 return root.resolve()
-    places = ", ".join(map(str, tried))
+    places = ", ".join(dict.fromkeys(map(str, tried)))
     raise BookError(f"{file}: no image {keys[0]!r} in {places}; name the folder, as coco:{file.name}@IMAGE_FOLDER")
 
 

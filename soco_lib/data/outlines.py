@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -11,6 +10,8 @@ from soco_lib.data.kinds import Findings, number
 
 #: Pixels by which a box may reach over its picture's edge: converters round.
 SLACK = 1.0
+#: Sum of a polygon's numbers from which on they are not pixels, and overflow where masks are drawn.
+FAR = 2**31
 #: Fewest boxes, and share of them that must reach over the edge, for all to be taken for corners.
 CORNERS_FROM, CORNERS_SHARE = 8, 0.1
 
@@ -24,10 +25,10 @@ def annotation_name(annotation: dict) -> str:
 
 
 def _good_polygons(mask) -> bool:
-    """Lists of three points or more of finite numbers; the sum tells NaN and words alike, at little cost."""
+    """Lists of three points or more of pixels; the sum tells NaN and words alike, at little cost."""
     try:
-        return all(type(p) is list and len(p) >= 6 and not len(p) % 2 and math.isfinite(sum(p)) for p in mask)
-    except (TypeError, OverflowError):
+        return all(type(p) is list and len(p) >= 6 and not len(p) % 2 and abs(sum(p)) < FAR for p in mask)
+    except TypeError:
         return False
 
 

@@ -127,7 +127,7 @@ def look(picture: Pictures, i: int, deep: bool = False) -> list[str]:
     try:
         with io.BytesIO(picture.read(i)) if path is None else open(path, "rb", opener=without_waiting) as file:
             return kinds + _of_file(file, stated, deep)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return [*kinds, "file-missing"]
     except (OSError, BookError):
         return [*kinds, "file-unreadable"]

@@ -253,12 +253,12 @@ def _open_coco(spec: str, path: str) -> ImageSource:
         names = [posixpath.normpath(image["file_name"]) for image in data["images"]]
         sizes = {name: [whole_number(image.get(side)) or 0 for side in ("width", "height")]
                  for name, image in zip(names, data["images"])}  # fmt: skip
-        if findings.refused:  # its pictures are of use all the same
+        if findings.refused or not data.get("categories"):  # its pictures are of use all the same
             data = {"images": data["images"]}
         categories = {c["id"]: c["name"] for c in sorted(data.get("categories", ()), key=lambda c: c["id"])}
         found: dict[str, list] = {name: [] for name in names}
         label = {identity: i for i, identity in enumerate(categories)}
-        by_id = {image.get("id"): name for name, image in zip(names, data["images"])} if categories else {}
+        by_id = {image.get("id"): name for name, image in zip(names, data["images"])}
         for a in data.get("annotations", ()):
             x, y, w, h = a["bbox"]
             if not a.get("iscrowd", 0):

@@ -86,11 +86,11 @@ def _label_maps(examined: Examined, file: Path, content: dict) -> None:
         name = names.get(str(a.get("image_id")), "")
         for label in (f"annotation {a.get('id')}", f"id {a.get('id')!r}", f"entry {number}"):
             examined.of_label.setdefault(label, name)
-    words = {c.get("id"): str(c.get("name")) for c in content.get("categories", ())}
+    words = {str(c.get("id")): str(c.get("name")) for c in content.get("categories", ())}
     boxes = defaultdict(list)
     for a in _dictionaries(content):
         if isinstance(a.get("bbox"), list) and len(a["bbox"]) == 4 and all(type(v) in (int, float) for v in a["bbox"]):
-            boxes[names.get(str(a.get("image_id")), "")].append((a["bbox"], words.get(a.get("category_id"), "?")))
+            boxes[names.get(str(a.get("image_id")), "")].append((a["bbox"], words.get(str(a.get("category_id")), "?")))
     examined.boxes = dict(boxes)
 
 
