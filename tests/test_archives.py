@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from soco_lib import BookError
-from soco_lib.data import archives
+from soco_lib.data import archives, listings
 from soco_lib.data.interchange import import_json
 from soco_lib.data.sources import UnreadableImage, open_source
 from tests.test_sources import picture, write
@@ -31,8 +31,8 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture
 def keep(monkeypatch):
     """Keep every listing, however short and new."""
-    monkeypatch.setattr(archives, "KEEP_FROM", 1)
-    monkeypatch.setattr(archives, "SETTLED", -1e9)
+    monkeypatch.setattr(listings, "KEEP_FROM", 1)
+    monkeypatch.setattr(listings, "SETTLED", -1e9)
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_an_archive_is_as_its_folder(tmp_path, tree, file, prefix, kind, kept, r
     for spec in (str(archive), f"{archive.suffix[1:]}:{archive}", str(archive)):
         same_images(open_source(spec))
     assert open_source(str(archive)).fingerprint == open_source(str(tree)).fingerprint
-    assert archives.cache_folder() == tmp_path / "cache" and (tmp_path / "cache").exists() == kept
+    assert listings.cache_folder() == tmp_path / "cache" and (tmp_path / "cache").exists() == kept
 
 
 def _read_in_child(source, seen, number):
@@ -235,9 +235,9 @@ def test_a_kept_listing_follows_every_change_of_the_folder(tree, cache, keep, mo
     for folder in (tree, tree / "n01", tree / "n02"):  # a clock too coarse for this test must not hide a change
         os.utime(folder, (1e9, 1e9))
     source = open_source(str(tree))
-    assert isinstance(source.keys, archives.Keys) and len(list(cache.glob("*.arrow"))) == 1
+    assert isinstance(source.keys, listings.Keys) and len(list(cache.glob("*.arrow"))) == 1
     with monkeypatch.context() as patched:
-        patched.setattr(archives, "_walk", None)  # not walked again
+        patched.setattr(listings, "_walk", None)  # not walked again
         again = open_source(f"folder:{tree}")
     assert (
         tuple(again.keys) == NAMES == again.keys[:]
@@ -276,7 +276,7 @@ def test_an_archive_is_listed_anew_when_it_changed(tmp_path, tree, keep):
 def test_what_is_not_kept(tree, cache, monkeypatch):
     open_source(str(tree))
     assert not cache.exists()  # short
-    monkeypatch.setattr(archives, "KEEP_FROM", 4)
+    monkeypatch.setattr(listings, "KEEP_FROM", 4)
     for folder in (tree, tree / "n01", tree / "n02"):
         os.utime(folder)
     open_source(str(tree))
@@ -286,14 +286,14 @@ def test_what_is_not_kept(tree, cache, monkeypatch):
     cache.parent.write_text("no folder")
     assert open_source(str(tree)).keys == NAMES
     cache.parent.unlink()
-    assert isinstance(open_source(str(tree)).keys, archives.Keys)
+    assert isinstance(open_source(str(tree)).keys, listings.Keys)
 
 
 def test_where_listings_are_kept(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert archives.cache_folder() == tmp_path / "cache"
+    assert listings.cache_folder() == tmp_path / "cache"
     monkeypatch.delenv("SOCO_CACHE")
-    assert archives.cache_folder() == tmp_path / "xdg" / "soco"
+    assert listings.cache_folder() == tmp_path / "xdg" / "soco"
 
 
 def test_odd_names_and_folders(tmp_path, tree):

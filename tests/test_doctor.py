@@ -1,7 +1,10 @@
 """Odd labels and pictures: each is repaired in memory, left out, or refused in one sentence; sound sets stay."""
 
 import copy
+import io
 import json
+import os
+import tarfile
 
 import cv2
 import numpy as np
@@ -10,16 +13,18 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from soco_lib import BookError
-from soco_lib.data import archives
-from soco_lib.data.annotations import examine_coco
+from soco_lib.data import listings
+from soco_lib.data.annotations import examine_coco, picture_size
+from soco_lib.data.decoding import decode
 from soco_lib.data.doctor import sound
-from soco_lib.data.kinds import KEEPS, KINDS, LEAVES_OUT, REFUSES, REPAIRS
-from soco_lib.data.pictures import ABOUT, Pictures, examine, forks
+from soco_lib.data.kinds import FOR_PICTURES, KEEPS, KINDS, LEAVES_OUT, REFUSES, REPAIRS
+from soco_lib.data.pictures import ABOUT, Pictures, examine, examine_source, forks, look
 from soco_lib.data.sources import open_source
 from soco_lib.figures import odd_data
 from soco_lib.runs.folder import Run
-from soco_lib.transfer import run
+from soco_lib.transfer import make_lvis, run
 from soco_lib.transfer.benchmarks import Transfer
+from soco_lib.transfer.detectron import open_both, open_data
 from tests.test_detection_data import HEIGHT, WIDTH, score, write_coco, write_voc
 from tests.test_transfer import TINY
 
@@ -96,6 +101,8 @@ REPAIRED = {
     "size 0": (each("images", width=0), "size-missing"),
     "size text": (each("images", width=str(WIDTH), height=str(HEIGHT)), "size-text"),
     "size float": (each("images", width=float(WIDTH)), "size-text"),
+    "size swapped": (each("images", width=HEIGHT, height=WIDTH), "size-swapped"),
+    "one size swapped": (first("images", width=HEIGHT, height=WIDTH), "size-swapped"),
     "ignore null": (each("annotations", ignore=None), "ignore-null"),
     "ignored": (first("annotations", ignore=1), "ignore"),
     "area text": (each("annotations", area=lambda a: str(a["area"])), "area-text"),
@@ -130,21 +137,73 @@ REPAIRED = {
                       "polygon-part"),
     "two corners": (first("annotations", segmentation=[[1, 2, 3, 4]]), "polygon-none"),
     "empty inside": (first("annotations", segmentation=[[]]), "polygon-none"),
+    "out of reach": (first("annotations", segmentation=[[1e300] * 8]), "polygon-none"),
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("layout", ["coco", "lvis"])
 @pytest.mark.parametrize("edit, kind", REPAIRED.values(), ids=REPAIRED)
-def test_truth_scores_100_in_what_is_repaired(tmp_path, edit, kind):
-    spec = write_coco(tmp_path, "a", 12 if kind == "box-corners" else 4, edit=edit)
+def test_truth_scores_100_in_what_is_repaired(tmp_path, edit, kind, layout):
+    count = 12 if kind == "box-corners" else 4
+    if layout == "coco":
+        spec = write_coco(tmp_path, "a", count, edit=edit)
+        source = open_source(spec)
+    else:
+        spec = write_lvis(tmp_path, count, edit)
     found, test = score((spec, spec), tmp_path)
     assert kind in test.layouts[0].findings.counts
     assert KINDS[kind][0] in (REPAIRS, LEAVES_OUT)
+    assert {*found} == {"bbox", "segm"}
     for values in found.values():
         assert [values["AP"], values["AP75"]] == pytest.approx([100, 100])
-    source = open_source(spec)
-    assert {k: v["count"] for k, v in source.findings.record().items()} == test.layouts[0].findings.counts
-    objects = sum(not a.get("iscrowd") for record in test.records for a in record["annotations"])
-    assert sum(len(source.annotations(i)[0]) for i in range(len(source))) == objects > 0
+    if layout == "coco":
+        assert {k: v["count"] for k, v in source.findings.record().items()} == test.layouts[0].findings.counts
+        objects = sum(not a.get("iscrowd") for record in test.records for a in record["annotations"])
+        assert sum(len(source.annotations(i)[0]) for i in range(len(source))) == objects > 0
+
+
+def write_lvis(root, count, edit=lambda content: None):
+    """A set in LVIS's layout, edited."""
+    spec = write_coco(root, "a", count)
+    assert make_lvis.main([spec, spec, "--out", str(root / "lvis")]) == 0
+    file = root / "lvis/lvis_val.json"
+    content = json.loads(file.read_text())
+    edit(content)
+    file.write_text(json.dumps(content))
+    return f"lvis:{file}@{root}"
+
+
+LVIS = {
+    "lists as text": (each("images", neg_category_ids="[1]", not_exhaustive_category_ids="[]"), "category-list-text",
+                      ""),
+    "lists of text": (each("images", neg_category_ids=["1"]), "category-list-text", ""),
+    "lists of words": (each("images", neg_category_ids="none"), "category-list", "correct them"),
+    "lists of others": (each("images", neg_category_ids=[7]), "category-list", "that are not listed"),
+    "a list of null": (each("images", neg_category_ids=[None]), "category-list", "correct them"),
+    "unknown category": (first("annotations", category_id=9), "category-unknown", "annotation 1, category 9"),
+    "no frequency": (without("categories", "frequency"), "", "each category's frequency"),
+    "frequency of words": (each("categories", frequency="rare"), "", "each category's frequency"),
+    "no lists": (without("images", "neg_category_ids"), "", "neg_category_ids"),
+    "ids with gaps": (lambda c: (c["categories"].append({**c["categories"][0], "id": 9, "name": "cat"})), "",
+                      "run from 1 to their number"),
+    "RLE": (each("annotations", segmentation=as_rle(True)), "", "are no polygons"),
+    "no url": (without("images", "coco_url"), "", "is no COCO annotation file"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("edit, kind, says", LVIS.values(), ids=LVIS)
+def test_odd_lvis(tmp_path, edit, kind, says):
+    spec = write_lvis(tmp_path, 4, edit)
+    if says:
+        with pytest.raises(BookError, match=says) as caught:
+            open_data(spec)
+        assert "\n" not in str(caught.value)
+    else:
+        assert {*open_data(spec).layouts[0].findings.counts} == {kind}
+    examined = odd_data.examine_set("train", spec)
+    counts = {k: n for found in examined.findings for k, n in found.counts.items()}
+    assert {*counts} == {kind or "refused"}
+    assert any(found.refused for found in examined.findings) == bool(says)
 
 
 @pytest.mark.parametrize("encoding, kind", [("utf-8-sig", "byte-order-mark"), ("utf-16", "utf-16")])
@@ -173,6 +232,7 @@ REFUSED = {
     "one name": (each("categories", name="dog"), "category-name-twice", "rename or merge them"),
     "no name": (without("categories", "name"), "category-id", "complete them"),
     "unknown category": (first("annotations", category_id=77), "category-unknown", "annotation 1, category 77"),
+    "a list of categories": (first("annotations", category_id=[3]), "category-unknown", r"category \[3\]"),
     "no category": (without("annotations", "category_id"), "category-unknown", "category None"),
     "three numbers": (first("annotations", bbox=[1, 2, 3]), "box-length", "annotation 1, 3 numbers"),
     "five numbers": (each("annotations", bbox=[1, 2, 3, 4, 5]), "box-length", "give x, y, width, height"),
@@ -197,9 +257,16 @@ def test_what_cannot_be_repaired_is_refused_in_one_sentence(tmp_path, edit, kind
     spec = write_coco(tmp_path, "a", 4, edit=edit)
     content, found = examine_coco(tmp_path / "a.json", folder=tmp_path / "images")
     assert kind in found.refused and KINDS[kind][0] == REFUSES
-    with pytest.raises(BookError, match=says) as caught:
-        open_source(spec)
-    assert "\n" not in str(caught.value) and "a.json" in str(caught.value)
+    labels = lambda: open_source(spec).annotations(0)
+    for asks in (lambda: open_data(spec), labels, lambda: examine_source(open_source(spec))):
+        with pytest.raises(BookError, match=says) as caught:
+            asks()
+        assert "\n" not in str(caught.value) and "a.json" in str(caught.value)
+    if kind not in FOR_PICTURES:  # pretraining needs no more than the pictures
+        source = open_source(spec)
+        record = examine_source(source, labels=False)
+        assert record[kind]["verdict"] == KEEPS and source.load(0).shape == (HEIGHT, WIDTH, 3)
+        assert not any(found.refused for found in odd_data.examine_set("images", spec).findings)
 
 
 @pytest.mark.parametrize("data, says", [
@@ -242,8 +309,10 @@ def replaced(old, new):
     (lambda text: '<!DOCTYPE a [<!ENTITY e SYSTEM "file:///etc/passwd">]>' + text, "voc-entities"),
     (replaced("<name>dog</name>", ""), "voc-no-name"), (replaced("<xmin>", "<xxmin>"), "voc-malformed"),
     (lambda text: text[:text.index("<bndbox>")] + text[text.index("</bndbox>") + 9:], "voc-no-box"),
-    (replaced("<xmin>6", "<xmin>six"), "voc-no-box"), (replaced("<width>96", "<width>"), "voc-no-size"),
-    (replaced("<width>96</width>", "<width>wide</width>"), "voc-no-size"),
+    (replaced("<xmin>6", "<xmin>six"), "voc-no-box"), (replaced("<xmin>6", "<xmin>nan"), "voc-no-box"),
+    (replaced("<name>dog</name>", "<name> </name>"), "voc-no-name"),
+    (replaced("<difficult>0", "<difficult>Unspecified"), "voc-difficult"),
+    (lambda text: text.replace("</annotation>", "&xxe;</annotation>"), "voc-malformed"),
 ])  # fmt: skip
 def test_odd_voc_is_refused(tmp_path, edit, kind):
     root = write_voc(tmp_path / "voc", {"train": 3})
@@ -252,6 +321,58 @@ def test_odd_voc_is_refused(tmp_path, edit, kind):
     assert kind in open_source(f"voc:{root}@train").findings.counts and KINDS[kind][0] == REFUSES
     examined = odd_data.examine_set("train", f"voc:{root}@train")
     assert any(kind in found.counts for found in examined.findings)
+
+
+#: Edits of an annotation -> the kind; the truth scores 100.
+VOC = {
+    "sound": (lambda text: text, ""),
+    "no size": (lambda text: text[:text.index("<size>")] + text[text.index("</size>") + 7:], "size-missing"),
+    "size 0": (replaced("<width>96", "<width>0"), "size-missing"),
+    "size of words": (replaced("<width>96", "<width>wide"), "size-missing"),
+    "size float": (replaced("<width>96", "<width>96.0"), ""),
+    "size swapped": (replaced(f"<width>{WIDTH}</width><height>{HEIGHT}", f"<width>{HEIGHT}</width><height>{WIDTH}"),
+                     "size-swapped"),
+    "float boxes": (replaced("</xmin>", ".5</xmin>"), "voc-float-box"),
+    "no object": (lambda text: text[:text.index("<object>")] + "</annotation>", "voc-no-object"),
+    "a comment and blanks": (replaced("<name>dog", "<!-- a comment --><name> dog "), ""),
+    "truncated and pose missing": (lambda text: text.replace("<truncated>0</truncated>", ""), ""),
+    "difficult missing": (lambda text: text.replace("<difficult>0</difficult>", ""), ""),
+    "Latin-1": (lambda text: ("<?xml version='1.0' encoding='ISO-8859-1'?>" + text.replace(
+        "<annotation>", "<annotation><folder>caf\xe9</folder>")).encode("latin-1"), ""),
+    "UTF-16": (lambda text: text.encode("utf-16"), ""), "byte order mark": (lambda text: text.encode("utf-8-sig"), ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("edit, kind", VOC.values(), ids=VOC)
+def test_truth_scores_100_in_odd_voc(tmp_path, edit, kind):
+    root = write_voc(tmp_path / "voc", {"train": 3})
+    file = root / "Annotations/train_0.xml"
+    made = edit(file.read_text())
+    file.write_bytes(made if isinstance(made, bytes) else made.encode())
+    spec = f"voc:{root}@train"
+    found, test = score((spec, spec), tmp_path)
+    assert test.layouts[0].findings.counts == ({kind: 1} if kind else {}) and found["bbox"]["AP"] == pytest.approx(100)
+    assert {(r["width"], r["height"]) for r in test.records} == {(WIDTH, HEIGHT)}
+    assert open_source(spec).stated(0) == (WIDTH, HEIGHT)
+
+
+def test_a_voc_size_that_nothing_tells_is_refused(tmp_path):
+    root = write_voc(tmp_path / "voc", {"train": 3})
+    file = root / "Annotations/train_1.xml"
+    file.write_text(file.read_text().replace("<width>96", "<width>"))
+    (root / "JPEGImages/train_1.jpg").write_bytes(b"")
+    with pytest.raises(BookError, match="no picture that tells them: complete the folder .1, first train_1.xml"):
+        open_data(f"voc:{root}@train")
+
+
+def test_voc_boxes_without_area_are_scored(tmp_path):
+    root = write_voc(tmp_path / "voc", {"train": 3})
+    file = root / "Annotations/train_0.xml"
+    text = file.read_text()
+    right = text.index("<xmax>") + 6
+    file.write_text(text[:right] + "1" + text[text.index("</xmax>") :])
+    found, test = score((f"voc:{root}@train",) * 2, tmp_path)
+    assert test.layouts[0].findings.counts == {"voc-empty-box": 1} and found["bbox"]["AP"] < 99
 
 
 def test_entities_are_never_resolved(tmp_path):
@@ -334,10 +455,10 @@ def test_odd_pictures(tmp_path, make, kind):
     (tmp_path / "a.json").write_text(json.dumps(content))
     examined = odd_data.examine_set("train", f"coco:{tmp_path}/a.json")
     counts = {k: n for found in examined.findings for k, n in found.counts.items()}
-    assert counts == {kind: 1}
+    assert counts == {kind: 1} | ({"box-over-edge": 1} if kind == "size-swapped" else {})  # drawn for the other size
     found = next(found for found in examined.findings if kind in found.counts)
-    assert found.examples[kind] == [made.name]
-    assert bool(found.refused) == (ABOUT[kind][0] == REFUSES)
+    assert found.examples[kind] == (["image 20"] if kind == "size-swapped" else [made.name])
+    assert bool(found.refused) == ((ABOUT | KINDS)[kind][0] == REFUSES)
     lenient = odd_data.examine_set("images", f"folder:{tmp_path}/images")
     assert not any(found.refused for found in lenient.findings)
 
@@ -366,7 +487,7 @@ def test_damage_inside_is_seen_when_decoded_whole(tmp_path):
 def test_a_check_is_kept_until_something_changes(tmp_path, monkeypatch):
     pictures = Pictures.of(open_source(write_coco(tmp_path, "a", 3)))
     assert not examine(pictures, True, labels=tmp_path / "a.json").counts
-    assert list((archives.cache_folder() / "checks").glob("*.json"))
+    assert list((listings.cache_folder() / "checks").glob("*.json"))
     monkeypatch.setattr("soco_lib.data.pictures.look", lambda *_: ["file-empty"])
     assert not examine(pictures, True, labels=tmp_path / "a.json").counts, "kept"
     (tmp_path / "a.json").write_text((tmp_path / "a.json").read_text() + " ")
@@ -381,6 +502,144 @@ def test_a_link_that_loops_leaves_the_rest_of_the_folder(tmp_path):
     Image.new("RGB", (9, 9)).save(tmp_path / "more/b.png")
     (tmp_path / "images/class").symlink_to(tmp_path / "more")
     assert [*open_source(f"folder:{tmp_path}/images").keys] == ["a1.jpg", "a2.jpg", "a3.jpg", "class/b.png"]
+
+
+def test_folders_that_link_to_each_other_are_read_once(tmp_path):
+    for name, other in (("a", "b"), ("b", "a")):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (9, 9)).save(tmp_path / name / f"{name}.png")
+        (tmp_path / name / "to").symlink_to(tmp_path / other)
+    assert [*open_source(f"folder:{tmp_path}/a").keys] == ["a.png", "to/b.png"]
+    assert [*open_source(f"folder:{tmp_path}").keys] == ["a/a.png", "a/to/b.png", "b/b.png", "b/to/a.png"]
+
+
+def tar(path, *names):
+    """A tar of small pictures and of texts."""
+    with tarfile.open(path, "w") as file:
+        for name in names:
+            stream = io.BytesIO()
+            form = {"jpg": "JPEG", "png": "PNG", "JPEG": "JPEG"}.get(name.rpartition(".")[2])
+            Image.new("L", (9, 9)).save(stream, form) if form else stream.write(b"7")
+            member = tarfile.TarInfo(name)
+            member.size = stream.tell()
+            file.addfile(member, io.BytesIO(stream.getvalue()))
+    return f"tar:{path}"
+
+
+@pytest.mark.parametrize("names, used, counts", [
+    (("1.jpg", "1.png", "1.cls", "2.jpg", "2.png"), ["1.jpg", "2.jpg"], {"two-pictures": 2}),
+    (("a/1.png", "a/1.seg.png", "b/1.png"), ["a/1.png", "b/1.png"], {"two-pictures": 1}),
+    (("1.jpg", "1.mask.png", "1.depth.png"), ["1.jpg"], {"two-pictures": 2}),
+    (("a.01.jpg", "a.02.jpg"), ["a.01.jpg", "a.02.jpg"], {}),  # no samples, but dots in names
+    (("1.png", "1.bmp.png", "n1/n1_2.JPEG"), ["1.png", "n1/n1_2.JPEG"], {"two-pictures": 1}),
+    (("1.jpg", "2.jpg", "1.jpg"), ["1.jpg", "2.jpg"], {"member-twice": 1}),
+])  # fmt: skip
+def test_of_a_webdataset_sample_the_photograph_is_used(tmp_path, monkeypatch, names, used, counts):
+    spec = tar(tmp_path / "a.tar", *names)
+    monkeypatch.setattr(listings, "KEEP_FROM", 1)
+    os.utime(tmp_path / "a.tar", (1, 1))  # settled: its listing is kept
+    for _ in range(2):
+        source = open_source(spec)
+        assert [*source.keys] == used and source.findings.counts == counts
+    assert {k: v["count"] for k, v in examine_source(source, labels=False).items()} == counts
+    assert {k for found in odd_data.examine_set("images", spec).findings for k in found.counts} == {*counts}
+
+
+@pytest.mark.parametrize("role, crowd, kind", [("train", None, "empty"), ("test", None, "empty"),
+                                               ("train", 1, "crowd-only"), ("test", 1, "crowd-only"),
+                                               ("images", 1, "crowd-only"), ("images", None, "empty")])  # fmt: skip
+def test_a_set_without_objects_is_refused_but_for_its_pictures(tmp_path, capsys, role, crowd, kind):
+    edit = each("annotations", iscrowd=1) if crowd else lambda c: c.update(annotations=[])
+    bad, good = write_coco(tmp_path, "a", 3, edit=edit), write_coco(tmp_path, "b", 3)
+    refused = role != "images"
+    assert odd_data.main([f"--{role}", bad, "--out", str(tmp_path / "out")]) == refused
+    assert ("refused: " in (out := capsys.readouterr().out)) == refused and kind in out
+    if refused:
+        assert f"give a {role} set with objects, {role.upper()}=" in out
+        both = {"train": good, "test": good} | {role: bad}
+        with pytest.raises(BookError, match=f"hold no objects.*give others, {role.upper()}="):
+            open_both(Transfer(**both, detector="mask-rcnn-r50-fpn"))
+    else:
+        assert examine_source(open_source(bad), labels=False)[kind]["verdict"] == KEEPS
+    if role == "train":
+        assert odd_data.main(["--train", f"{good}+{bad}", "--out", str(tmp_path / "out")]) == 0, (
+            "joined, there are some"
+        )
+
+
+def test_voc_without_objects_is_refused(tmp_path):
+    root = write_voc(tmp_path / "voc", {"train": 2})
+    for file in (root / "Annotations").glob("*.xml"):
+        file.write_text(file.read_text().replace("<difficult>0", "<difficult>1"))
+    kinds = lambda role: [k for f in odd_data.examine_set(role, f"voc:{root}@train").findings for k in f.refused]
+    assert (kinds("train"), kinds("test")) == ([], ["difficult-only"])
+    for file in (root / "Annotations").glob("*.xml"):
+        file.write_text(file.read_text()[: file.read_text().index("<object>")] + "</annotation>")
+    assert (kinds("train"), kinds("test"), kinds("images")) == (["empty"], ["empty"], [])
+
+
+def test_what_turns_a_picture_and_what_does_not(tmp_path):
+    """EXIF does, but where labels are for the stored pixels; XMP alone does not, nor beside an EXIF without a word."""
+    packet = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    exif, silent = Image.Exif(), Image.Exif()
+    exif[274], silent[271] = 6, "a camera"
+    image = Image.new("RGB", (WIDTH, HEIGHT))
+    for name, how in {"exif.jpg": {"exif": exif}, "both.jpg": {"exif": exif, "xmp": packet}, "xmp.jpg": {"xmp": packet},
+                      "silent.jpg": {"exif": silent, "xmp": packet}, "exif.png": {"exif": exif},
+                      "exif.tif": {"exif": exif}, "exif.webp": {"exif": exif}}.items():  # fmt: skip
+        image.save(tmp_path / name, **how)
+        turned = name.startswith(("exif", "both"))
+        source = open_source(f"folder:{tmp_path}")
+        index = source.keys.index(name)
+        seen = (HEIGHT, WIDTH) if turned else (WIDTH, HEIGHT)
+        assert source.load(index).shape[1::-1] == seen == picture_size(tmp_path / name), name
+        assert look(Pictures.of(source), index) == ["exif-turned" if turned else "xmp-turned"], name
+        found = [["exif-stored"], ["exif-turned"]] if turned else [["xmp-turned"], ["xmp-turned", "size-swapped"]]
+        for stated, kinds in zip([(WIDTH, HEIGHT), (HEIGHT, WIDTH)], found):
+            pictures = Pictures.below(tmp_path, {name: stated})
+            assert look(pictures, 0) == kinds, (name, stated)
+            shape = decode((tmp_path / name).read_bytes(), lambda: stated).shape[1::-1]  # noqa: B023 - used at once
+            assert shape == (stated if turned else (WIDTH, HEIGHT)), (name, stated)
+
+
+def test_boxes_tell_for_which_side_of_exif_they_are(tmp_path):
+    """The size is the stored picture's, but boxes are for the turned one: it is turned, and the truth scores 100."""
+    exif = Image.Exif()
+    exif[274] = 6
+
+    def tall(c):
+        for image in c["images"]:
+            image.update(width=WIDTH, height=HEIGHT)
+            Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "images" / image["file_name"], exif=exif)
+        for a in c["annotations"]:
+            y, x, h, w = a["bbox"]
+            a["bbox"] = [x, y, w, h]
+            a["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+
+    spec = write_coco(tmp_path, "a", 4, edit=tall)
+    found, test = score((spec, spec), tmp_path)
+    assert test.layouts[0].findings.counts["size-swapped"] >= 1 and found["segm"]["AP"] == pytest.approx(100)
+
+
+def test_a_swapped_size_among_many_is_found_by_its_boxes(tmp_path, monkeypatch):
+    monkeypatch.setattr("soco_lib.data.doctor.ASKED", 2)
+    edit = lambda c: c["images"][5].update(width=HEIGHT, height=WIDTH)
+    spec = write_coco(tmp_path, "a", 9, edit=edit)
+    assert open_data(spec).layouts[0].findings.counts == {"size-swapped": 1}
+
+
+def test_pictures_of_a_file_without_categories_are_of_use(tmp_path):
+    source = open_source(write_coco(tmp_path, "a", 3, edit=lambda c: c.pop("categories")))
+    assert examine_source(source, labels=False) == {} and len(source) == 3
+    with pytest.raises(BookError, match="carries no labels"):
+        source.annotations(0)
+
+
+def test_a_few_pictures_that_are_missing_are_named_and_not_their_folder(tmp_path):
+    spec = write_coco(tmp_path, "a", 4)
+    (tmp_path / "images/a1.jpg").unlink()
+    examined = odd_data.examine_set("train", spec.split("@")[0])
+    assert [f.record() for f in examined.findings if f.counts] == [{"file-missing": {"count": 1, "verdict": REFUSES}}]
 
 
 # --- the whole --------------------------------------------------------------------------------------------------------

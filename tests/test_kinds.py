@@ -598,7 +598,7 @@ def unknown(*_):
     raise KeyError("uid not found")
 pwd.getpwuid = unknown
 from soco_lib import locate
-from soco_lib.data.archives import cache_folder
+from soco_lib.data.listings import cache_folder
 import matplotlib
 print(cache_folder(), locate("~/x"), matplotlib.get_cachedir())
 """

@@ -213,6 +213,26 @@ def test_a_store_of_the_earlier_reader(tmp_path):
         ProposalStore.open(tmp_path / "store").check(coco)
 
 
+def test_a_build_that_the_earlier_reader_began_is_refused_and_a_sample_of_many_is_told(tmp_path, monkeypatch, capsys):
+    (tmp_path / "i").mkdir()
+    for n in range(4):
+        (tmp_path / "i" / f"{n}.png").write_bytes(FILES["gray.png"])
+    source, config = open_source(f"folder:{tmp_path}/i"), ProposalConfig(generator="whole")
+    build_store(source, config, tmp_path / "store", workers=1)
+    file = tmp_path / "store" / "store.json"
+    meta = json.loads(file.read_text())
+    meta.pop("reader")
+    file.write_text(json.dumps(meta))
+    monkeypatch.setattr("soco_lib.data.store.LOOKED_AT", 2)
+    ProposalStore.open(tmp_path / "store").check(source)
+    assert "2 of its 4 images were looked at, and read the same now" in capsys.readouterr().out
+    plan = {"shard_size": 16, "of": {"fingerprint": source.fingerprint, **config.essence()}}
+    (tmp_path / "begun" / "shards").mkdir(parents=True)
+    (tmp_path / "begun" / "shards" / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(BookError, match="begun when pictures were read otherwise .*delete that folder"):
+        build_store(source, config, tmp_path / "begun", workers=1)
+
+
 def test_a_size_that_is_not_the_pictures_is_refused(tmp_path):
     (tmp_path / "a.png").write_bytes(FILES["gray.png"])
     record = {"file_name": str(tmp_path / "a.png"), "width": 50, "height": 40, "annotations": []}

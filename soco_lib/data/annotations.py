@@ -12,9 +12,9 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from soco_lib import BookError, locate
-from soco_lib.data.decoding import header_size
+from soco_lib.data.decoding import Stated, header_size, without_waiting
 from soco_lib.data.doctor import sound
-from soco_lib.data.kinds import Findings, parsed, read_text
+from soco_lib.data.kinds import Findings, parsed, read_text, whole_number
 from soco_lib.fields import require
 
 
@@ -30,6 +30,10 @@ def parsing(file: Path, what: str, remedy: str) -> Iterator[None]:
 
 
 ALL = ("images", "annotations", "categories")
+#: Bytes in which a JPEG's header ends, mostly.
+HEAD = 2**16
+#: Images of a file that tell its folder, if the first is missing.
+TRIED = 16
 
 
 @contextlib.contextmanager
@@ -65,10 +69,18 @@ def examine_coco(
 
     @functools.cache
     def root() -> Path:
-        return coco_root(file, folder, content["images"][0]["file_name"])
+        return coco_root(file, folder, [image.get("file_name", "") for image in content["images"]])
+
+    def size_of(name: str, said: tuple[int, int] | None) -> tuple[int, int] | None:
+        try:
+            return picture_size(root() / name, lambda: said)
+        except BookError:
+            if said:  # the pictures may be gone
+                return None
+            raise
 
     with _without_cycles():
-        return sound(content, found, lambda name: picture_size(root() / name))
+        return sound(content, found, size_of)
 
 
 def read_coco(file: Path, *how, **named) -> dict:
@@ -78,23 +90,32 @@ def read_coco(file: Path, *how, **named) -> dict:
     return content
 
 
-def picture_size(file: Path) -> tuple[int, int] | None:
-    """(width, height) of a picture as it is seen, turned by EXIF, from its header; None where it cannot be read."""
+def picture_size(file: Path, stated: Stated = lambda: None) -> tuple[int, int] | None:
+    """(width, height) of a picture as it is seen (see decoding.py), from its header; None where it cannot be read."""
     try:
-        return header_size(file.read_bytes())
+        with open(file, "rb", opener=without_waiting) as stream:
+            head = stream.read(HEAD)
+            if head[:2] == b"\xff\xd8":
+                with contextlib.suppress(OSError):  # its size lies further behind
+                    return header_size(head, stated)
+            return header_size(head + stream.read(), stated)
     except Exception:  # of a damaged file, by what is wrong in it
         return None
 
 
-def coco_root(file: Path, given: str | Path | None, key: str) -> Path:
-    """The folder in which image `key` of a COCO file lies: `given`, else a usual place beside it. Raises BookError."""
+def coco_root(file: Path, given: str | Path | None, keys: Sequence[str]) -> Path:
+    """The folder in which images of a COCO file lie: `given`, else a usual place beside it.
+
+    It is where one of some of `keys` is, the first of them at best: that one may be missing. Raises BookError.
+    """
     beside = (file.parent, file.parent / "images", file.parent.parent / "images", file.parent.parent)
     tried = (locate(given), file.parent / given) if given else beside
-    for root in tried:
-        if (root / key).is_file():
-            return root.resolve()
-    places = ", ".join(map(str, tried))
-    raise BookError(f"{file}: no image {key!r} in {places}; name the folder, as coco:{file.name}@IMAGE_FOLDER")
+    for key in keys[:: -(-len(keys) // TRIED)]:
+        for root in tried:
+            if (root / key).is_file():
+                return root.resolve()
+    places = ", ".join(dict.fromkeys(map(str, tried)))
+    raise BookError(f"{file}: no image {keys[0]!r} in {places}; name the folder, as coco:{file.name}@IMAGE_FOLDER")
 
 
 @dataclass(frozen=True)
@@ -109,21 +130,35 @@ class VocObject:
 def read_voc(root: Path, name: str) -> tuple[tuple[int, int] | None, list[VocObject]]:
     """Size (width, height) and objects of image `name` of the VOC set at `root`; None for a size that is not told.
 
+    Where its picture is there and says that width and height are swapped or missing, the size is the picture's.
+
     Raises BookError when the annotation is missing or malformed.
     """
     file = root / "Annotations" / f"{name}.xml"
     with parsing(file, "VOC annotation", f"complete Annotations, or take {name} out of the split"):
         tree = _tree(file)
-        size = [tree.findtext(f"size/{side}") for side in ("width", "height")]
+        size = _voc_size(root, name, tree)[0]
         objects = [
             VocObject(
                 item.findtext("name").strip(),
                 tuple(float(item.findtext(f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax")),
-                int(item.findtext("difficult") or 0),
+                whole_number(item.findtext("difficult") or 0),
             )
             for item in tree.iterfind("object")
         ]
-        return (int(size[0]), int(size[1])) if all(size) else None, objects
+        return size, objects
+
+
+def _voc_size(root: Path, name: str, tree: ElementTree.Element) -> tuple[tuple[int, int] | None, str]:
+    """(width, height) that an annotation states, repaired by the picture, and of which kind that is, "" for none."""
+    width, height = (whole_number(tree.findtext(f"size/{side}")) or 0 for side in ("width", "height"))
+    said = (width, height) if width > 0 and height > 0 else None
+    if said and width == height:
+        return said, ""
+    seen = picture_size(root / "JPEGImages" / voc_picture(root, name), lambda: said)
+    if not said:
+        return seen, "size-missing" if seen else "size-unknown"
+    return (seen, "size-swapped") if seen == said[::-1] else (said, "")
 
 
 def _tree(file: Path) -> ElementTree.Element:
@@ -162,7 +197,7 @@ def voc_picture(root: Path, name: str) -> str:
 
 def examine_voc(root: Path, names: Sequence[str]) -> Findings:
     """What is odd about the annotations of these images of the VOC set at `root`; nothing is changed."""
-    found = Findings(str(root / "Annotations"))
+    found, every = Findings(str(root / "Annotations")), []
     for name in names:
         file = f"{name}.xml"
         try:
@@ -173,12 +208,14 @@ def examine_voc(root: Path, names: Sequence[str]) -> Findings:
         except (SyntaxError, ValueError) as error:
             found.add("voc-entities" if "entities" in str(error) else "voc-malformed", [file])
             continue
-        sides = [tree.findtext(f"size/{side}") or "" for side in ("width", "height")]
-        found.add("voc-no-size", [] if all(side.strip().isdecimal() and int(side) for side in sides) else [file])
+        if kind := _voc_size(root, name, tree)[1]:
+            found.add(kind, [file])
         objects = tree.findall("object")
         found.add("voc-no-object", [] if objects else [file])
         for number, item in enumerate(objects, 1):
             where = f"{file}, object {number}"
+            every.append(whole_number(item.findtext("difficult") or 0))
+            found.add("voc-difficult", [where] if every[-1] is None else [])
             found.add("voc-no-name", [] if (item.findtext("name") or "").strip() else [where])
             try:
                 box = [float(item.findtext(f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax")]
@@ -189,4 +226,7 @@ def examine_voc(root: Path, names: Sequence[str]) -> Findings:
                 continue
             found.add("voc-float-box", [] if all(map(float.is_integer, box)) else [where])
             found.add("voc-empty-box", [where] if box[2] < box[0] or box[3] < box[1] else [])
+    if not found.refused:
+        found.add("empty", [] if every else [""])
+        found.add("difficult-only", [""] if {*every} == {1} else [], len(every))
     return found

@@ -1,47 +1,32 @@
-"""Images inside zip and tar files, and long listings of images, found once and kept.
+"""Images inside zip and tar files.
 
 An image in an archive is one positioned read, in any order, by any number of processes. The archive's own directory
 (zip) or its headers (tar) are read once, for where each image lies. Checksums are not verified: as with files in a
 folder, it is the decoder that notices damage.
-
-Walking the folders of 1.28 million images takes seconds on a disk of one's own and minutes on a shared one, an
-archive's headers take longer. A long listing is therefore kept as an Arrow file below `$SOCO_CACHE` (default:
-`$XDG_CACHE_HOME/soco`, else `~/.cache/soco`); processes map it, so it costs them next to no memory of their own. It is
-made anew as soon as what it lists has changed: a folder by its and its subfolders' modification times, an archive by
-size and modification time.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import functools
-import hashlib
-import json
 import os
 import posixpath
 import re
 import struct
 import tarfile
-import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from soco_lib import BookError, locate
+from soco_lib.data.kinds import Findings
+from soco_lib.data.listings import in_order, is_image, kept
 from soco_lib.fields import require
-from soco_lib.runs.files import replacing
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")  # in any case
-#: Images from which on a listing is kept: a shorter one is made as fast as it would be checked and read.
-KEEP_FROM = 10_000
-#: Seconds that what is listed must have been left alone: within its clock's tick, a later change would not show.
-SETTLED = 2.0
-FORMAT = 1
 #: How a member lies in its file: its bytes alone, or behind a zip's local header, as they are or deflated.
 BARE, STORED, DEFLATED = 0, 1, 2
 #: Bytes read along for a zip's local header; a longer one costs a second read.
@@ -51,153 +36,6 @@ Row = tuple[str, int, int, int, int]
 COLUMNS = {"file": np.int32, "offset": np.int64, "size": np.int64, "form": np.int8}
 #: A file with its size and modification time in ns.
 Stamp = tuple[str, int, int]
-
-
-# --- listings ---------------------------------------------------------------------------------------------------------
-
-
-def is_image(name: str) -> bool:
-    """Whether a file name (no path) is an image's: by suffix; hidden files are not."""
-    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
-
-
-def in_order(names: Iterable[str], where: str) -> tuple[str, ...]:
-    """`names` as keys: sorted and unique. Raises BookError when there is none, or one that is not text."""
-    keys = tuple(sorted(set(names)))
-    require(len(keys) > 0, f"no images in {where} (known suffixes: {' '.join(SUFFIXES)})")
-    odd = next((key for key in keys if not key.isascii() and key.encode(errors="ignore").decode() != key), None)
-    require(odd is None, f"the name {odd!r} in {where} is not UTF-8: rename that file")
-    return keys
-
-
-def fingerprint(keys: Sequence[str]) -> str:
-    """16 hex digits over the keys, in order."""
-    return keys.fingerprint if isinstance(keys, Keys) else hashlib.sha256("\n".join(keys).encode()).hexdigest()[:16]
-
-
-class Keys(Sequence):
-    """The keys of a kept listing: read from the file's pages on access, pickled as the file's name."""
-
-    def __init__(self, file: Path, expected: str):
-        try:
-            table, facts = _mapped(file)
-        except (OSError, ValueError, KeyError):
-            table, facts = None, {}
-        require(
-            facts.get("fingerprint") == expected,
-            f"the listing {file} was replaced while processes were starting: the images have changed, run again",
-        )
-        self.file, self.fingerprint, self._column = file, expected, table["key"].chunk(0)
-
-    def __len__(self) -> int:
-        return len(self._column)
-
-    def __getitem__(self, index):
-        return tuple(self._column[index].to_pylist()) if isinstance(index, slice) else self._column[int(index)].as_py()
-
-    def __iter__(self) -> Iterator[str]:
-        for first in range(0, len(self), 65536):  # all of them at once would be a hundred megabytes of strings
-            yield from self[first : first + 65536]
-
-    def __reduce__(self):
-        return Keys, (self.file, self.fingerprint)
-
-
-def kept(name: str, holds: Callable[[dict], bool], make: Callable) -> tuple[Sequence[str], Mapping[str, np.ndarray]]:
-    """Keys and further columns of the listing called `name`: the kept one while its facts still hold, else a new one.
-
-    make() returns keys, columns, facts of what is listed (JSON), and when that last changed (seconds since 1970).
-    """
-    file = cache_folder() / "listings" / f"{hashlib.sha256(name.encode()).hexdigest()[:24]}.arrow"
-    with contextlib.suppress(OSError, ValueError, KeyError):  # none, of another version, or torn
-        table, facts = _mapped(file)
-        if facts["format"] == FORMAT and facts["name"] == name and holds(facts["of"]):
-            return _listing(file, table, facts)
-    start = time.time()
-    keys, columns, of, changed = make()
-    if len(keys) >= KEEP_FROM and changed < start - SETTLED:
-        with contextlib.suppress(OSError, BookError):  # no room, or not allowed: only time is lost
-            _write(file, keys, columns, {"format": FORMAT, "name": name, "fingerprint": fingerprint(keys), "of": of})
-            return _listing(file, *_mapped(file))
-    return keys, columns
-
-
-def cache_folder() -> Path:
-    """Where listings are kept (see above)."""
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("SOCO_CACHE") or Path(base) / "soco").expanduser().resolve()
-
-
-def _listing(file: Path, table, facts: dict) -> tuple[Keys, dict[str, np.ndarray]]:
-    views = {name: table[name].chunk(0).to_numpy() for name in table.column_names if name != "key"}  # of the file
-    return Keys(file, facts["fingerprint"]), views
-
-
-def _mapped(file: Path):
-    """(Arrow table over the file's pages, facts about it)."""
-    import pyarrow.ipc  # only where a listing is long
-
-    table = pyarrow.ipc.open_file(pyarrow.memory_map(str(file))).read_all()
-    return table, json.loads((table.schema.metadata or {})[b"soco"])
-
-
-def _write(file: Path, keys: Sequence[str], columns: Mapping[str, np.ndarray], facts: dict) -> None:
-    import pyarrow.ipc
-
-    arrays = {"key": pyarrow.array(keys, pyarrow.large_string()), **{k: pyarrow.array(v) for k, v in columns.items()}}
-    table = pyarrow.table(arrays).replace_schema_metadata({"soco": json.dumps(facts)})
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(file, "wb") as sink, pyarrow.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
-
-
-def folder_keys(root: Path) -> Sequence[str]:
-    """Keys of the images below `root`: posix paths relative to it, sorted. Hidden folders are left out, links followed.
-
-    Raises BookError when there is none, or a folder that cannot be read.
-    """
-
-    def holds(of: dict) -> bool:
-        return all(os.stat(os.path.join(root, inner)).st_mtime_ns == then for inner, then in of["folders"])
-
-    def make():
-        names, folders = _walk(root)
-        return in_order(names, f"folder {root}"), {}, {"folders": folders}, max(then for _, then in folders) / 1e9
-
-    return kept(f"folder {root}", holds, make)[0]
-
-
-def _enters(entry: os.DirEntry) -> bool:
-    """Whether an entry is a folder to look into: not a link that loops, to itself or a folder that it lies in."""
-    try:
-        if not entry.is_dir():
-            return False
-        within = os.path.realpath(os.path.dirname(entry.path)) + os.sep
-        return not (entry.is_symlink() and within.startswith(os.path.realpath(entry.path) + os.sep))
-    except OSError:
-        return False
-
-
-def _walk(root: Path) -> tuple[list[str], list[tuple[str, int]]]:
-    """Image paths below `root`, and every folder with its modification time in ns as it was before it was read."""
-    names, folders, todo = [], [], [""]
-    while todo:
-        inner = todo.pop()
-        folder = os.path.join(root, inner)
-        try:
-            folders.append((inner, os.stat(folder).st_mtime_ns))
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    if is_image(entry.name) and (entry.is_file() or entry.is_symlink() and not _enters(entry)):
-                        names.append(inner + entry.name)
-                    elif not entry.name.startswith(".") and _enters(entry):  # class folders are often links
-                        todo.append(f"{inner}{entry.name}/")
-        except OSError as error:
-            raise BookError(f"folder {folder} cannot be read ({error.strerror}): allow it or leave it out") from None
-    return names, folders
-
-
-# --- archives ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,24 +87,59 @@ def _stamp(file: int | Path, name: str | Path) -> Stamp:
 
 
 def _listed(
-    name: str, files: list[Path], rows: Callable[[], Iterable[Row]], beside: Sequence[Path] = ()
-) -> tuple[Sequence[str], Archive]:
-    """The images in `files`: kept, or from `rows`. `beside`: other files that `rows` reads."""
+    name: str, files: list[Path], rows: Callable[[], Iterable[Row]], beside: Sequence[Path] = (), samples: bool = False
+) -> tuple[Sequence[str], Archive, Findings]:
+    """The images in `files`: kept, or from `rows`; and which are left out.
+
+    beside: other files that `rows` reads; samples: whether files of one name up to its first dot belong together.
+    """
     stamps = [_stamp(file, file) for file in (*files, *beside)]
 
     def make():
         # Of two members with one name the later one counts, as when they are unpacked.
-        found = {key: where for key, *where in rows()}
+        found, earlier, left_out = {}, [], Findings()
+        for key, *where in rows():
+            if key in found:
+                earlier.append(key)
+            found[key] = where
+        left_out.add("member-twice", earlier)
+        left_out.add("two-pictures", masks := sorted(further(found) if samples else ()))
+        for key in masks:
+            del found[key]
         keys = in_order(found, name)
         columns = {column: np.array([found[key][i] for key in keys], kind)
                    for i, (column, kind) in enumerate(COLUMNS.items())}  # fmt: skip
-        return keys, columns, {"files": stamps}, max(changed for *_, changed in stamps) / 1e9
+        of = {"files": stamps, "counts": left_out.counts, "examples": left_out.examples}
+        return keys, columns, of, max(changed for *_, changed in stamps) / 1e9
 
-    keys, columns = kept(name, lambda of: [tuple(stamp) for stamp in of["files"]] == stamps, make)
-    return keys, Archive(tuple(stamps[: len(files)]), **columns)
+    keys, columns, of = kept(name, lambda of: [tuple(stamp) for stamp in of["files"]] == stamps, make)
+    found = Findings(str(files[0] if len(files) == 1 else files[0].parent), of["counts"], of["examples"])
+    return keys, Archive(tuple(stamps[: len(files)]), **columns), found
 
 
-def zip_images(file: Path) -> tuple[Sequence[str], Archive]:
+def further(names: Iterable[str]) -> set[str]:
+    """Names of the pictures beside a photograph in WebDataset's samples, whose files' names agree up to the first dot.
+
+    The photograph is the one with a plain ending, a JPEG or WebP where there are several such; a sample without any is
+    none, but pictures with dots in their names.
+    """
+    plain, many, alike = {}, [], {}
+    for name in names:
+        folder, base = posixpath.split(name)
+        stem, _, ending = base.partition(".")
+        sample = posixpath.join(folder, stem)
+        if "." in ending:
+            many.append((sample, name))
+        elif plain.setdefault(sample, name) != name:
+            alike.setdefault(sample, [plain[sample]]).append(name)
+    left_out = {name for sample, name in many if sample in plain}
+    for several in alike.values():
+        photographs = [name for name in several if name.lower().endswith((".jpg", ".jpeg", ".webp"))]
+        left_out |= {*several} - {*photographs} if len(photographs) == 1 else set()
+    return left_out
+
+
+def zip_images(file: Path) -> tuple[Sequence[str], Archive, Findings]:
     """The images of a zip file, by their paths in it. Raises BookError."""
     require(file.is_file(), f"no zip file {file}: give the archive that holds the images")
     return _listed(f"archive {file}", [file], lambda: _zip_rows(file))
@@ -291,7 +164,7 @@ def _zip_rows(file: Path) -> Iterator[Row]:
         yield name, 0, member.header_offset, member.compress_size, form
 
 
-def mapped_zip_images(folder: Path, split: str) -> tuple[Sequence[str], Archive]:
+def mapped_zip_images(folder: Path, split: str) -> tuple[Sequence[str], Archive, Findings]:
     """The images of the authors' ImageNet-Zip: <split>.zip as <split>_map.txt names them, a line "path<TAB>class
     number" each.
 
@@ -326,11 +199,11 @@ def _map_names(table: Path, archive: str) -> list[str]:
     return names
 
 
-def tar_images(text: str) -> tuple[Path, Sequence[str], Archive]:
-    """(where, keys, archive) of the images in one tar file, in all of a folder, or in those of a pattern such as
-    shards/{000..099}.tar: uncompressed, WebDataset's shards among them. Keys are the paths in the tar; of several
-    files, below the file's name without its suffix. A tar within a tar, as in ImageNet's training archive, counts as a
-    folder too.
+def tar_images(text: str) -> tuple[Path, Sequence[str], Archive, Findings]:
+    """(where, keys, archive, what is left out) of the images in one tar file, in all of a folder, or in those of a
+    pattern such as shards/{000..099}.tar: uncompressed, WebDataset's shards among them (see `further`). Keys are the
+    paths in the tar; of several files, below the file's name without its suffix. A tar within a tar, as in ImageNet's
+    training archive, counts as a folder too.
 
     Raises BookError for what is missing, compressed or cut short.
     """
@@ -342,7 +215,7 @@ def tar_images(text: str) -> tuple[Path, Sequence[str], Archive]:
             inner = f"{file.relative_to(root).as_posix().removesuffix('.tar')}/" if len(files) > 1 else ""
             yield from ((inner + name, number, offset, size, BARE) for name, offset, size in _tar_members(file))
 
-    return root, *_listed(f"archive {locate(text)}", files, rows)
+    return root, *_listed(f"archive {locate(text)}", files, rows, samples=True)
 
 
 def _tar_files(text: str) -> list[Path]:

@@ -4,6 +4,7 @@ A picture is (H, W, 3) uint8 RGB, the same array wherever it is asked for:
 
 - It is turned as its EXIF orientation says, as viewers and labelling tools show it, but where its labels state a
   size that is the stored picture's and not the turned one's: these labels are for the stored pixels, and so it stays.
+  XMP's orientation alone turns nothing: browsers and OpenCV do not heed it either.
 - 8-bit samples stay as they are. Of 16-bit ones the upper 8 of b bits are kept, where b is the least of 8, 10, 12, 14
   and 16 that holds the file's largest sample; a PNG's sBIT chunk names b instead, where no sample is beyond it.
 - Gray is repeated in three channels, one bit becomes 0 and 255, a palette its colours, CMYK is converted by OpenCV
@@ -13,6 +14,7 @@ A picture is (H, W, 3) uint8 RGB, the same array wherever it is asked for:
 from __future__ import annotations
 
 import io
+import os
 import struct
 from collections.abc import Callable
 
@@ -37,6 +39,11 @@ Size = tuple[int, int]  # width, height
 Stated = Callable[[], Size | None]
 
 Image.MAX_IMAGE_PIXELS = None  # only headers are read with Pillow; OpenCV refuses more than 2^30 pixels
+
+
+def without_waiting(path: str, flags: int) -> int:
+    """An opener of files: a named pipe among them would be waited for without end."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def decode(data: bytes, stated: Stated = lambda: None) -> np.ndarray:
@@ -69,8 +76,12 @@ def decode_near(data: bytes, side: int, stated: Stated = lambda: None) -> tuple[
 
 def header_size(data: bytes, stated: Stated = lambda: None) -> Size:
     """(width, height) of the picture that `decode` gives, from the file's header. Raises OSError."""
-    size, orientation = _header(data)
-    return size[::-1] if orientation > 4 and not _kept(size, orientation, stated) else size
+    return seen_size(*_header(data), stated)
+
+
+def seen_size(stored: Size, orientation: int, stated: Stated) -> Size:
+    """(width, height) that a picture with this stored size and EXIF orientation is seen in."""
+    return stored[::-1] if orientation > 4 and not kept_as_stored(stored, orientation, stated) else stored
 
 
 def read_differently(data: bytes, stated: Stated = lambda: None) -> bool:
@@ -80,8 +91,8 @@ def read_differently(data: bytes, stated: Stated = lambda: None) -> bool:
     except OSError:
         return False
     if data[:4] in _TIFF:  # which OpenCV always turns
-        return _kept(size, orientation, stated) or _sixteen(data)
-    return (orientation > 1 and not _kept(size, orientation, stated)) or _sixteen(data)
+        return kept_as_stored(size, orientation, stated) or _sixteen(data)
+    return (orientation > 1 and not kept_as_stored(size, orientation, stated)) or _sixteen(data)
 
 
 def _sixteen(data: bytes) -> bool:
@@ -96,8 +107,25 @@ def _sixteen(data: bytes) -> bool:
 def _header(data: bytes) -> tuple[Size, int]:
     """Stored (width, height) and EXIF orientation. Raises OSError."""
     with Image.open(io.BytesIO(data)) as image:
-        size, orientation = image.size, _orientation(data)
-    return (size[::-1] if data[:4] in _TIFF and orientation > 4 else size), orientation  # Pillow turns a TIFF's
+        return stored_size(image, orientation := _orientation(data)), orientation
+
+
+def stored_size(image: Image.Image, orientation: int) -> Size:
+    """(width, height) of an opened picture's stored pixels; Pillow turns a TIFF's."""
+    return image.size[::-1] if image.format == "TIFF" and orientation > 4 else image.size
+
+
+def exif_orientation(image: Image.Image) -> int:
+    """An opened picture's EXIF orientation, 1 where there is none. Raises what a damaged EXIF block makes of Pillow."""
+    if image.format == "TIFF":
+        found = image.tag_v2.get(0x0112)
+    else:
+        if image.format == "PNG" and "exif" not in image.info:
+            image.load()  # it may lie behind the pixels
+        exif = Image.Exif()  # image.getexif() would ask XMP too
+        exif.load(image.info.get("exif", b""))
+        found = exif.get(0x0112)
+    return found if found in _TURNS else 1
 
 
 def _decode(data: bytes, flag: int) -> np.ndarray:
@@ -143,10 +171,9 @@ def _orientation(data: bytes) -> int:
         return 1
     try:
         with Image.open(io.BytesIO(data)) as image:
-            found = image.getexif().get(0x0112, 1)
+            return exif_orientation(image)
     except Exception:  # of a damaged EXIF block, by what is wrong in it
         return 1
-    return found if found in _TURNS else 1
 
 
 def _jpeg_has_exif(data: bytes) -> bool:
@@ -159,7 +186,7 @@ def _jpeg_has_exif(data: bytes) -> bool:
     return False
 
 
-def _kept(stored: Size, orientation: int, stated: Stated) -> bool:
+def kept_as_stored(stored: Size, orientation: int, stated: Stated) -> bool:
     """Whether the labels of a picture with this stored size are for its stored pixels."""
     return orientation > 4 and stored[0] != stored[1] and stated() == stored
 
@@ -167,7 +194,7 @@ def _kept(stored: Size, orientation: int, stated: Stated) -> bool:
 def _turned(image: np.ndarray, size: Size, data: bytes, stated: Stated) -> tuple[np.ndarray, Size]:
     """What `_decode` gave, whole or reduced, and the whole one's size, as they are to be seen."""
     orientation, tiff = _orientation(data), data[:4] in _TIFF
-    if orientation == 1 or tiff != _kept(size[::-1] if tiff else size, orientation, stated):
+    if orientation == 1 or tiff != kept_as_stored(size[::-1] if tiff else size, orientation, stated):
         return image, size
     if tiff:
         orientation = {6: 8, 8: 6}.get(orientation, orientation)  # back to the stored pixels

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from soco_lib import BookError
 
 REPAIRS, LEAVES_OUT, REFUSES, KEEPS = "repairs in memory", "leaves out", "refuses", "keeps"
 SEVERITY = {REFUSES: "error", LEAVES_OUT: "warning", REPAIRS: "note", KEEPS: "note"}
+#: Of objects that are left out: a test's score without them is not the one that COCO's tools give the file as it is.
+MISSED = ": neither learnt nor scored, where pycocotools would count each as missed"
 #: kind -> (what the book does about it, what it is, and for what is refused: how to mend it)
 KINDS: dict[str, tuple[str, str]] = {
     # the file
@@ -22,7 +24,8 @@ KINDS: dict[str, tuple[str, str]] = {
     "nested": (REFUSES, "lists in lists without end: write the file again"),
     "not-coco": (REFUSES, "no lists of images, annotations and categories: give an instances_*.json"),
     "empty": (KEEPS, "no annotation at all"),
-    "crowd-only": (KEEPS, "every annotation is a crowd region: there is nothing to learn"),
+    "crowd-only": (KEEPS, "every annotation is a crowd region"),
+    "difficult-only": (KEEPS, "every object is marked as difficult"),
     # images
     "image-id": (REFUSES, "images without an id, or with one that is no whole number: number them"),
     "image-id-text": (REPAIRS, "ids of images are text"),
@@ -33,6 +36,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "backslash": (REPAIRS, "file names with backslashes"),
     "size-text": (REPAIRS, "width and height are text, or numbers with a fraction of zero"),
     "size-missing": (REPAIRS, "no width and height: taken from the picture"),
+    "size-swapped": (REPAIRS, "width and height are swapped: as the picture has them"),
     "size-unknown": (REFUSES, "no width and height, and no picture that tells them: complete the folder"),
     # categories
     "category-id": (REFUSES, "categories without a whole-number id and a name: complete them"),
@@ -60,13 +64,13 @@ KINDS: dict[str, tuple[str, str]] = {
     "box-length": (REFUSES, "boxes of other than four numbers: give x, y, width, height"),
     "box-from-mask": (REPAIRS, "no box: taken around the polygons"),
     "box-missing": (LEAVES_OUT, "no box, and no polygon to take one from"),
-    "box-not-finite": (LEAVES_OUT, "boxes with NaN, infinity or words in them"),
+    "box-not-finite": (LEAVES_OUT, f"boxes with NaN, infinity or words in them{MISSED}"),
     "box-fractions": (REPAIRS, "boxes in 0 ... 1: taken as shares of the picture's width and height"),
     "box-centres": (REFUSES, "boxes in 0 ... 1 that only fit as centre and size: convert them to x, y, width, height"),
     "box-corners": (REPAIRS, "boxes reach over the edge, and all fit as corners x1, y1, x2, y2: taken as those"),
     "box-turned": (REPAIRS, "boxes of negative width or height: turned"),
-    "box-empty": (LEAVES_OUT, "boxes without area"),
-    "box-outside": (LEAVES_OUT, "boxes wholly outside the picture"),
+    "box-empty": (LEAVES_OUT, f"boxes without area{MISSED}"),
+    "box-outside": (LEAVES_OUT, f"boxes wholly outside the picture{MISSED}"),
     "box-over-edge": (REPAIRS, "boxes reach over the edge by more than a pixel: clipped"),
     # masks
     "polygon-flat": (REPAIRS, "a polygon that is not in a list"),
@@ -74,7 +78,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "polygon-text": (REPAIRS, "polygons hold text"),
     "polygon-fractions": (REPAIRS, "polygons in 0 ... 1: taken as shares of the picture's width and height"),
     "polygon-part": (REPAIRS, "parts of masks of fewer than three points, or odd or no numbers: without these parts"),
-    "polygon-none": (LEAVES_OUT, "objects whose mask holds no polygon of three points"),
+    "polygon-none": (LEAVES_OUT, f"objects whose mask holds no polygon of three points in reach{MISSED}"),
     "mask-form": (REFUSES, "masks that are neither polygons nor RLE with size and counts: correct or remove them"),
     "rle-size": (REFUSES, "RLE masks of another size than their picture: encode them at [height, width]"),
     "rle-counts": (REFUSES, "RLE masks whose counts do not fill their size: encode them again"),
@@ -82,13 +86,20 @@ KINDS: dict[str, tuple[str, str]] = {
     "voc-malformed": (REFUSES, "annotations that are no XML, or empty: complete them, or take them out of the split"),
     "voc-entities": (REFUSES, "XML with a document type or entities, which are never resolved: remove those"),
     "voc-missing": (REFUSES, "images of the split without annotation: complete Annotations"),
-    "voc-no-size": (REFUSES, "annotations without width and height: complete them"),
     "voc-no-name": (REFUSES, "objects without a name: name or remove them"),
     "voc-no-box": (REFUSES, "objects without a box of four numbers: complete or remove them"),
+    "voc-difficult": (REFUSES, "difficult is no whole number: write 0 or 1"),
     "voc-float-box": (KEEPS, "corners with fractions: learnt as they are"),
     "voc-empty-box": (KEEPS, "boxes without area: not learnt from, but scored"),
     "voc-no-object": (KEEPS, "annotations without an object"),
+    # archives
+    "two-pictures": (LEAVES_OUT, "further pictures of a WebDataset sample, masks mostly, beside its photograph"),
+    "member-twice": (LEAVES_OUT, "an archive's earlier members of a name that comes again"),
 }
+#: Of what is refused, what matters too where only pictures are used.
+FOR_PICTURES = {"malformed", "nested", "not-coco", "file-name"}
+#: Kinds of a set, all of it, that is of no use for its role.
+USELESS = {"train": {"empty", "crowd-only"}, "test": {"empty", "crowd-only", "difficult-only"}}
 
 
 @dataclass
@@ -106,6 +117,18 @@ class Findings:
         if examples:
             self.counts[kind] = self.counts.get(kind, 0) + (len(examples) if count is None else count)
             self.examples.setdefault(kind, []).extend(str(e) for e in examples[: 4 - len(self.examples.get(kind, ()))])
+
+    def without_labels(self) -> Findings:
+        """As this, where only pictures are used: odd labels are no reason to refuse them then."""
+        unused = {k: (KEEPS, f"{what} (only where labels are used)") for k, (verdict, what) in self.about.items()
+                  if verdict == REFUSES and k not in FOR_PICTURES}  # fmt: skip
+        return replace(self, about=self.about | unused)
+
+    def for_role(self, role: str) -> Findings:
+        """As this, of a whole `train` or `test` set: one in which nothing can be learnt or scored is refused."""
+        remedy = f"give a {role} set with objects, {role.upper()}="
+        useless = {k: (REFUSES, f"{self.about[k][1]}: {remedy}") for k in USELESS.get(role, ()) if k in self.counts}
+        return replace(self, about=self.about | useless)
 
     def verdict(self, kind: str) -> str:
         """One of REPAIRS, LEAVES_OUT, REFUSES, KEEPS."""
@@ -170,12 +193,16 @@ def read_text(file: Path) -> str:
 
 def whole_number(value) -> int | None:
     """A whole number out of a number or text; None for anything else."""
-    if type(value) is int:
-        return value
     try:
-        return int(value) if float(value) == int(float(value)) and not isinstance(value, bool) else None
+        return (
+            int(value) if type(value) is int or isinstance(value, str) and value.strip().isdecimal() else _whole(value)
+        )
     except (TypeError, ValueError, OverflowError):
         return None
+
+
+def _whole(value) -> int | None:
+    return int(float(value)) if float(value).is_integer() and not isinstance(value, bool) else None
 
 
 def number(value) -> float:

@@ -12,9 +12,8 @@ import hashlib
 import io
 import json
 import os
-import posixpath
+import re
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -23,16 +22,24 @@ from pathlib import Path
 from PIL import Image
 
 from soco_lib import BookError
-from soco_lib.data.archives import cache_folder
-from soco_lib.data.decoding import READER, decode
+from soco_lib.data.decoding import (
+    READER,
+    decode,
+    exif_orientation,
+    kept_as_stored,
+    seen_size,
+    stored_size,
+    without_waiting,
+)
 from soco_lib.data.kinds import KEEPS, LEAVES_OUT, REFUSES, REPAIRS, Findings
+from soco_lib.data.listings import cache_folder
 from soco_lib.data.sources import ImageSource, open_source
 from soco_lib.data.store import ProposalStore
 from soco_lib.runs import locks, machine
 from soco_lib.runs.files import replacing
 from soco_lib.runs.folder import Run
 
-FORMAT = 1
+FORMAT = 2
 #: Pixels that OpenCV decodes at most.
 LARGEST = 2**30
 #: Bytes at a file's end in which a whole JPEG or PNG ends.
@@ -50,16 +57,20 @@ UNREAD = {
 }
 ABOUT = {
     **{kind: (REFUSES, what) for kind, what in UNREAD.items()},
-    "size-swapped": (REFUSES, "width and height are swapped: correct them in the annotations"),
+    "size-swapped": (REFUSES, "width and height are swapped in few of many images: correct them in the annotations"),
     "size-other": (REFUSES, "a picture of another size than its annotations say: correct them"),
-    "exif-turned": (REPAIRS, "EXIF says that the picture is turned: seen so, if its labels are not for stored pixels"),
+    "exif-turned": (REPAIRS, "EXIF says that the picture is turned or mirrored: seen so"),
+    "exif-stored": (KEEPS, "EXIF says that the picture is turned, but its labels are for the stored pixels: seen so"),
+    "xmp-turned": (
+        KEEPS,
+        "XMP alone says that a picture is turned, which browsers and OpenCV do not heed: seen as stored",
+    ),
     "sixteen-bit": (REPAIRS, "16-bit samples: their upper 8 bits are seen"),
     "palette": (REPAIRS, "a palette: seen in its colours"),
     "cmyk": (REPAIRS, "CMYK: converted without a colour profile"),
     "alpha": (REPAIRS, "an alpha channel: dropped"),
     "one-bit": (REPAIRS, "one bit a pixel: 0 and 255"),
     "odd-name": (KEEPS, "a name with a backslash, a control character, or bytes that are no UTF-8"),
-    "two-pictures": (KEEPS, "another picture of the same name, of a WebDataset sample: is one a mask?"),
     "resource-fork": (LEAVES_OUT, "a Mac's resource fork (._NAME): no picture"),
     "ds-store": (LEAVES_OUT, "a Mac's .DS_Store"),
 }
@@ -70,9 +81,11 @@ _MODES = {
     "CMYK": "cmyk",
     "YCCK": "cmyk",
     "RGBA": "alpha",
+    "RGBa": "alpha",
     "LA": "alpha",
     "1": "one-bit",
 }
+_XMP = re.compile(rb"""tiff:Orientation\s*(?:=\s*["']|>)\s*[2-8]""")
 Stated = Callable[[], "tuple[int, int] | None"]
 
 
@@ -80,18 +93,30 @@ Stated = Callable[[], "tuple[int, int] | None"]
 class Pictures:
     """Pictures to look at: of each its name, its file (None: inside an archive, given by `read`) and stated size."""
 
-    where: str
+    root: Path
     names: Sequence[str]
     path: Callable[[int], Path | None]
     read: Callable[[int], bytes]
     stated: Callable[[int], tuple[int, int] | None]
+
+    @property
+    def where(self) -> str:
+        """For messages."""
+        return str(self.root)
 
     @classmethod
     def of(cls, source: ImageSource) -> Pictures:
         """Those of a source."""
         archive = getattr(source, "archive", None)
         path = lambda i: None if archive else source.root / source.keys[i]
-        return cls(source.spec, source.keys, path, source.read, source.stated)
+        return cls(source.root, source.keys, path, source.read, source.stated)
+
+    @classmethod
+    def below(cls, root: Path, sizes: dict[str, tuple[int, int] | None]) -> Pictures:
+        """Those in a folder, by name, with their stated sizes."""
+        names = [*sizes]
+        path = lambda i: root / names[i]
+        return cls(root, names, path, lambda i: path(i).read_bytes(), lambda i: sizes[names[i]])
 
 
 def look(picture: Pictures, i: int, deep: bool = False) -> list[str]:
@@ -100,9 +125,9 @@ def look(picture: Pictures, i: int, deep: bool = False) -> list[str]:
     odd = "\\" in name or any(ord(c) < 32 or 0xDC80 <= ord(c) <= 0xDCFF for c in name)
     kinds = ["odd-name"] if odd else []
     try:
-        with io.BytesIO(picture.read(i)) if path is None else open(path, "rb") as file:
+        with io.BytesIO(picture.read(i)) if path is None else open(path, "rb", opener=without_waiting) as file:
             return kinds + _of_file(file, stated, deep)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return [*kinds, "file-missing"]
     except (OSError, BookError):
         return [*kinds, "file-unreadable"]
@@ -112,29 +137,31 @@ def _of_file(file, stated: Stated, deep: bool) -> list[str]:
     size = file.seek(0, os.SEEK_END)
     if not size:
         return ["file-empty"]
+    file.seek(max(0, size - TAIL))
+    tail = file.read()
     file.seek(0)
     try:
         with Image.open(file) as image:
-            form, mode, shape, bits = image.format, image.mode, image.size, image.tile[0][3] if image.tile else ""
-            late = form == "PNG" and "exif" not in image.info  # Pillow would decode it whole, to look behind its pixels
-            orientation, depth = 1 if late else image.getexif().get(0x0112, 1), image.getbands()
-            swapped = form != "TIFF" and orientation in (5, 6, 7, 8)
+            form, mode, bits = image.format, image.mode, image.tile[0][3] if image.tile else ""
+            # Pillow decodes a PNG whole to look for EXIF behind its pixels
+            plain = form == "PNG" and "exif" not in image.info and b"eXIf" not in tail
+            orientation = 1 if plain else _orientation(image)
+            shape, xmp = stored_size(image, orientation), image.info.get("xmp") or b""
     except Exception:  # by what is wrong in the file
         return ["file-no-image"]
     kinds = [_MODES[mode]] if mode in _MODES else []
     if mode.startswith("I") or "16" in str(bits) or (mode == "RGB" and form == "PNG" and _png_depth(file) == 16):
         kinds.append("sixteen-bit")
-    if len(depth) == 4 and mode == "RGBa":
-        kinds.append("alpha")
     if shape[0] * shape[1] > LARGEST:
         return [*kinds, "file-huge"]
-    said = stated()
-    if orientation in range(2, 9):
-        kinds.append("exif-turned")
-    seen = shape[::-1] if swapped and said != shape else shape
+    if orientation > 1:
+        kinds.append("exif-stored" if kept_as_stored(shape, orientation, stated) else "exif-turned")
+    elif isinstance(xmp, bytes) and _XMP.search(xmp):
+        kinds.append("xmp-turned")
+    said, seen = stated(), seen_size(shape, orientation, stated)
     if said is not None and said != seen:
-        kinds.append("size-swapped" if said == seen[::-1] and seen[0] != seen[1] else "size-other")
-    if not _whole(file, form, size):
+        kinds.append("size-swapped" if said == seen[::-1] else "size-other")
+    if not _whole(file, form, tail):
         return [*kinds, "file-truncated"]
     if deep:
         file.seek(0)
@@ -145,18 +172,22 @@ def _of_file(file, stated: Stated, deep: bool) -> list[str]:
     return kinds
 
 
+def _orientation(image: Image.Image) -> int:
+    try:
+        return exif_orientation(image)
+    except Exception:  # of a damaged EXIF block, by what is wrong in it
+        return 1
+
+
 def _png_depth(file) -> int:
     file.seek(24)
     return file.read(1)[0]
 
 
-def _whole(file, form: str, size: int) -> bool:
-    """Whether a JPEG or PNG has its end."""
-    if form not in ("JPEG", "PNG"):
-        return True
-    end = b"\xff\xd9" if form == "JPEG" else b"IEND"
-    file.seek(max(0, size - TAIL))
-    if end in file.read():
+def _whole(file, form: str, tail: bytes) -> bool:
+    """Whether a JPEG or PNG has its end, in its last bytes mostly."""
+    end = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}.get(form, b"")
+    if end in tail:
         return True
     file.seek(0)
     return end in file.read()
@@ -202,22 +233,23 @@ def _examine(pictures: Pictures, found: Findings, deep: bool, file: Path, say: C
             if time.monotonic() - last > EVERY:
                 last = time.monotonic()
                 say(f"{pictures.where}: looked at {i + 1} of {count} pictures")
-    stems = Counter(posixpath.splitext(name)[0].split(".")[0] for name in pictures.names if pictures.path(0) is None)
-    found.add("two-pictures", [stem for stem, times in stems.items() if times > 1])
     with contextlib.suppress(OSError, BookError), replacing(file) as part:  # no room, or not allowed: only time is lost
         part.write(json.dumps({k: v for k, v in asdict(found).items() if k in ("counts", "examples")}))
     return found
 
 
-def examine_source(source: ImageSource, say: Callable = lambda line: None) -> dict:
-    """For the record: what is odd about a source's labels and pictures, of which what cannot be read is left out.
+def examine_source(source: ImageSource, labels: bool = True, say: Callable = print) -> dict:
+    """For the record: what is odd about a source's labels, where they are used, and about its pictures, of which those
+    that cannot be read are left out.
 
     Raises BookError for what is refused.
     """
-    found = source.findings, examine(Pictures.of(source), strict=False, say=say)
-    for part in found:
-        part.check()
-    return found[0].record() | found[1].record()
+    record = {}
+    for look_at in (lambda: source.findings, lambda: examine(Pictures.of(source), strict=False, say=say)):
+        found = look_at() if labels else look_at().without_labels()
+        found.check()
+        record |= found.record()
+    return record
 
 
 def record_oddities(run: Run, source: ImageSource, store: ProposalStore | None, probe: str) -> None:
@@ -227,13 +259,14 @@ def record_oddities(run: Run, source: ImageSource, store: ProposalStore | None, 
     Who built the store has read every image, and kept which it could not: they are not looked at again.
     """
     if store is None:
-        images = examine_source(source, print)
+        images = examine_source(source, labels=False)
     else:
         lost = int((~store.readable).sum())
-        images = source.findings.record() | ({"unreadable": {"count": lost, "verdict": LEAVES_OUT}} if lost else {})
+        images = source.findings.without_labels().record()
+        images |= {"unreadable": {"count": lost, "verdict": LEAVES_OUT}} if lost else {}
     run.record["data"] = {"images": images}
     if probe:
-        run.record["data"]["probe"] = examine_source(open_source(probe), print)
+        run.record["data"]["probe"] = examine_source(open_source(probe))
     run.write()
 
 

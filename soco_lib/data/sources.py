@@ -34,17 +34,10 @@ from soco_lib.data.annotations import (
     voc_picture,
     voc_split,
 )
-from soco_lib.data.archives import (
-    Archive,
-    fingerprint,
-    folder_keys,
-    in_order,
-    mapped_zip_images,
-    tar_images,
-    zip_images,
-)
-from soco_lib.data.decoding import decode, decode_near, read_differently
-from soco_lib.data.kinds import Findings, read_text
+from soco_lib.data.archives import Archive, mapped_zip_images, tar_images, zip_images
+from soco_lib.data.decoding import decode, decode_near, read_differently, without_waiting
+from soco_lib.data.kinds import Findings, read_text, whole_number
+from soco_lib.data.listings import fingerprint, folder_keys, in_order
 from soco_lib.fields import require
 
 KINDS = (
@@ -65,10 +58,6 @@ class Unavailable(UnreadableImage):
 MAY_PASS = "cannot be read from"
 #: Errors of a path itself, which stay as long as it does.
 _LASTING = (errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL)
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # a named pipe would be waited for without end
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +93,7 @@ class ImageSource:
     def read(self, index: int) -> bytes:
         """The encoded file of image `index`. Raises UnreadableImage."""
         try:
-            with open(os.path.join(self.root, self.keys[index]), "rb", 0, opener=_without_waiting) as file:
+            with open(os.path.join(self.root, self.keys[index]), "rb", 0, opener=without_waiting) as file:
                 if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                     return file.read()
         except OSError as error:
@@ -206,6 +195,7 @@ class ArchiveSource(ImageSource):
     """Images inside zip or tar files."""
 
     archive: Archive = field(repr=False)
+    findings: Findings = field(repr=False)
 
     def read(self, index: int) -> bytes:
         """As ImageSource.read."""
@@ -248,7 +238,8 @@ class CocoSource(ImageSource):
         return (width, height) if width > 0 and height > 0 else None
 
     def annotations(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """As ImageSource.annotations."""
+        """As ImageSource.annotations. Raises BookError too for labels that cannot be repaired."""
+        self.findings.check()
         require(self.classes != (), f"{self.spec} carries no labels: its file names no categories")
         rows = slice(self.offsets[index], self.offsets[index + 1])
         return self.boxes[rows].copy(), self.labels[rows].copy()
@@ -257,23 +248,25 @@ class CocoSource(ImageSource):
 def _open_coco(spec: str, path: str) -> ImageSource:
     file, root = split_spec(path)
     data, findings = examine_coco(file, ("images",), root)
-    findings.check()
+    findings.without_labels().check()
     with parsing(file, "COCO annotation file", "give an instances_*.json"):
-        names = {image["id"]: posixpath.normpath(image["file_name"]) for image in data["images"]}
-        sizes = {
-            names[image["id"]]: [int(image.get(side) or 0) for side in ("width", "height")] for image in data["images"]
-        }
+        names = [posixpath.normpath(image["file_name"]) for image in data["images"]]
+        sizes = {name: [whole_number(image.get(side)) or 0 for side in ("width", "height")]
+                 for name, image in zip(names, data["images"])}  # fmt: skip
+        if findings.refused or not data.get("categories"):  # its pictures are of use all the same
+            data = {"images": data["images"]}
         categories = {c["id"]: c["name"] for c in sorted(data.get("categories", ()), key=lambda c: c["id"])}
-        found: dict[str, list] = {name: [] for name in names.values()}
+        found: dict[str, list] = {name: [] for name in names}
         label = {identity: i for i, identity in enumerate(categories)}
+        by_id = {image.get("id"): name for name, image in zip(names, data["images"])}
         for a in data.get("annotations", ()):
             x, y, w, h = a["bbox"]
-            if not a.get("iscrowd", 0) and w > 0 and h > 0:
-                found[names[a["image_id"]]].append((x, y, x + w, y + h, label[a["category_id"]]))
-    keys = in_order(list(names.values()), f"annotation file {file}")
+            if not a.get("iscrowd", 0):
+                found[by_id[a["image_id"]]].append((x, y, x + w, y + h, label[a["category_id"]]))
+    keys = in_order(names, f"annotation file {file}")
     rows = [row for key in keys for row in found[key]]
     return CocoSource(
-        spec, coco_root(file, root, keys[0]), keys, tuple(categories.values()), as_boxes([row[:4] for row in rows]),
+        spec, coco_root(file, root, keys), keys, tuple(categories.values()), as_boxes([row[:4] for row in rows]),
         np.array([row[4] for row in rows], np.int64), np.cumsum([0] + [len(found[key]) for key in keys]),
         np.array([sizes[key] for key in keys]), findings,
     )  # fmt: skip

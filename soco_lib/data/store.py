@@ -68,9 +68,7 @@ class _Rows:
         first, count = int(rows.start), int(rows.stop) - int(rows.start)
         data = os.pread(self.file.fileno(), count * self.row, self.begin + first * self.row) if count > 0 else b""
         if first < 0 or count < 0 or len(data) < count * self.row:
-            raise BookError(
-                f"{self.path} was changed while it was read: delete its folder and build the proposals again"
-            )
+            raise BookError(f"{self.path} was changed while it was read: delete its folder, build the proposals again")
         return np.frombuffer(data, self.kind).reshape(count, *self.tail)
 
 
@@ -103,17 +101,14 @@ class ProposalStore:
         store = cls(path, meta)
         try:
             for name in FILES[:3]:
-                getattr(
-                    store, f"_{name.removesuffix('.npy')}"
-                )  # opened, and its size compared with what store.json says
+                getattr(store, f"_{name.removesuffix('.npy')}")  # opened, and its size compared with store.json's
             name = FILES[3]
             with open(path / name, "rb") as file:
                 file.seek(-4, os.SEEK_END)
                 require(file.read() == b"PAR1", f"{path}/images.parquet was cut short: {again}")
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise (
-                error if isinstance(error, BookError) else BookError(f"{path}/{name} is damaged ({error}): {again}")
-            ) from None
+            damaged = BookError(f"{path}/{name} is damaged ({error}): {again}")
+            raise (error if isinstance(error, BookError) else damaged) from None
         return store
 
     def __len__(self) -> int:
@@ -163,7 +158,7 @@ class ProposalStore:
 
     def check(self, source: ImageSource) -> None:
         """Raise BookError unless the store was built from the images of `source`, by name and in order, and from the
-        same pixels: of a store that an earlier reader made (see decoding.py), at most LOOKED_AT images are looked at.
+        same pixels: where an earlier reader made it (see decoding.py), LOOKED_AT images are, and a large one says so.
         """
         if self.meta["fingerprint"] == source.fingerprint:
             _same_images(self.path, self.meta.get("sample", {}), self.meta["source"], source)
@@ -189,6 +184,9 @@ class ProposalStore:
             f"{self.path} was built when pictures were read otherwise: {count} of {source.spec} are turned by EXIF or "
             f"have 16 bits, first {changed[:1]}; delete that folder and build the proposals again",
         )
+        if len(indices) < len(source):
+            said = f"{len(indices)} of its {len(source)} images were looked at, and read the same now"
+            print(f"{self.path} was built when pictures were read otherwise: {said}", flush=True)
 
     def summary(self) -> dict:
         """Images, boxes, images of each status, and quantiles of the number of boxes in a readable image."""
@@ -297,9 +295,11 @@ def _plan(out: Path, source: ImageSource, essence: dict, shard_size: int) -> lis
         write_json(plan, {"shard_size": shard_size, "of": asked, "sample": source.sample(), "source": source.spec})
     try:
         begun = json.loads(plan.read_text())
-        begun["of"], begun["shard_size"]
-    except (ValueError, KeyError, TypeError):
+        reader, _ = begun["of"].get("reader", 1), begun["shard_size"]
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise BookError(f"{plan} is damaged: delete {out} and build the proposals again") from None
+    otherwise = f"proposals in {out} were begun when pictures were read otherwise (rule {reader}, now {READER})"
+    require(reader == READER, f"{otherwise}: delete that folder and build the proposals again")
     _same_settings(out, begun["of"], asked)
     _same_images(out, begun.get("sample", {}), begun.get("source", "other images"), source)
     return shard_paths(plan.parent, len(source), begun["shard_size"])

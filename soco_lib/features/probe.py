@@ -244,7 +244,7 @@ def main(arguments: list[str] | None = None) -> None:
     kind = run.record["kind"]
     require(kind == "pretrain", f"INIT={given.folder} is of kind {kind!r}: give a pretraining's folder")
     named = {"data": given.data, **({"fit": given.fit} if given.fit else {})}
-    odd = {name: examine_source(open_source(spec), print) for name, spec in named.items()}
+    odd = {name: examine_source(open_source(spec)) for name, spec in named.items()}
     cfg, trained, step = trained_encoder(run, given.device)
     both = {"random": fresh(cfg, device=given.device), "trained": trained}
     scores = {name: probe(encoder, cfg, given.data, given.images, fit=given.fit) for name, encoder in both.items()}

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import argparse
 import base64
+import functools
 import html
 import io
 import json
 import posixpath
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,17 +25,18 @@ import numpy as np
 import pandas as pd
 
 from soco_lib import ROOT, BookError, one_line_errors
-from soco_lib.data.annotations import examine_coco, examine_voc, read_voc
+from soco_lib.data.annotations import ALL, coco_root, examine_coco, read_voc
 from soco_lib.data.decoding import decode
-from soco_lib.data.kinds import REFUSES, SEVERITY, Findings, parsed
+from soco_lib.data.kinds import REFUSES, SEVERITY, Findings, parsed, whole_number
 from soco_lib.data.pictures import Pictures, examine, forks
 from soco_lib.data.sources import KINDS as SOURCES
 from soco_lib.data.sources import VocSource, open_source, split_spec
+from soco_lib.fields import require
 from soco_lib.figures.plots import draw_boxes
 from soco_lib.runs.folder import write_text
 from soco_lib.transfer import check_data
 from soco_lib.transfer.benchmarks import split_sets
-from soco_lib.transfer.datasets import LAYOUTS, Coco
+from soco_lib.transfer.datasets import LAYOUTS, Coco, usage
 
 #: Pictures of a kind on the page.
 SHOWN = 3
@@ -69,38 +71,44 @@ class Examined:
         ]
 
 
+def _dictionaries(content: dict) -> list[dict]:
+    annotations = content.get("annotations")
+    return [a for a in annotations if isinstance(a, dict)] if isinstance(annotations, list) else []
+
+
 def _label_maps(examined: Examined, file: Path, content: dict) -> None:
     """Which picture an annotation of the file is in, and its boxes after the repair."""
     raw = parsed(file.read_bytes(), Findings())
     names = {str(image.get("id")): str(image.get("file_name", "")) for image in content.get("images", ())}
     for image in raw.get("images", ()):
         examined.of_label[f"image {image.get('id')}"] = names.get(str(image.get("id")), "")
-    for number, a in enumerate(raw.get("annotations") or ()):
-        if isinstance(a, dict):
-            name = names.get(str(a.get("image_id")), "")
-            for label in (f"annotation {a.get('id')}", f"id {a.get('id')!r}", f"entry {number}"):
-                examined.of_label.setdefault(label, name)
-    words = {c.get("id"): str(c.get("name")) for c in content.get("categories", ())}
+    for number, a in enumerate(_dictionaries(raw)):
+        name = names.get(str(a.get("image_id")), "")
+        for label in (f"annotation {a.get('id')}", f"id {a.get('id')!r}", f"entry {number}"):
+            examined.of_label.setdefault(label, name)
+    words = {str(c.get("id")): str(c.get("name")) for c in content.get("categories", ())}
     boxes = defaultdict(list)
-    for a in content.get("annotations", ()):
+    for a in _dictionaries(content):
         if isinstance(a.get("bbox"), list) and len(a["bbox"]) == 4 and all(type(v) in (int, float) for v in a["bbox"]):
-            boxes[names.get(str(a.get("image_id")), "")].append((a["bbox"], words.get(a.get("category_id"), "?")))
+            boxes[names.get(str(a.get("image_id")), "")].append((a["bbox"], words.get(str(a.get("category_id")), "?")))
     examined.boxes = dict(boxes)
 
 
-def _examine_coco(examined: Examined, kind: str, rest: str, strict: bool) -> None:
+def _examine_coco(examined: Examined, kind: str, rest: str) -> None:
     file, folder = split_spec(rest)
-    layout = LAYOUTS[kind]
-    needed = ("images", "annotations", "categories") if strict else ("images",)
-    content, found = examine_coco(file, needed, folder, layout.name_files)
-    examined.findings.append(found)
-    if isinstance(content, dict) and content.get("images") and "not-coco" not in found.counts:
-        _label_maps(examined, file, content)
+    strict = examined.role != "images"
+    content, found = examine_coco(file, ALL if strict else ALL[:1], folder, LAYOUTS[kind].name_files)
+    examined.findings.append(found if strict else found.without_labels())
+    if not isinstance(content, dict) or not content.get("images") or {"not-coco", "file-name"} & {*found.counts}:
+        return
+    _label_maps(examined, file, content)
+    root = coco_root(file, folder, [image["file_name"] for image in content["images"]])
+    sizes = {i["file_name"]: (whole_number(i.get("width")), whole_number(i.get("height"))) for i in content["images"]}
+    examined.pictures = Pictures.below(root, {n: size if all(size) else None for n, size in sizes.items()})
 
 
 def _examine_voc(examined: Examined, source: VocSource) -> None:
     names = [Path(key).stem for key in source.keys]
-    examined.findings.append(examine_voc(source.root, names))
     examined.of_label.update({f"{name}.xml": key for name, key in zip(names, source.keys)})
     for key in examined.of_label.values() if len(names) < 5000 else ():
         try:
@@ -111,33 +119,29 @@ def _examine_voc(examined: Examined, source: VocSource) -> None:
         examined.boxes[key] = [([x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1], name) for (x1, y1, x2, y2), name in corners]
 
 
-def examine_set(role: str, spec: str, deep: bool = False, say: Callable = print) -> Examined:
-    """All that is odd about one set: `images`, or `train` or `test` of a transfer."""
+def examine_set(role: str, spec: str, deep: bool = False, say: Callable = print, alone: bool = True) -> Examined:
+    """All that is odd about one set: `images`, or `train` or `test` of a transfer, and `alone` there."""
     examined, strict = Examined(role, spec), role != "images"
     kind, _, rest = spec.partition(":")
     try:
         if issubclass(LAYOUTS.get(kind, object), Coco):
-            _examine_coco(examined, kind, rest, strict)
-        if strict and kind in LAYOUTS:
-            source = open_source(spec) if kind == "voc" else None
-            if source:
-                _examine_voc(examined, source)
-            layout = LAYOUTS[kind](rest) if not any(found.refused for found in examined.findings) else None
-            if layout:
-                names = [*layout.sizes]
-                path = lambda i: layout.root / names[i]
-                examined.pictures = Pictures(str(layout.root), names, path, lambda i: path(i).read_bytes(),
-                                             lambda i: layout.sizes[names[i]])  # fmt: skip
-                examined.findings.append(layout.examine_pictures(deep, say))
-                examined.findings.append(forks(layout.root))
+            _examine_coco(examined, kind, rest)
         else:
             source = open_source(spec)
+            examined.findings.append(source.findings if strict else source.findings.without_labels())
+            examined.pictures = Pictures.of(source)
             if isinstance(source, VocSource):
                 _examine_voc(examined, source)
-            examined.pictures = Pictures.of(source)
-            examined.findings.append(examine(examined.pictures, strict, deep, say=say))
-            if source.root.is_dir():
-                examined.findings.append(forks(source.root))
+        if examined.pictures:
+            looked_at = examine(examined.pictures, strict, deep, say=say)
+            examined.findings.append(looked_at if strict else looked_at.without_labels())
+            if examined.pictures.root.is_dir():
+                examined.findings.append(forks(examined.pictures.root))
+        if strict and alone:
+            examined.findings[:] = [found.for_role(role) for found in examined.findings]
+        if strict and not any(found.refused for found in examined.findings):
+            require(kind in LAYOUTS, f"{spec} carries no labels: give {role.upper()}= as {usage()}")
+            LAYOUTS[kind](rest)
     except BookError as error:
         examined.refuse(str(error))
     return examined
@@ -213,7 +217,9 @@ def main(arguments: list[str] | None = None) -> int:
     roles += [("images", given.images)] if given.images else []
     if not roles:
         return check_data.main(given.names)
-    sets = [examine_set(role, spec, given.deep, lambda line: print(line, flush=True)) for role, spec in roles]
+    count = Counter(role for role, _ in roles)
+    say = functools.partial(print, flush=True)
+    sets = [examine_set(role, spec, given.deep, say, alone=count[role] == 1) for role, spec in roles]
     rows = [row for examined in sets for row in examined.rows()]
     if rows:
         table = pd.DataFrame(rows, columns=["set", "kind", "count", "example", "severity", "what becomes of it"])

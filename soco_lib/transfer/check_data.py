@@ -21,7 +21,7 @@ from pathlib import Path
 import pandas as pd
 
 from soco_lib import BookError, locate, one_line_errors
-from soco_lib.data.archives import is_image
+from soco_lib.data.listings import is_image
 from soco_lib.fields import one_of
 from soco_lib.transfer import benchmarks
 from soco_lib.transfer.benchmarks import DataSet, data_tree, split_sets

@@ -58,7 +58,7 @@ class Coco(DataLayout):
     def read(self, rest: str) -> dict:
         self.rest, (self.source, folder) = rest, split_spec(rest)
         content, self.findings = self.content(rest)
-        self.root = coco_root(self.source, folder, content["images"][0]["file_name"])
+        self.root = coco_root(self.source, folder, [image["file_name"] for image in content["images"]])
         self.metadata = {"json_file": str(self.source), "image_root": str(self.root)}
         self.mask_format = self._mask_format(content["annotations"])
         return content
@@ -246,9 +246,6 @@ class Voc(DataLayout):
         """Of one image, with difficult objects, which are trained on too."""
         name = key.stem
         size, objects = read_voc(self.root.parent, name)
-        require(
-            size is not None, f"{self.root.parent}/Annotations/{name}.xml names no size (width, height): complete it"
-        )
         corners = [(x1 - 1, y1 - 1, x2, y2) for x1, y1, x2, y2 in (item.corners for item in objects)]
         annotations = [{"category_id": self.classes.index(item.name), "bbox": [*box], "bbox_mode": 0,  # x1 y1 x2 y2
                         "difficult": item.difficult} for item, box in zip(objects, corners)]  # fmt: skip

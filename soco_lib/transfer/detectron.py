@@ -114,7 +114,8 @@ def open_both(cfg: Transfer) -> tuple[DetectionData, DetectionData]:
     said = f"training and test data have different classes, e.g. {different[:3]}"
     require(not different, f"{said}: give two parts of one data set")
     learnable = any(not a.get("iscrowd", 0) for record in train.records for a in record["annotations"])
-    require(learnable, f"the {len(train.image_ids)} training images of {cfg.train} hold no objects")
+    empty = f"the {len(train.image_ids)} training images of {cfg.train} hold no objects"
+    require(learnable, f"{empty} but crowd regions, if any: give others, TRAIN=")
     crowd = lambda a: a.get("iscrowd", 0) or a.get("difficult", 0)
     scored = any(not crowd(a) for record in test.records for a in record["annotations"])
     require(scored, f"the {len(test.image_ids)} test images of {cfg.test} hold no objects to score: give others, TEST=")

@@ -72,10 +72,7 @@ class DataLayout(abc.ABC):
 
     def examine_pictures(self, deep: bool = False, say: Callable = lambda line: None) -> Findings:
         """What is odd about the pictures, all of them; an evaluator needs each (see pictures.examine)."""
-        names = [*self.sizes]
-        path = lambda i: self.root / names[i]
-        pictures = Pictures(str(self.root), names, path, lambda i: path(i).read_bytes(), lambda i: self.sizes[names[i]])
-        return examine(pictures, strict=True, deep=deep, labels=self.source, say=say)
+        return examine(Pictures.below(self.root, self.sizes), strict=True, deep=deep, labels=self.source, say=say)
 
     @abc.abstractmethod
     def records(self, name: str = "") -> list[dict]:

@@ -75,8 +75,8 @@ def _read(spec: str) -> tuple[Path, Path, dict]:
     """Annotation file, image folder and content."""
     require(spec.startswith("coco:"), f"data {spec!r} must read coco:ANNOTATIONS.json[@IMAGE_FOLDER]")
     path, folder = split_spec(spec.removeprefix("coco:"))
-    content = read_coco(path)
-    return path, coco_root(path, folder, content["images"][0]["file_name"]), content
+    content = read_coco(path, folder=folder)
+    return path, coco_root(path, folder, [image["file_name"] for image in content["images"]]), content
 
 
 def make(train: str, test: str, out: Path) -> dict[str, str]:

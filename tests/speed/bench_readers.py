@@ -17,7 +17,7 @@ from unittest import mock
 import numpy as np
 
 from soco_lib.config import Pretrain
-from soco_lib.data import archives
+from soco_lib.data import listings
 from soco_lib.data.sources import ImageSource, open_source
 from tests.speed.timing import REPETITIONS, Bench, in_turns
 
@@ -105,16 +105,16 @@ def listing_ways(root: Path, cache: Path) -> dict[str, Callable]:
     def first() -> None:
         for file in (cache / "listings").glob("*.arrow"):
             file.unlink()
-        archives.folder_keys(root)
+        listings.folder_keys(root)
 
     plain = lambda: sorted(p.relative_to(root).as_posix() for p in root.rglob("*.jpg"))
-    return {"first": first, "kept": lambda: archives.folder_keys(root), "plain": plain}
+    return {"first": first, "kept": lambda: listings.folder_keys(root), "plain": plain}
 
 
 def listing(bench: Bench, scratch: Path, sizes: tuple[int, ...], repetitions: int) -> None:
     """Seconds to list `sizes` folders of images, the largest last."""
     cache = scratch / "cache"  # kept however short, for a quick look
-    with mock.patch.dict(os.environ, {"SOCO_CACHE": str(cache)}), mock.patch.object(archives, "KEEP_FROM", 1):
+    with mock.patch.dict(os.environ, {"SOCO_CACHE": str(cache)}), mock.patch.object(listings, "KEEP_FROM", 1):
         for folders in sizes:
             ways = listing_ways(empty_tree(scratch / f"empty{folders}", folders), cache)
             ways["first"]()
