@@ -31,7 +31,7 @@ import pytest
 from soco_lib import ROOT
 
 #: Seconds that a busy machine may take for what takes one of its own.
-SLOW = 120.0
+SLOW = 300.0
 #: Every cell is drawn, also outside the window; no question about news.
 SETTINGS = {
     "@jupyterlab/apputils-extension/notification": '{"fetchNews": "false", "checkForUpdates": false}',

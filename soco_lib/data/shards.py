@@ -147,7 +147,7 @@ def make_shards(shards: list[Path], source: ImageSource, config: ProposalConfig,
     workers, last = min(workers, len(missing)), start
     if len(missing) < len(shards):
         say(f"{len(shards) - len(missing)} of {len(shards)} shards were made before; going on")
-    for count in _finished(missing, source, config, workers):
+    for count in filter(None, _finished(missing, source, config, workers)):
         done, now = done + count, time.monotonic()
         pause = min(30.0, max(2.0, (now - start) / done * todo / 10))  # ten lines, or two a minute
         if done < todo and now - last >= pause:
@@ -227,7 +227,8 @@ def _made_here(shards: Iterator[Path], source: ImageSource, config: ProposalConf
 def _made_by(workers: int, shards: Iterator[Path], source: ImageSource, config: ProposalConfig, asked: list
              ) -> Iterator[int]:  # fmt: skip
     spawn = multiprocessing.get_context("spawn")  # a forked copy of a process with threads (notebooks, torch) may hang
-    stopping = spawn.Event()
+    with stop.children_ignore():  # as does the process that looks after what they share
+        stopping = spawn.Event()
     with ProcessPoolExecutor(workers, spawn, _start_worker, (source, config, stopping)) as pool:
         try:
             with stop.children_ignore():  # the first shards start the processes
