@@ -108,8 +108,9 @@ class Lab:
         from papermill.parameterize import parameterize_notebook
 
         given = load_notebook_node(str(ROOT / "notebooks" / f"{name}.ipynb"))
-        nbformat.write(parameterize_notebook(given, parameters), self.folder / "notebooks" / f"{name}.ipynb")
-        self.page.goto(f"{self.info['url']}lab/tree/notebooks/{name}.ipynb?reset&token={self.info['token']}")
+        copy = f"{name}-{len([*(self.folder / 'notebooks').iterdir()])}.ipynb"  # each has a kernel of its own
+        nbformat.write(parameterize_notebook(given, parameters), self.folder / "notebooks" / copy)
+        self.page.goto(f"{self.info['url']}lab/tree/notebooks/{copy}?reset&token={self.info['token']}")
         notebook = Notebook(self.page)
         notebook.idle()
         return notebook

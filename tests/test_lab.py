@@ -28,8 +28,7 @@ def watching(lab, work, results, kind):
     name = {"pretrain": "03_pretrain", "transfer": "04_transfer"}[kind]
     page = lab.open(name, run_name="run", results=str(results), config=str(work.configs[kind]))
     page.run_all()
-    page.until(lambda: page.cell(4).locator("img").count() or not page.running())
-    page.until(rows(results / "run", 3))
+    page.until(lambda: page.cell(4).locator("img").count() and rows(results / "run", 3)())
     return page
 
 
