@@ -188,7 +188,7 @@ def train(run: Run, process: processes.Process, stop_requests: Sequence = ()) ->
         saves = done % cfg.save_every == 0 or done == numbers.steps
         unread.append((done, processes.Later(processes.mean(out["loss"].float()))))
         look(leave=1 if process.ahead and not (logs or saves) else 0)
-        stopping = processes.anyone(bool(stop_requests))  # asked after the look, which is where a GPU's process waits
+        stopping = processes.anyone(bool(stop_requests))  # after the look, which is where a GPU's process waits
         if stopping:
             look(leave=0)
         if logs:

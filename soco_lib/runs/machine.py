@@ -65,7 +65,7 @@ def import_quietly() -> None:
 
 
 def begin_command() -> None:
-    """The imports are over. Below make, a recipe's shell dies of SIGTERM and tells nobody: this process gets it then."""
+    """The imports are over. Below make, whose shells die of SIGTERM and tell nobody, this process gets one then."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if "MAKELEVEL" in os.environ:
