@@ -28,9 +28,10 @@ from soco_lib.data.proposals import ProposalConfig
 from soco_lib.data.sources import open_source
 from soco_lib.data.store import ProposalStore, build_store
 from soco_lib.features import probe
-from soco_lib.fields import from_dict, load
+from soco_lib.fields import from_dict
 from soco_lib.runs import checkpoint, launch
 from soco_lib.runs.folder import Run, read_json
+from soco_lib.runs.settings import load
 from soco_lib.runs.stop import STOPPED, Stopped
 from soco_lib.transfer import finetune, predict
 from soco_lib.transfer import run as transfer
@@ -73,7 +74,7 @@ def _foreground() -> None:
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
-def until(ready, process, seconds=120.0):
+def until(ready, process, seconds=300.0):
     deadline = time.monotonic() + seconds
     while not ready():
         assert process.poll() is None and time.monotonic() < deadline, (
