@@ -495,7 +495,7 @@ def test_the_notebook_shows_half_a_study(study, tmp_path, stub):
 
 
 @pytest.mark.parametrize(
-    ("runs", "table", "made", "ends"), [(0, 0, 2, 0), (3, 0, 2, 3), (143, 0, 2, 143), (3, 1, 1, 1), (1, 0, 0, 1)]
+    ("runs", "table", "made", "ends"), [(0, 0, 2, 0), (3, 0, 2, 3), (143, 0, 0, 143), (3, 1, 1, 1), (1, 0, 0, 1)]
 )
 def test_table_and_notebook_show_what_there_is(monkeypatch, runs, table, made, ends):
     asked = []
