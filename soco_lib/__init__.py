@@ -5,11 +5,12 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from soco_lib.runs.machine import have_home
+from soco_lib.runs.machine import begin_command, have_home, import_quietly
 
 #: The checkout: notebooks, results and data are found from here, whatever the working directory.
 ROOT = Path(__file__).resolve().parents[1]
 have_home()
+import_quietly()
 
 
 class BookError(ValueError):
@@ -23,6 +24,7 @@ def one_line_errors(main: Callable[..., int | None]) -> Callable[..., int]:
 
     @functools.wraps(main)
     def checked(arguments: list[str] | None = None) -> int:
+        begin_command()
         try:
             return main(arguments) or 0
         except (Exception, KeyboardInterrupt) as error:

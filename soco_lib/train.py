@@ -152,6 +152,7 @@ def train(run: Run, process: processes.Process, stop_requests: Sequence = ()) ->
     started, log, row = time.perf_counter(), Log(run, cfg, numbers, writes=process.main), {}
     pin = process.device.type == "cuda"
     batches = build_loader(dataset, numbers, process.rank, done, pin, trainer.model.count, ahead)
+    stop.keep(stop_requests)
     with stop.children_ignore():
         batches = loader.Feed(batches, numbers.accumulate, stop_requests)
     unread = []  # (step, loss): a GPU's answer is read when the next update is queued, so that it never runs dry
@@ -169,6 +170,9 @@ def train(run: Run, process: processes.Process, stop_requests: Sequence = ()) ->
                 kept = f"the last good checkpoint stays in {run.folder / 'checkpoints'}"
                 raise session.Diverged(f"the loss is {value} at step {at}: {remedy}; {kept}", at)
 
+    look_at_objects = lambda: probe.after(done, trainer.model.online.encoder, cfg, log, stop_requests, save)
+    if processes.from_first(probe.due(done, cfg, numbers, run.rows())):  # a request to stop ended it
+        look_at_objects()
     for step in range(done, numbers.steps):
         try:
             out = trainer.update(step, batches)
@@ -183,19 +187,17 @@ def train(run: Run, process: processes.Process, stop_requests: Sequence = ()) ->
         saves = done % cfg.save_every == 0 or done == numbers.steps
         unread.append((done, processes.Later(processes.mean(out["loss"].float()))))
         look(leave=1 if process.ahead and not (logs or saves) else 0)
-        stopping = processes.anyone(bool(stop_requests))  # asked after the look, which is where a GPU's process waits
+        stopping = processes.anyone(bool(stop_requests))  # after the look, which is where a GPU's process waits
         if stopping:
             look(leave=0)
         if logs:
             row = log.row(done, out)
         if saves or stopping:
             save()
-        if probe.due(done, cfg, numbers):
-            if process.main:
-                probe.after(done, trainer.model.online.encoder, cfg, log)
-            processes.wait()
         if stopping and done < numbers.steps:
-            raise stop.Stopped(f"told to stop after step {done}, of which a checkpoint is saved: run again to go on")
+            raise stop.Stopped(stop.AFTER.format(done))
+        if probe.due(done, cfg, numbers):
+            look_at_objects()
     if not process.main:  # the first one may still be writing what follows
         return {}
     last = run.rows()[-1]

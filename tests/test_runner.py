@@ -495,7 +495,7 @@ def test_the_notebook_shows_half_a_study(study, tmp_path, stub):
 
 
 @pytest.mark.parametrize(
-    ("runs", "table", "made", "ends"), [(0, 0, 2, 0), (3, 0, 2, 3), (143, 0, 2, 143), (3, 1, 1, 1), (1, 0, 0, 1)]
+    ("runs", "table", "made", "ends"), [(0, 0, 2, 0), (3, 0, 2, 3), (143, 0, 0, 143), (3, 1, 1, 1), (1, 0, 0, 1)]
 )
 def test_table_and_notebook_show_what_there_is(monkeypatch, runs, table, made, ends):
     asked = []
@@ -533,19 +533,21 @@ def change(path, variant, **toy):
 def test_stopped_and_killed_it_goes_on(study, tmp_path):
     change(study, "batch-512", steps=60)
     run = tmp_path / "r" / "tiny-batch-512-toy-s0"
-    for number, rows in ((signal.SIGINT, 3), (signal.SIGKILL, 12)):
+    for number, rows in ((signal.SIGINT, 3), (signal.SIGHUP, 7), (signal.SIGKILL, 12)):
         child = start(study, tmp_path / "r", "--variants", "batch-512")
         wait_for(run, rows, child)
         os.killpg(child.pid, number)  # as a terminal does
         said = child.communicate()[0]
+        if number != signal.SIGKILL:
+            assert child.returncode == session.STOPPED
         if number == signal.SIGINT:
-            assert child.returncode == session.STOPPED and "stopped; the same command goes on" in said
+            assert "stopped; the same command goes on" in said
             assert Run.read(run).record["status"] == "stopped" and "its table: python -m" in said
             tables(["--studies", study, "--results", str(tmp_path / "r"), "--profile", "toy"])
             assert "step " in row_of(tmp_path / "r", "batch-512")[-1]
     assert go(study, tmp_path / "r", "--variants", "batch-512") == 0  # waits for the killed runner's run to save
     sessions = Run.read(run).record["sessions"]
-    assert Run.read(run).done and len(sessions) == 3 and all("told to stop" in s["error"] for s in sessions[:2])
+    assert Run.read(run).done and len(sessions) == 4 and all("told to stop" in s["error"] for s in sessions[:3])
     assert row_of(tmp_path / "r", "batch-512")[-1] == "done (s0)"
     assert Run.read(tmp_path / "r" / "tiny-batch-512-toy-s0-coco-fpn-1x").metrics["images"] == 6
 

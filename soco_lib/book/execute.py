@@ -81,8 +81,9 @@ def execute(notebook: str | Path, run_name: str, params: dict[str, Any], results
                 kernel_manager_class=stop.manager(), on_cell_start=stop.before_cell,
             )  # fmt: skip
     except papermill.PapermillExecutionError as error:
-        if error.ename in ("Stopped", "KeyboardInterrupt"):
-            said = [line.strip() for line in error.evalue.splitlines() if line.strip()][-1:]
+        if stop or error.ename in ("Stopped", "KeyboardInterrupt"):  # within an import it may come as any error
+            lines = error.evalue.splitlines() if error.ename == "Stopped" else []
+            said = [line.strip() for line in lines if line.strip()][-1:]
             raise stop.ended(copy, *said) from error
         raise _failure(copy, error.exec_count, reason(error.ename, error.evalue)) from error
     except (

@@ -1,7 +1,8 @@
 """Proposals of many images, in shards that any number of processes make and a rerun completes.
 
 A shard FIRST-LAST.npz holds images FIRST..LAST-1 of a source: count, status (code into STATUSES), size (width, height),
-error, boxes (all images' one after the other), and the seconds of one core that it took.
+error, boxes (all images' one after the other), and the seconds of one core that it took. FIRST-LAST.part is the same of
+the first images of a shard, which was stopped there.
 """
 
 from __future__ import annotations
@@ -85,14 +86,17 @@ def present(rows: Iterable[Row], most: int) -> Iterator[Row]:
         yield row
 
 
-def write_shard(shard: Path, rows: Iterable[Row], seconds: float | None = None) -> None:
-    """Write a shard at once: a process that dies leaves no half a shard under the shard's name.
+def write_shard(shard: Path, rows: Iterable[Row], seconds: float | None = None, earlier: float = 0.0) -> Path:
+    """Write a shard at once, or with fewer rows than images a .part of it; returns the file. A process that dies leaves
+    no half of one.
 
-    seconds: of one core that it took (None: this call's, and the images are looked after by `present`).
+    seconds: of one core that it took (None: this call's, and the images are looked after by `present`), and `earlier`.
     """
     start, count = time.thread_time(), len(shard_range(shard))
     rows = present(rows, min(count, GONE) if count >= 16 else GONE) if seconds is None else rows  # else they are known
-    sizes, boxes, status, errors = zip(*rows)
+    sizes, boxes, status, errors = [*zip(*rows)] or ([], [], [], [])
+    if len(sizes) < count:
+        shard = shard.with_name(f"{shard_range(shard).start:09d}-{shard_range(shard).start + len(sizes):09d}.part")
     with replacing(shard, "wb") as file:
         np.savez(
             file,
@@ -100,9 +104,25 @@ def write_shard(shard: Path, rows: Iterable[Row], seconds: float | None = None) 
             status=np.array([STATUSES.index(s) for s in status], np.int8),
             size=np.array(sizes, np.int32),
             error=np.array(errors, np.str_),
-            boxes=np.concatenate(boxes).astype(np.float32),
-            seconds=time.thread_time() - start if seconds is None else seconds,
+            boxes=np.concatenate([np.empty((0, 4)), *boxes]).astype(np.float32),
+            seconds=earlier + (time.thread_time() - start if seconds is None else seconds),
         )
+    return shard
+
+
+def _parts(shard: Path) -> list[Path]:
+    return [*shard.parent.glob(f"{shard.stem.partition('-')[0]}-*.part")]
+
+
+def _begun(shard: Path) -> tuple[list[Row], float]:
+    """What is left of a shard that was stopped: its first rows, none of an image that was unavailable, and seconds."""
+    for part in _parts(shard):
+        with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile), np.load(part) as file:
+            boxes = np.split(file["boxes"], file["count"].cumsum()[:-1])
+            rows = zip(map(tuple, file["size"].tolist()), boxes, map(STATUSES.__getitem__, file["status"]),
+                       file["error"].tolist())  # fmt: skip
+            return [*itertools.takewhile(lambda row: MAY_PASS not in row[3], rows)], float(file["seconds"])
+    return [], 0.0
 
 
 def _made(shard: Path) -> bool:
@@ -119,15 +139,15 @@ def _made(shard: Path) -> bool:
 def make_shards(shards: list[Path], source: ImageSource, config: ProposalConfig, workers: int, say: Say) -> None:
     """Make those of `shards` that are missing, with up to `workers` processes; `say` gets a progress line now and then.
 
-    Raises BookError when a process dies, Stopped after the running shards upon a request to stop; finished shards stay,
-    a rerun goes on from them.
+    Raises BookError when a process dies, Stopped after the running images upon a request to stop; what is made stays, a
+    rerun goes on from it.
     """
     missing = [shard for shard in shards if not _made(shard)]
     todo, done, start = sum(len(shard_range(s)) for s in missing), 0, time.monotonic()
     workers, last = min(workers, len(missing)), start
     if len(missing) < len(shards):
         say(f"{len(shards) - len(missing)} of {len(shards)} shards were made before; going on")
-    for count in _finished(missing, source, config, workers):
+    for count in filter(None, _finished(missing, source, config, workers)):
         done, now = done + count, time.monotonic()
         pause = min(30.0, max(2.0, (now - start) / done * todo / 10))  # ten lines, or two a minute
         if done < todo and now - last >= pause:
@@ -181,38 +201,42 @@ def _missing(shards: list[Path], lock: IO) -> list[int] | None:
 
 
 def _finished(shards: list[Path], source: ImageSource, config: ProposalConfig, workers: int) -> Iterator[int]:
-    """Number of images of each shard, as it gets ready. Raises Stopped after the running ones once it is to stop."""
+    """Number of images of each shard, as it gets ready. Raises Stopped once it is to stop."""
     with stop.requests(urgent=True) as stop_requests:
         # Taken from until a stop is requested.
         todo = iter(lambda: next(rest, None) if not stop_requests else None, None)
         rest, made = iter(shards), 0
-        for count in _made_here(todo, source, config) if workers <= 1 else _made_by(workers, todo, source, config):
-            made += 1
+        by = functools.partial(_made_by, workers) if workers > 1 else _made_here
+        for count in by(todo, source, config, stop_requests):
+            made += count > 0
             yield count
         if made < len(shards):
             left = f"{len(shards) - made} of {len(shards)} shards are left to make"
-            raise stop_requests.stopped(
-                f"the proposals were stopped, {left}: run again to go on from the finished ones"
-            )
+            raise stop_requests.stopped(f"the proposals were stopped, {left}: run again to go on from what is made")
 
 
-def _made_here(shards: Iterator[Path], source: ImageSource, config: ProposalConfig) -> Iterator[int]:
+def _made_here(shards: Iterator[Path], source: ImageSource, config: ProposalConfig, asked: list) -> Iterator[int]:
     threads = cv2.getNumThreads()
     try:
         cv2.setNumThreads(1)
-        yield from (_make_shard(shard, source, config) for shard in shards)
+        yield from (_make_shard(shard, source, config, lambda: bool(asked)) for shard in shards)
     finally:
         cv2.setNumThreads(threads)
 
 
-def _made_by(workers: int, shards: Iterator[Path], source: ImageSource, config: ProposalConfig) -> Iterator[int]:
+def _made_by(workers: int, shards: Iterator[Path], source: ImageSource, config: ProposalConfig, asked: list
+             ) -> Iterator[int]:  # fmt: skip
     spawn = multiprocessing.get_context("spawn")  # a forked copy of a process with threads (notebooks, torch) may hang
-    with ProcessPoolExecutor(workers, spawn, _start_worker, (source, config)) as pool:
+    with stop.children_ignore():  # as does the process that looks after what they share
+        stopping = spawn.Event()
+    with ProcessPoolExecutor(workers, spawn, _start_worker, (source, config, stopping)) as pool:
         try:
             with stop.children_ignore():  # the first shards start the processes
                 running = {pool.submit(_worker_shard, shard) for shard in itertools.islice(shards, workers)}
             while running:
-                ready, running = wait(running, return_when=FIRST_COMPLETED)
+                ready, running = wait(running, timeout=POLL, return_when=FIRST_COMPLETED)
+                if asked:
+                    stopping.set()
                 running |= {pool.submit(_worker_shard, shard) for shard in itertools.islice(shards, len(ready))}
                 yield from (future.result() for future in ready)
         except BrokenProcessPool:
@@ -228,12 +252,13 @@ def _made_by(workers: int, shards: Iterator[Path], source: ImageSource, config: 
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-_job: tuple[ImageSource, ProposalConfig]  # of a worker process: sent once, not with every shard
+#: Of a worker process, sent once and not with every shard: what is made, and whether to stop.
+_job: tuple[ImageSource, ProposalConfig, Callable[[], bool]]
 
 
-def _start_worker(source: ImageSource, config: ProposalConfig) -> None:
+def _start_worker(source: ImageSource, config: ProposalConfig, stopping) -> None:
     global _job
-    _job = source, config
+    _job = source, config, stopping.is_set
     cv2.setNumThreads(1)  # one core a worker: OpenCV's own pool only fights the other workers
     end_with_parent(signal.SIGKILL)  # a killed parent cannot tell its workers: they would wait for ever
 
@@ -242,9 +267,15 @@ def _worker_shard(shard: Path) -> int:
     return _make_shard(shard, *_job)
 
 
-def _make_shard(shard: Path, source: ImageSource, config: ProposalConfig) -> int:
-    write_shard(shard, (_row(source, index, config) for index in shard_range(shard)))
-    return len(shard_range(shard))
+def _make_shard(shard: Path, source: ImageSource, config: ProposalConfig, stops: Callable[[], bool]) -> int:
+    """Number of its images; 0 where it stopped before the last, and kept what it had made."""
+    rows, seconds = _begun(shard)
+    left = itertools.takewhile(lambda _: not stops(), shard_range(shard)[len(rows) :])
+    made = (_row(source, index, config) for index in left)
+    written = write_shard(shard, itertools.chain(rows, made), earlier=seconds)
+    for part in {*_parts(shard)} - {written}:
+        part.unlink()
+    return len(shard_range(shard)) if written == shard else 0
 
 
 def _row(source: ImageSource, index: int, config: ProposalConfig) -> Row:

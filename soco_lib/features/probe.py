@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from soco_lib.data.sources import ImageSource, UnreadableImage, open_source
 from soco_lib.dataset import normalize
 from soco_lib.encoder import Encoder
 from soco_lib.fields import from_dict, require
-from soco_lib.runs import checkpoint, processes, records
+from soco_lib.runs import checkpoint, processes, records, stop
 from soco_lib.runs.folder import Run, write_json
 from soco_lib.views import resize
 
@@ -190,23 +190,30 @@ def probe(encoder: Encoder, cfg: Pretrain, data: str, images: int = 0, seed: int
     return Scores(*right, classes=len(scored), objects=len(args[0]) + len(truth), images=read + read_too)
 
 
-def due(done: int, cfg: Pretrain, plan: Plan) -> bool:
-    """Whether a pretraining is probed after `done` updates: every cfg.probe_every epochs, and at the end."""
-    every = max(1, round(cfg.probe_every * plan.steps_per_epoch))
-    return bool(cfg.probe) and (done == plan.steps or cfg.probe_every > 0 and done % every == 0)
-
-
-def after(done: int, encoder: Encoder, cfg: Pretrain, log) -> None:
-    """Probe the encoder after `done` updates, as cfg says, for a log.Log; at a run's first probe, random weights of the
-    same network too.
+def due(done: int, cfg: Pretrain, plan: Plan, rows: Sequence[dict] = ()) -> bool:
+    """Whether a pretraining is probed after `done` updates: every cfg.probe_every epochs, and at the end; not twice by
+    the log's `rows`.
     """
-    networks = {"": encoder}
-    if not any("knn_random" in row for row in log.run.rows()):
+    every, had = (
+        max(1, round(cfg.probe_every * plan.steps_per_epoch)),
+        any("knn" in r for r in rows if r["step"] == done),
+    )
+    return bool(cfg.probe and done and not had) and (done == plan.steps or cfg.probe_every > 0 and done % every == 0)
+
+
+def after(done: int, encoder: Encoder, cfg: Pretrain, log, stop_requests: Sequence, save: Callable) -> None:
+    """Probe the encoder after `done` updates, as cfg says, in the process whose log.Log writes; the others wait. At a
+    run's first probe, random weights of the same network too. A request to stop ends it, and `save` is called.
+    """
+    networks = {"": encoder} if log.board else {}
+    if networks and not any("knn_random" in row for row in log.run.rows()):
         networks = {"_random": fresh(cfg, device=next(encoder.parameters()).device), **networks}
-    for suffix, network in networks.items():
-        scores = probe(network, cfg, cfg.probe, cfg.probe_images)
-        log.write({"step": done, f"knn{suffix}": scores.knn, f"linear{suffix}": scores.linear})
-        print(f"probe after step {done}{' (random weights)' if suffix else ''}: {scores.describe()}", flush=True)
+    with stop.harmless(stop_requests, stop.AFTER.format(done), save):
+        for suffix, network in networks.items():
+            scores = probe(network, cfg, cfg.probe, cfg.probe_images)
+            log.write({"step": done, f"knn{suffix}": scores.knn, f"linear{suffix}": scores.linear})
+            print(f"probe after step {done}{' (random weights)' if suffix else ''}: {scores.describe()}", flush=True)
+    processes.wait()
 
 
 def pooled(cfg: Pretrain, encoder: Encoder) -> tuple[Pretrain, Encoder]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
+import signal
 import sys
 import tempfile
 import threading
@@ -55,6 +56,20 @@ def _signal_when_orphaned(parent: int, number: int, poll: float = 1.0) -> None:
     while os.getppid() == parent:
         time.sleep(poll)
     os.kill(os.getpid(), number)
+
+
+def import_quietly() -> None:
+    """At the beginning of `python -m soco_lib.…`: Ctrl-C within the imports ends it without their traceback."""
+    if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def begin_command() -> None:
+    """The imports are over. Below make, whose shells die of SIGTERM and tell nobody, this process gets one then."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if "MAKELEVEL" in os.environ:
+        end_with_parent(signal.SIGTERM)
 
 
 def have_home() -> None:

@@ -26,6 +26,8 @@ LOADER_ERROR = ".loader-error"
 LOADER_ERROR_WAIT = 2.0
 
 
+#: What a run says that was stopped while it opened and looked at its data.
+BEFORE = "told to stop while it started: run again to go on"
 #: What a collective says once another process has gone.
 _CONNECTION = re.compile(r"gloo|nccl|connection|peer|process group|store", re.IGNORECASE)
 
@@ -60,8 +62,9 @@ def main(description: str, work: Callable[[Run, processes.Process, Sequence], di
          arguments: list[str] | None = None, *, fixed_sizes: bool) -> int:  # fmt: skip
     """Command line of a module that works on a run folder; returns the exit status: 0, 1 or STOPPED.
 
-    work(run, process, stop_requests) returns the metrics, or raises Stopped once stop_requests is not empty;
-    fixed_sizes: see processes.arithmetic. A BookError is printed as one line; run.json says done, failed or stopped.
+    work(run, process, stop_requests) returns the metrics, or raises Stopped once stop_requests is not empty; until it
+    calls stop.keep(stop_requests) a request ends it at once. fixed_sizes: see processes.arithmetic. A BookError is
+    printed as one line; run.json says done, failed or stopped.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="run folder with run.json (a notebook or Run.start makes it)")
@@ -83,7 +86,8 @@ def main(description: str, work: Callable[[Run, processes.Process, Sequence], di
             run.begin(processes=process.world, device=str(process.device), threads=torch.get_num_threads(), **computes)
             ours = True
         with stop.requests(urgent=True) as stop_requests:
-            metrics = work(run, process, stop_requests)
+            with stop.harmless(stop_requests, BEFORE):
+                metrics = work(run, process, stop_requests)
             if process.main:
                 run.end("done", metrics)
     except BaseException as raised:
@@ -92,7 +96,7 @@ def main(description: str, work: Callable[[Run, processes.Process, Sequence], di
         error = loader.reason(raised)
         error = files.unwritable(error) or error
         if isinstance(error, KeyboardInterrupt):
-            error = Stopped("stopped at once: run again to go on from the last checkpoint")
+            error = Stopped(str(error) or "stopped at once: run again to go on from the last checkpoint")
         message = one_line(error)
         message = _shared_reason(run, process, error, message)  # while the connection to the others still stands
         loader.end_workers()

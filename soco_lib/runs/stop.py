@@ -7,13 +7,15 @@ import os
 import signal
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from soco_lib import BookError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: Exit status of a run that was asked to stop and saved a checkpoint: the shell's number for SIGTERM.
 STOPPED = 128 + signal.SIGTERM
+#: What a run says that saved and ended.
+AFTER = "told to stop after step {}, of which a checkpoint is saved: run again to go on"
 
 
 class Stopped(BookError):
@@ -24,6 +26,12 @@ class Stopped(BookError):
     def _render_traceback_(self) -> list[str]:
         """What a notebook shows: nothing has gone wrong, so no traceback."""
         return [f"Stopped: {self}"]
+
+
+class Interrupted(KeyboardInterrupt):
+    """Work ended at once upon a request, where nothing is lost by it; the message says how to go on. Like its base no
+    Exception: what catches those of bad images, say, lets it pass.
+    """
 
 
 class StopRequests(list):
@@ -51,10 +59,14 @@ class StopRequests(list):
 
 
 class _Urgent(StopRequests):
+    harmless = ""  # see `harmless`
+
     def __call__(self, number: int, frame=None) -> None:
         super().__call__(number)
         if self.at_once:
             raise KeyboardInterrupt
+        if self.harmless:
+            raise Interrupted(self.harmless)
 
 
 @contextlib.contextmanager
@@ -75,6 +87,34 @@ def requests(urgent: bool = False, into: StopRequests | None = None) -> Iterator
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def harmless(asked: StopRequests, message: str, save: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Within, nothing is lost by a request: it raises Interrupted(message) at once, as does one that was made before.
+
+    asked: of requests(urgent=True); with any other nothing changes. save: called then, when no request can disturb it.
+    """
+    urgent, before = isinstance(asked, _Urgent), getattr(asked, "harmless", "")
+    try:
+        if urgent:
+            asked.harmless = message
+            if asked:
+                raise Interrupted(message)
+        yield
+    except Interrupted:
+        asked.harmless = ""
+        save()
+        raise
+    finally:
+        if urgent:
+            asked.harmless = before
+
+
+def keep(asked: StopRequests) -> None:
+    """From here on requests are but kept in `asked`, for who looks and saves first; ends what `harmless` began."""
+    if isinstance(asked, _Urgent):
+        asked.harmless = ""
 
 
 @contextlib.contextmanager

@@ -81,7 +81,7 @@ class Saving(hooks.HookBase):
             if done == cfg.iterations or done % cfg.save_every == 0 or trainer.stop:
                 trainer.save(done)
         if trainer.stop:
-            raise stop.Stopped(f"told to stop after step {done}, of which a checkpoint is saved: run again to go on")
+            raise stop.Stopped(stop.AFTER.format(done))
 
 
 class Evaluation(hooks.HookBase):
@@ -110,7 +110,8 @@ class Evaluation(hooks.HookBase):
         """Scores after `done` iterations (see evaluate.evaluate) to log, terminal and TensorBoard."""
         trainer, run = self.trainer, self.trainer.run
         try:
-            trainer.results = evaluate(trainer.model, trainer.d2, trainer.test, trainer.stop_requests)
+            with stop.harmless(trainer.stop_requests, stop.AFTER.format(done), lambda: trainer.save(done)):
+                trainer.results = evaluate(trainer.model, trainer.d2, trainer.test, trainer.stop_requests)
         except loader.Waiting as waiting:
             trainer.stop_waiting(waiting, done)
         processes.wait()  # the first process scores alone: minutes for COCO, tens of minutes for LVIS
@@ -230,6 +231,7 @@ class FineTuner(Accumulator):
         Raises BookError when the loss is not finite, stop.Stopped when told to stop.
         """
         try:
+            stop.keep(self.stop_requests)
             with stop.children_ignore():
                 self._data_loader_iter_obj = loader.Feed(self.data_loader, self.accumulate, self.stop_requests)
             # Compiled functions (the focal loss) round otherwise from their second call on: on the CPU, where a resumed

@@ -135,9 +135,9 @@ class Images(Dataset):
         return {"index": index, "image": image, "height": height, "width": width}
 
 
-def _detect(cfg: Predict, source: ImageSource, model, d2: CfgNode, process: processes.Process, stop_requests: Sequence):
+def _detect(cfg: Predict, source: ImageSource, model, d2: CfgNode, process: processes.Process) -> dict:
     """This process's images: index -> (height, width, COCO results with the numbers of image and class for ids), or why
-    it could not be read. None when told to stop.
+    it could not be read.
     """
     say = print if process.main else lambda *_, **__: None
     ahead = loader.batches_ahead(AHEAD, shared_bytes(d2), cfg.workers, process.local_world, say=say)
@@ -147,25 +147,20 @@ def _detect(cfg: Predict, source: ImageSource, model, d2: CfgNode, process: proc
         prefetch_factor=ahead if cfg.workers else None, timeout=loader.POLL if cfg.workers else 0,
     )  # fmt: skip
     with stop.children_ignore():
-        feed = loader.Feed(batches, stop_requests=stop_requests)
+        feed = loader.Feed(batches)
     found, began, said = {}, time.perf_counter(), 0.0
-    try:
-        for [image] in feed:
-            if stop_requests:
-                return None
-            index = image["index"]
-            if "image" in image:
-                instances = model([image])[0]["instances"].to("cpu")
-                rows = instances_to_coco_json(instances[instances.scores >= cfg.score], index)
-                found[index] = image["height"], image["width"], rows
-            else:
-                found[index] = image["unreadable"]
-            seconds = time.perf_counter() - began
-            if seconds - said >= EVERY:
-                said, done = seconds, len(found) * process.world
-                say(f"{done} of {len(source)} images, {done / seconds:.1f} images/s", flush=True)
-    except loader.Waiting:
-        return None
+    for [image] in feed:
+        index = image["index"]
+        if "image" in image:
+            instances = model([image])[0]["instances"].to("cpu")
+            rows = instances_to_coco_json(instances[instances.scores >= cfg.score], index)
+            found[index] = image["height"], image["width"], rows
+        else:
+            found[index] = image["unreadable"]
+        seconds = time.perf_counter() - began
+        if seconds - said >= EVERY:
+            said, done = seconds, len(found) * process.world
+            say(f"{done} of {len(source)} images, {done / seconds:.1f} images/s", flush=True)
     return found
 
 
@@ -206,21 +201,16 @@ def _readme(cfg: Predict, folder: Path, d2: CfgNode) -> str:
     return text.format(cfg=cfg, ours=ours, folder=folder.resolve(), weights=FINAL, device=d2.MODEL.DEVICE)
 
 
-def predict(run: Run, process: processes.Process, stop_requests: Sequence = ()) -> dict:
-    """Detect on all images; returns the run's metrics, {} but in the first process. Raises BookError for bad input.
-
-    stop_requests: filled once this process is to stop; it then raises stop.Stopped.
-    """
+def predict(run: Run, process: processes.Process) -> dict:
+    """Detect on all images; returns the run's metrics, {} but in the first process. Raises BookError for bad input."""
     cfg = from_dict(Predict, run.record["config"])
     transfer, source = finished(cfg.model), open_source(cfg.images)
     model, d2, classes = detector(transfer, process.device)
     if process.main:
         print(f"{process.describe()}; {cfg.model} on {len(source)} images, score {cfg.score:g} or more", flush=True)
     began = time.perf_counter()
-    found = _detect(cfg, source, model, d2, process, stop_requests)
+    found = _detect(cfg, source, model, d2, process)
     parts, seconds = comm.gather(found, dst=0), time.perf_counter() - began
-    if None in parts or found is None:
-        raise stop.Stopped("told to stop before the last image: run again to begin anew")
     if not process.main:
         return {}
     numbers = _write(run.folder, source, {i: value for part in parts for i, value in part.items()}, classes)
@@ -232,11 +222,11 @@ def predict(run: Run, process: processes.Process, stop_requests: Sequence = ()) 
 
 
 def work(run: Run, process: processes.Process, stop_requests: Sequence) -> dict:
-    """`predict` that ends when the process is told to stop, and rounds as a transfer's evaluation (see finetune.py)."""
+    """`predict` that ends at once when told to stop, and rounds as a transfer's evaluation (see finetune.py)."""
     warnings.filterwarnings("ignore", "torch.meshgrid")  # Detectron2's, harmless
     exact = torch.jit.optimized_execution(process.device.type != "cpu")
-    with torch.no_grad(), exact:
-        return predict(run, process, stop_requests)
+    with torch.no_grad(), exact, stop.harmless(stop_requests, "told to stop before the last image: run again"):
+        return predict(run, process)
 
 
 @dataclass(frozen=True)
