@@ -166,5 +166,5 @@ def draw_maps(networks: dict[str, Encoder], views: list[tuple[Tensor, Tensor]]) 
             extent = (w, side - w, side - h, h)
             ax.imshow(found, extent=extent, cmap="viridis", alpha=0.75, interpolation="bilinear")
             ax.set(xlim=(0, side), ylim=(side, 0))
-            ax.set_title(f"{name}: {found.min():.2f} to {found.max():.2f}", fontsize=9)
+            ax.set_title(f"{name}\n{found.min():.2f} to {found.max():.2f}", fontsize=9)
     return figure

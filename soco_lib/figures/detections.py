@@ -48,8 +48,8 @@ def _panel(ax, image: np.ndarray, objects: list[dict], classes: dict[int, str], 
     masks = [decode_mask(o.get("segmentation"), *image.shape[:2]) for o in objects]
     boxes = np.array([o["bbox"] for o in objects], np.float32).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
-    name = lambda o: (classes[o["category_id"]], *[f"{o['score']:.2f}"] * ("score" in o), *[o["kind"]] * ("kind" in o))
-    labels = [" ".join(name(o)) for o in objects]
+    more = lambda o: (f" {o['score']:.2f}" if "score" in o else "") + (f" {o['kind']}" if "kind" in o else "")
+    labels = [classes[o["category_id"]] + more(o) for o in objects]
     draw_boxes(ax, _overlay(image, masks, colours), boxes, colours, labels, width=1.2)
     ax.set_title(plain(title), fontsize=9)
 
