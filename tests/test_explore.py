@@ -209,7 +209,7 @@ def book(lab, world, tmp_path_factory):
     def run(name):
         page = lab.open(name, run_name=name, results=str(folder), **given[name])
         page.run_all()
-        page.ended()
+        page.ended(5 * browser.SLOW)
         assert page.errors() == []
         return page
 

@@ -100,6 +100,7 @@ _NOTHING = {"text/plain": ""}
 def _png(figure: Figure) -> dict:
     canvas = FigureCanvasAgg(figure)
     figure.set_dpi(100)
+    figure.get_layout_engine().set(h_pad=0.1)
     canvas.draw()  # once, where savefig draws twice
     pixels = cv2.cvtColor(np.asarray(canvas.buffer_rgba()), cv2.COLOR_RGBA2BGR)
     return {"image/png": base64.b64encode(cv2.imencode(".png", pixels)[1]).decode()} | _NOTHING
@@ -140,12 +141,13 @@ def proposals(source: ImageSource, config: ProposalConfig = ProposalConfig(), im
         size = pixels.shape[1::-1]
         kept, rule = (every, "whole") if generator == "whole" else paper_filter(every, *size)
         few = kept[choose(np.random.default_rng((seed, image)), len(kept), K)]
-        why = {reason: every[which] for reason, which in dropped(every, *size).items()}
+        judged = every[:0] if generator == "whole" else every
+        why = {reason: judged[which] for reason, which in dropped(judged, *size).items()}
         colours = dict(zip(why, plots.COLOURS))
         out = {"colours": [colours[reason] for reason, found in why.items() for _ in found], "width": 1}
         marks = {0: {"labels": range(1, K + 1)}, 1: {"width": 1}, 2: out}
         panels = {f"{K} that a step may draw": few, f"{len(kept)} kept": kept}
-        panels[f"{len(every) - len(kept)} dropped"] = np.concatenate([*why.values()])
+        panels[f"{len(out['colours'])} dropped"] = np.concatenate([*why.values()])
         text = f"{source.keys[image]}, {size[0]} x {size[1]} pixels: {len(every)} boxes, {len(kept)} kept"
         text += f" by the rule {rule!r}: none is within the paper's limits" * (rule not in ("paper", generator))
         if source.classes:
@@ -181,6 +183,8 @@ def views(cfg: Pretrain, source: ImageSource, find: Callable | None = None, imag
     found here. images: the numbers of those that are offered (None: all); `image`, a place among them, comes first.
     """
     images = range(len(source)) if images is None else images
+    # V4's side is the setting's, or in proportion to SoCo*'s 192 of 224, as the recipes have it.
+    v4 = cfg.views[2].size if len(cfg.views) > 2 else round(cfg.size * 192 / 224 / 16) * 16
 
     @functools.lru_cache(64)
     def load(number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -192,7 +196,7 @@ def views(cfg: Pretrain, source: ImageSource, find: Callable | None = None, imag
     def draw(image, draw, seed, crop_area, jitter, V3_px, V4, photometry):
         made = [dataclasses.replace(cfg.views[0], scale=crop_area)]
         made += [View(V3_px, "V2")] if V3_px else []
-        made += [View(_v4(cfg), scale=crop_area)] if V4 else []
+        made += [View(v4, scale=crop_area)] if V4 else []
         now = dataclasses.replace(cfg, jitter=jitter, views=tuple(made))
         rng, (pixels, found) = np.random.default_rng((seed, draw)), load(int(images[image]))
         chosen = found[choose(rng, len(found), cfg.k)]
@@ -201,9 +205,8 @@ def views(cfg: Pretrain, source: ImageSource, find: Callable | None = None, imag
         levels = [assign_levels(view.boxes, now) for view in made]
         level = lambda k: " ".join(f"P{at[k]}" if view.valid[k] else "dropped" for view, at in zip(made, levels))
         text = "; ".join(f"box {k + 1}: {level(k)}" for k in range(cfg.k))
-        return f"{source.keys[images[image]]}, levels in V1 to V{len(made)}: {text}", plots.views_figure(
-            pixels, chosen, [made], [levels]
-        )
+        text = f"{source.keys[images[image]]}, levels in V1 to V{len(made)}: {text}"
+        return text, plots.views_figure(pixels, chosen, [made], [levels])
 
     controls = {
         "image": _slider(value=image, max=len(images) - 1),
@@ -216,11 +219,6 @@ def views(cfg: Pretrain, source: ImageSource, find: Callable | None = None, imag
         "photometry": _switch(value=True),
     }
     return Explorer(draw, controls, counter="draw", live=live)
-
-
-def _v4(cfg: Pretrain) -> int:
-    """Side of V4: the setting's, or in proportion to SoCo*'s 192 of 224, as the recipes have it."""
-    return cfg.views[2].size if len(cfg.views) > 2 else round(cfg.size * 192 / 224 / 16) * 16
 
 
 def _uncoloured(image: np.ndarray, view: ViewSample, side: int) -> ViewSample:
@@ -260,11 +258,9 @@ def network(runs: Sequence[str], data: str, images: int = 150, live: bool | None
         require(wide, f"the box has sides below {probe.SMALLEST:g} of the view's {cfg.size} pixels: widen x and y")
         overlap = boxes.iou(box[None], labelled[0])[0]
         label = labels[overlap.argmax()] if overlap.max(initial=0) >= 0.5 else -1
-        query = {
-            name: neighbours.with_box(known, networks[name], view[0], box, label, image)
-            for name, known in found.items()
-        }
-        nearest = neighbours.draw_nearest(query, [len(query["random weights"].labels) - 1], source.classes)
+        with_box = lambda name: neighbours.with_box(found[name], networks[name], view[0], box, label, image)
+        last = len(found["random weights"].labels)
+        nearest = neighbours.draw_nearest({name: with_box(name) for name in networks}, [last], source.classes)
         what = source.classes[label] if label >= 0 else "no labelled object"
         sides = " ".join(f"{side:.0f}" for side in box)
         text = f"{key}: box {sides} of the view's {cfg.size} x {cfg.size} pixels, {what}"
@@ -287,9 +283,7 @@ def detections(*folders: str, score: float = 0.3, live: bool | None = None) -> E
     truth = seen[0].truth
     for other in seen[1:]:
         same = all(truth[part] == other.truth[part] for part in ("images", "categories"))
-        require(
-            same, f"{other.run.name} was not tested on the images of {seen[0].run.name}: choose runs of one test set"
-        )
+        require(same, f"{seen[0].run.name} and {other.run.name} have different images: choose runs of one test set")
     hit = {row["image_id"] for row in truth["annotations"] or seen[0].detections}
     first = next((i for i, image in enumerate(truth["images"]) if image["id"] in hit), 0)
 
