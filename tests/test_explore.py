@@ -125,6 +125,7 @@ def test_a_box_is_seen_by_random_weights_and_by_two_runs(world, monkeypatch):
     assert None not in first and "box 19 19 45 45 " in seen.give("object", 0)[0] and seen.pictures != first
     seen.explorer.buttons[0].click()
     assert seen.pictures == first
+    seen.give("object", 0)
     assert "widen x and y" in seen.give("x", (0.5, 0.52))[0] and seen.pictures == [None, None]
     other = Pretrain("", "", size=96, views=(View(96),), detector=CFG.detector, overrides=TINY_DETECTOR)
     runs = itertools.cycle([(CFG, Encoder(CFG), 7), (other, Encoder(other), 7)])

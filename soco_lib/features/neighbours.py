@@ -150,10 +150,9 @@ def draw_maps(networks: dict[str, Encoder], views: list[tuple[Tensor, Tensor]]) 
 
     networks: name -> encoder in evaluation mode with RoI pooling (see probe.pooled and probe.measured).
     """
-    size = (2.3 * (1 + len(networks)), 2.4 * len(views))
-    figure, axes = plt.subplots(
-        max(1, len(views)), 1 + len(networks), figsize=size, squeeze=False, layout="constrained"
-    )
+    rows, columns = max(1, len(views)), 1 + len(networks)
+    size = (2.3 * columns, 2.4 * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     for line, (image, box) in zip(axes, views):
         side, (x1, y1, x2, y2) = image.shape[1], box.tolist()
         for ax in line:
