@@ -7,7 +7,7 @@ import pytest
 
 from soco_lib import BookError
 from soco_lib.transfer.datasets import coco_dictionary
-from soco_lib.transfer.errors import KINDS, error_kinds, image_scores
+from soco_lib.transfer.errors import KINDS, error_kinds, image_scores, mistakes
 
 CAT, DOG = 1, 2
 OBJECT = [10, 10, 40, 40]
@@ -61,6 +61,17 @@ def test_kinds_and_their_worth(case):
     for kind in list(counts)[:1]:
         assert made.ap50 + made.gains[kind] == pytest.approx(after)
     assert (made.objects, made.detections) == (1, len(detections))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_mistakes_of_an_image_are_those_that_are_counted(case):
+    detections, counts, _, _ = CASES[case]
+    content = truth((CAT, OBJECT, 2), (DOG, FAR, 1), images=2)
+    wrong, missed = mistakes(content, found((DOG, FAR, 0.9, 1), *((*d, 2) for d in detections)), 2)
+    assert [item["kind"] for item in missed] == ["missed"] * counts.get("missed", 0)
+    assert all(item in content["annotations"] for item in ({k: v for k, v in m.items() if k != "kind"} for m in missed))
+    kinds = [item["kind"] for item in wrong]
+    assert {kind: kinds.count(kind) for kind in kinds} == {k: v for k, v in counts.items() if k != "missed"}
 
 
 def test_an_object_that_is_found_needs_no_repair():

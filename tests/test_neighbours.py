@@ -55,9 +55,9 @@ def test_a_box_is_most_like_itself(source):
     encoder = Encoder(CFG).eval()
     images, boxes, _ = next(batches(source, CFG, np.arange(1)))
     box = torch.tensor([0.0, 0.0, 20.0, 30.0])
-    seen = neighbours.similarity(encoder, CFG, images[0], box, cells=4)
+    seen = neighbours.similarity(encoder, images[0], box, cells=4)
     assert seen.shape == (4, 4) and seen[0, 0] == pytest.approx(1, abs=1e-5) and seen.max() <= 1 + 1e-5
-    assert len(neighbours.draw_similarity({"a": encoder, "b": encoder}, CFG, source, np.arange(2), rows=2).axes) == 6
+    assert len(neighbours.draw_similarity({"a": encoder, "b": encoder}, CFG, source, np.arange(5), rows=2).axes) == 6
 
 
 def test_images_without_labels_are_one_line(pictures):

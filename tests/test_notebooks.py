@@ -1,7 +1,9 @@
 """Every notebook, executed once in its smallest form, each on what the one before it made."""
 
 import json
+import re
 
+import nbformat
 import pytest
 
 from soco_lib import ROOT
@@ -38,6 +40,11 @@ def run(world, notebook, name, **params):
     folder = world / "results" / name
     page = (folder / notebook.replace(".ipynb", ".html")).read_text()
     assert "data:image/png;base64" in page and "Traceback" not in page
+    made = nbformat.read(folder / notebook, as_version=4)
+    assert "widgets" not in made.metadata  # nobody could move them, and a page would fetch their scripts
+    explored = [cell for cell in made.cells if re.search(r"^explore\.", cell.source, re.MULTILINE)]
+    assert all({"display_data"} == {output.output_type for output in cell.outputs} for cell in explored)
+    assert all(any("image/png" in output.data for output in cell.outputs) for cell in explored)
     return Run.read(folder)
 
 

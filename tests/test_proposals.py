@@ -18,6 +18,7 @@ from soco_lib.data.interchange import export_json, import_json
 from soco_lib.data.proposals import (
     ProposalConfig,
     best_overlaps,
+    dropped,
     key_rng,
     paper_filter,
     propose,
@@ -50,6 +51,15 @@ def test_filter_at_the_papers_limits(w, h, kept):
         assert (len(boxes) == 1, rule) == (kept, "paper")
     shifted, _ = paper_filter([box(w, h, 0.7, 1.3)], 1000, 1000, fallback=False)  # float32 corners round
     assert (len(shifted) == 1) == kept
+
+
+def test_each_dropped_box_has_one_reason():
+    found = np.array([box(50, 50), box(20, 80), box(90, 25), box(10, 10), box(95, 95), box(5, 90), box(99, 8)])
+    why = dropped(found, 100, 100)
+    assert {reason: np.flatnonzero(which).tolist() for reason, which in why.items()} == {
+        "aspect": [1, 2], "too small": [3], "too large": [4], "aspect and size": [5, 6],
+    }  # fmt: skip
+    assert (sum(why.values()).astype(bool) != (paper_filter(found, 100, 100)[0][:, None] == found).all(2).any(0)).all()
 
 
 def test_fallback_chain():

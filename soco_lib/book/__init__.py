@@ -4,6 +4,7 @@ __main__      the command
 asked         what make was given, checked and put into words before anything is built
 execute       a notebook run strictly through papermill, and its page
 executions    which notebooks have been executed, when, and what executes the others
+explore       controls beside a figure that follows them in JupyterLab
 gallery       what the README shows, copied from finished runs
 imports       whether what was set up can be imported, and what to do if not
 parameters    what a notebook's parameters cell declares, and what may override it

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from soco_lib.boxes import as_boxes, aspect_fits, iou, side_fits
+from soco_lib.boxes import SIDE_LIMITS, area, as_boxes, aspect_fits, iou, side_fits
 from soco_lib.fields import MANY, SEEDS, in_range, one_of, require
 
 GENERATORS = ("selective_search", "random", "whole")
@@ -95,6 +95,14 @@ def fulfilled(boxes: np.ndarray, width: int, height: int) -> dict[str, np.ndarra
     return {"paper": aspect & side_fits(boxes, width, height), "aspect": aspect & large, "side": large}
 
 
+def dropped(boxes: np.ndarray, width: int, height: int) -> dict[str, np.ndarray]:
+    """Why the paper's filter drops boxes (N, 4): reason -> (N,) bool. Each box that it drops has one reason."""
+    aspect, side = aspect_fits(boxes), side_fits(boxes, width, height)
+    small = area(boxes) < width * height * SIDE_LIMITS[0] ** 2
+    return {"aspect": ~aspect & side, "too small": aspect & ~side & small, "too large": aspect & ~side & ~small,
+            "aspect and size": ~aspect & ~side}  # fmt: skip
+
+
 def random_proposals(rng: np.random.Generator, width: int, height: int, count: int = 64) -> np.ndarray:
     """(count, 4) random boxes inside the image that the paper's filter keeps (Table 5c, "Random").
 
@@ -120,18 +128,22 @@ def whole_image(width: int, height: int) -> np.ndarray:
 
 
 def propose(image: np.ndarray, key: str, config: ProposalConfig) -> tuple[np.ndarray, str]:
-    """The proposals of one image (H, W, 3) uint8 RGB: (N, 4), N >= 1, and the rule of `RULES` that chose them.
+    """The proposals of one image (H, W, 3) uint8 RGB: (N, 4), N >= 1, and the rule of `RULES` that chose them."""
+    boxes, (height, width) = unfiltered(image, key, config), image.shape[:2]
+    return (boxes, "whole") if config.generator == "whole" else paper_filter(boxes, width, height)
+
+
+def unfiltered(image: np.ndarray, key: str, config: ProposalConfig) -> np.ndarray:
+    """(N, 4) all boxes that the generator finds in an image, before the paper's filter.
 
     Random boxes depend on (seed, key) alone: not on the order, the process or the other images.
     """
     height, width = image.shape[:2]
     if config.generator == "whole":
-        return whole_image(width, height), "whole"
+        return whole_image(width, height)
     if config.generator == "random":
-        boxes = random_proposals(key_rng(config.seed, key), width, height, config.count)
-    else:
-        boxes = selective_search(image, config.mode, config.search_side, config.base_k)
-    return paper_filter(boxes, width, height)
+        return random_proposals(key_rng(config.seed, key), width, height, config.count)
+    return selective_search(image, config.mode, config.search_side, config.base_k)
 
 
 def best_overlaps(objects, boxes, size: tuple[int, int]) -> np.ndarray:

@@ -5,6 +5,7 @@ N objects, D feature dimension, S side of V1 in pixels.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
@@ -56,6 +57,20 @@ def objects(encoder: Encoder, cfg: Pretrain, source: ImageSource, indices) -> Ob
     return Objects(torch.cat(features), np.concatenate(labels), crops, np.array(images))
 
 
+@torch.no_grad()
+def with_box(found: Objects, encoder: Encoder, view: Tensor, box: Tensor, label: int, image: int) -> Objects:
+    """`found` and, as its last row, `box` (4,) of `view` (3, S, S), normalised, which is its image number `image`.
+
+    label: the box's class, or -1 where it is not known. The encoder is the one that made `found`, in evaluation mode.
+    """
+    own = F.normalize(encoder(view[None].to(next(encoder.parameters()).device), [box[None]]), dim=1).cpu()
+    x1, y1, x2, y2 = box.round().int().tolist()
+    return Objects(
+        torch.cat([found.features, own]), np.append(found.labels, label),
+        [*found.crops, _picture(view)[y1 : max(y2, y1 + 1), x1 : max(x2, x1 + 1)]], np.append(found.images, image),
+    )  # fmt: skip
+
+
 def nearest(found: Objects, queries, count: int = 6) -> np.ndarray:
     """Rows of the `count` objects nearest to each query row, from other images; (Q, count), nearest first."""
     similarity = found.features[queries] @ found.features.T
@@ -64,7 +79,8 @@ def nearest(found: Objects, queries, count: int = 6) -> np.ndarray:
 
 
 def draw_nearest(found: dict[str, Objects], queries, classes: tuple[str, ...], count: int = 6) -> Figure:
-    """A row a query and network: the query, then its nearest objects, framed green where the class is the query's.
+    """A row a query and network: the query, then its nearest objects, framed green where the class is the query's,
+    orange where it is another, black where the query's is not known (label -1).
 
     found: network -> the same objects in its features.
     """
@@ -79,12 +95,12 @@ def draw_nearest(found: dict[str, Objects], queries, classes: tuple[str, ...], c
                 ax.imshow(each.crops[row])
                 ax.set_xticks([], [])
                 ax.set_yticks([], [])
-                same = each.labels[row] == each.labels[query]
-                colour = "black" if not place else "#009E73" if same else "#D55E00"
+                label, same = each.labels[query], each.labels[row] == each.labels[query]
+                colour = "black" if not place or label < 0 else "#009E73" if same else "#D55E00"
                 for spine in ax.spines.values():
                     spine.set(color=colour, linewidth=3 if place else 1)
                 if not place:
-                    ax.set_ylabel(classes[each.labels[query]], fontsize=8)
+                    ax.set_ylabel("no label" if label < 0 else classes[label], fontsize=8)
                     if not line:
                         ax.set_title(name, fontsize=10, loc="left")
     return figure
@@ -98,13 +114,13 @@ def agreement(found: Objects, count: int = 6) -> float:
 
 
 @torch.no_grad()
-def similarity(encoder: Encoder, cfg: Pretrain, image: Tensor, box: Tensor, cells: int = 24) -> np.ndarray:
+def similarity(encoder: Encoder, image: Tensor, box: Tensor, cells: int = 24) -> np.ndarray:
     """Cosine between the feature of `box` and those of boxes of its size all over the image, (cells, cells), y first.
 
     image: (3, S, S), normalised; box: (4,) view pixels. The encoder is one in evaluation mode with RoI pooling.
     """
-    size = (box[2:] - box[:2]).clamp(max=cfg.size)
-    steps = [torch.linspace(0, float(cfg.size - side), cells) for side in size]
+    size = (box[2:] - box[:2]).clamp(max=image.shape[1])
+    steps = [torch.linspace(0, float(image.shape[1] - side), cells) for side in size]
     y, x = torch.meshgrid(steps[1], steps[0], indexing="ij")
     corner = torch.stack([x.flatten(), y.flatten()], 1)
     boxes = torch.cat([box[None], torch.cat([corner, corner + size], 1)])
@@ -114,30 +130,40 @@ def similarity(encoder: Encoder, cfg: Pretrain, image: Tensor, box: Tensor, cell
 
 
 def draw_similarity(networks: dict[str, Encoder], cfg: Pretrain, source: ImageSource, indices, rows: int = 3) -> Figure:
-    """For one object of each of the first images of `indices`: the image with its box, and a map of `similarity` a
-    network (name -> encoder), whose range stands above it and which lies where the centres of its boxes do.
+    """`draw_maps` for one object of each of the first images of `indices`, by networks (name -> encoder).
 
     The object is the largest of up to half of the view's side, which leaves room to look around; images without one are
     left out.
     """
     cfg = pooled(cfg, next(iter(networks.values())))[0]
     ready = {name: measured(pooled(cfg, net)[1], cfg, source, indices) for name, net in networks.items()}
-    size = (2.3 * (1 + len(ready)), 2.4 * rows)
-    figure, axes = plt.subplots(rows, 1 + len(ready), figsize=size, squeeze=False, layout="constrained")
     views = ((image, box) for images, boxes, _ in batches(source, cfg, indices) for image, box in zip(images, boxes))
-    small = lambda boxes: boxes[(boxes[:, 2:] - boxes[:, :2]).amax(1) <= cfg.size / 2]
-    for line, (image, boxes) in zip(axes, ((image, small(boxes)) for image, boxes in views if len(small(boxes)))):
-        box = boxes[(boxes[:, 2:] - boxes[:, :2]).amax(1).argmax()]
-        x1, y1, x2, y2 = box.tolist()
+    side = lambda boxes: (boxes[:, 2:] - boxes[:, :2]).amax(1)
+    small = ((image, boxes[side(boxes) <= cfg.size / 2]) for image, boxes in views)
+    largest = ((image, boxes[side(boxes).argmax()]) for image, boxes in small if len(boxes))
+    return draw_maps(ready, list(itertools.islice(largest, rows)))
+
+
+def draw_maps(networks: dict[str, Encoder], views: list[tuple[Tensor, Tensor]]) -> Figure:
+    """A row a view, an image (3, S, S), normalised, and a box (4,) of it: the image with its box, and a map of
+    `similarity` a network, whose range stands above it and which lies where the centres of its boxes do.
+
+    networks: name -> encoder in evaluation mode with RoI pooling (see probe.pooled and probe.measured).
+    """
+    rows, columns = max(1, len(views)), 1 + len(networks)
+    size = (2.3 * columns, 2.4 * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    for line, (image, box) in zip(axes, views):
+        side, (x1, y1, x2, y2) = image.shape[1], box.tolist()
         for ax in line:
             ax.imshow(_picture(image))
             ax.axis("off")
             ax.add_patch(plt.Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, color="white", lw=2))
-        for ax, (name, net) in zip(line[1:], ready.items()):
-            found = similarity(net, cfg, image, box)
+        for ax, (name, net) in zip(line[1:], networks.items()):
+            found = similarity(net, image, box)
             w, h = (x2 - x1) / 2, (y2 - y1) / 2
-            extent = (w, cfg.size - w, cfg.size - h, h)
+            extent = (w, side - w, side - h, h)
             ax.imshow(found, extent=extent, cmap="viridis", alpha=0.75, interpolation="bilinear")
-            ax.set(xlim=(0, cfg.size), ylim=(cfg.size, 0))
-            ax.set_title(f"{name}: {found.min():.2f} to {found.max():.2f}", fontsize=9)
+            ax.set(xlim=(0, side), ylim=(side, 0))
+            ax.set_title(f"{name}\n{found.min():.2f} to {found.max():.2f}", fontsize=9)
     return figure

@@ -13,7 +13,7 @@ from pycocotools import mask as rle
 
 from soco_lib.fields import require
 from soco_lib.figures.plots import COLOURS, draw_boxes, panel_grid, plain
-from soco_lib.transfer.errors import KINDS, ErrorKinds
+from soco_lib.transfer.errors import KINDS, ErrorKinds, mistakes
 from soco_lib.transfer.predictions import Predictions, read
 
 #: Pixels of an image's longer side on a contact sheet, at most: photographs would take gigabytes.
@@ -48,7 +48,8 @@ def _panel(ax, image: np.ndarray, objects: list[dict], classes: dict[int, str], 
     masks = [decode_mask(o.get("segmentation"), *image.shape[:2]) for o in objects]
     boxes = np.array([o["bbox"] for o in objects], np.float32).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
-    labels = [classes[o["category_id"]] + (f" {o['score']:.2f}" if "score" in o else "") for o in objects]
+    more = lambda o: (f" {o['score']:.2f}" if "score" in o else "") + (f" {o['kind']}" if "kind" in o else "")
+    labels = [classes[o["category_id"]] + more(o) for o in objects]
     draw_boxes(ax, _overlay(image, masks, colours), boxes, colours, labels, width=1.2)
     ax.set_title(plain(title), fontsize=9)
 
@@ -70,7 +71,7 @@ def draw_predictions(folder: str | Path, n: int = 4, seed: int = 0, score: float
     for image, left, right in zip(chosen, axes[::2], axes[1::2]):
         pixels, kept = seen.pixels(image), seen.of_image(image["id"], score, most)
         _panel(left, pixels, truth[image["id"]], classes, "ground truth")
-        _panel(right, pixels, kept, classes, f"{len(kept)} prediction{'s' * (len(kept) != 1)}")
+        _panel(right, pixels, kept, classes, counted(len(kept), "prediction"))
     figure.suptitle(plain(seen.label), fontsize=10)
     return figure
 
@@ -91,6 +92,36 @@ def draw_both(a: Predictions, b: Predictions, scores: dict[int, tuple]) -> Figur
             found = seen.of_image(image, threshold, most=30)
             _panel(ax, pixels, found, classes, f"{name}: {seen.run.name}, F1 {f1:.2f}")
     return figure
+
+
+def draw_image(runs: list[Predictions], image: dict, score: float, category: int | None = None, errors: bool = False,
+               most: int = 30) -> Figure:  # fmt: skip
+    """One test image (its entry in `truth`): the ground truth, if there is one, and each run's detections beside it.
+
+    Of detections scored `score` or more the `most` surest are drawn; category: of this class alone; errors: only wrong
+    detections, judged at that score, and missed objects, each with its kind. Raises BookError when the image is gone.
+    """
+    first = runs[0]
+    mine = lambda items: [o for o in items if o["image_id"] == image["id"] and category in (None, o["category_id"])]
+    labelled, pixels = bool(first.truth["annotations"]), first.pixels(image)
+    figure, axes = panel_grid(labelled + len(runs), labelled + len(runs), 4.2, 3.6)
+    if labelled:
+        objects = [o for o in mine(first.truth["annotations"]) if not o.get("iscrowd")]
+        _panel(axes[0], pixels, objects, first.classes, f"ground truth: {counted(len(objects), 'object')}")
+    for ax, seen in zip(axes[labelled:], runs):
+        shown = [d for d in seen.detections if d["image_id"] == image["id"] and d["score"] >= score]
+        if errors:
+            wrong, missed = map(mine, mistakes(first.truth, shown, image["id"]))
+            shown, title = wrong[:most] + missed, f"{counted(len(wrong), 'wrong detection')}, {len(missed)} missed"
+        else:
+            shown, title = mine(shown)[:most], counted(len(mine(shown)), "detection")
+        _panel(ax, pixels, shown, first.classes, f"{seen.run.name}: {title}")
+    return figure
+
+
+def counted(number: int, noun: str) -> str:
+    """Such as "1 object" or "2 objects"."""
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def class_bars(values: dict[str, dict[str, float]], title: str, label: str, most: int = 40) -> Figure:

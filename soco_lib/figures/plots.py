@@ -12,8 +12,8 @@ import warnings
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib import font_manager, get_cachedir
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from soco_lib.views import ViewSample
 
@@ -60,13 +60,19 @@ def draw_boxes(ax, image: np.ndarray, boxes: np.ndarray, colours=None, labels=No
     ax.imshow(image)
     ax.set_xticks([])
     ax.set_yticks([])
-    for i, (x1, y1, x2, y2) in enumerate(boxes):
-        colour = colours[i] if colours is not None else COLOURS[i % len(COLOURS)]
-        ax.add_patch(Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, ec="black", lw=width + 1.2))
-        ax.add_patch(Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, ec=colour, lw=width))
-        if labels is not None:
-            style = dict(fontsize=7, color="black", va="top", bbox=dict(fc=colour, ec="none", pad=1))
-            ax.text(x1 + 1, y1 + 1, plain(labels[i]), **style)
+    if colours is None:
+        colours = [COLOURS[i % len(COLOURS)] for i in range(len(boxes))]
+    # A box is two rectangles, black and on it a narrower one in its colour; one collection draws them fast.
+    corners = [[(x1 - 0.5, y1 - 0.5), (x2 - 0.5, y1 - 0.5), (x2 - 0.5, y2 - 0.5), (x1 - 0.5, y2 - 0.5)]
+               for x1, y1, x2, y2 in boxes for _ in range(2)]  # fmt: skip
+    edges = [edge for colour in colours for edge in ("black", colour)]
+    ax.add_collection(
+        PolyCollection(corners, facecolors="none", edgecolors=edges, linewidths=[width + 1.2, width]), autolim=False
+    )
+    for (x1, y1, _, _), colour, label in zip(boxes, colours, map(str, labels if labels is not None else ())):
+        style = dict(fontsize=7, color="black", va="top", bbox=dict(fc=colour, ec="none", pad=1))
+        if label:
+            ax.text(x1 + 1, y1 + 1, plain(label), **style)
 
 
 def panel_grid(count: int, columns: int, width: float, height: float, more: float = 0.0) -> tuple[Figure, np.ndarray]:
@@ -79,12 +85,15 @@ def panel_grid(count: int, columns: int, width: float, height: float, more: floa
     return figure, axes.flat[:count]
 
 
-def image_grid(images: list[np.ndarray], boxes: list[np.ndarray], titles: list[str], columns: int = 4) -> Figure:
-    """Images with boxes, `columns` a row, about 3 inches each."""
+def image_grid(images: list[np.ndarray], boxes: list[np.ndarray], titles: list[str], columns: int = 4,
+               marks: dict[int, dict] | None = None) -> Figure:  # fmt: skip
+    """Images with boxes, `columns` a row, about 3 inches each; marks: place of an image -> colours, labels of its
+    boxes, as `draw_boxes` takes them.
+    """
     figure, axes = panel_grid(len(images), columns, 3, 2.6)
-    for ax, image, box, title in zip(axes, images, boxes, titles):
-        draw_boxes(ax, image, box)
-        ax.set_title(title, fontsize=9)
+    for place, (ax, image, box, title) in enumerate(zip(axes, images, boxes, titles)):
+        draw_boxes(ax, image, box, **(marks or {}).get(place, {}))
+        ax.set_title(plain(title), fontsize=9)
     return figure
 
 

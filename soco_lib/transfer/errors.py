@@ -185,6 +185,28 @@ def error_kinds(truth: dict, detections: list[dict], pairs: int = PAIRS) -> Erro
     """
     truth, detections = _restrict(truth, detections, pairs)
     ap50, records = _judge(truth, detections)
+    wrong, winners = _errors(truth, detections, records)
+    objects = sum(not a.get("iscrowd") for a in truth["annotations"])
+    counts = dict.fromkeys(KINDS, 0) | Counter(kind for kind, _ in wrong.values())
+    counts["missed"] = len(winners["missed"])
+    repaired = lambda kind: _judge(*_repair(kind, truth, detections, wrong, winners))[0]
+    gains = {kind: repaired(kind) - ap50 if counts[kind] else 0.0 for kind in KINDS}
+    judged = sum(len(record["dtIds"]) for record in records)
+    return ErrorKinds(ap50, len(truth["images"]), objects, judged, counts, gains)
+
+
+def mistakes(truth: dict, detections: list[dict], image: int) -> tuple[list[dict], list[dict]]:
+    """The wrong ones of `detections` in one image, by its id, and the objects missed there, each with its `kind`."""
+    here = lambda items: [item for item in items if item["image_id"] == image]
+    alone = {"images": [i for i in truth["images"] if i["id"] == image], "annotations": here(truth["annotations"])}
+    alone, detections = _restrict(truth | alone, here(detections), PAIRS)
+    wrong, winners = _errors(alone, detections, _judge(alone, detections)[1])
+    missed = [alone["annotations"][i] | {"kind": "missed"} for i in sorted(winners["missed"])]
+    return [detections[i] | {"kind": kind} for i, (kind, _) in sorted(wrong.items())], missed
+
+
+def _errors(truth: dict, detections: list[dict], records: list[dict]) -> tuple[dict, dict]:
+    """Wrong detections as of `_wrong`; kind -> {object: the detection its oracle goes to}, -1 where it is missed."""
     wrong, found = _wrong(truth, detections, records)
     winners: dict[str, dict[int, int]] = {kind: {} for kind in KINDS}
     for i in sorted(wrong, key=lambda i: -detections[i]["score"]):
@@ -194,12 +216,7 @@ def error_kinds(truth: dict, detections: list[dict], pairs: int = PAIRS) -> Erro
     objects = {i for i, a in enumerate(truth["annotations"]) if not a.get("iscrowd")}
     claimed = winners["localisation"].keys() | winners["classification"].keys()
     winners["missed"] = dict.fromkeys(objects - found - claimed, -1)
-    counts = dict.fromkeys(KINDS, 0) | Counter(kind for kind, _ in wrong.values())
-    counts["missed"] = len(winners["missed"])
-    repaired = lambda kind: _judge(*_repair(kind, truth, detections, wrong, winners))[0]
-    gains = {kind: repaired(kind) - ap50 if counts[kind] else 0.0 for kind in KINDS}
-    judged = sum(len(record["dtIds"]) for record in records)
-    return ErrorKinds(ap50, len(truth["images"]), len(objects), judged, counts, gains)
+    return wrong, winners
 
 
 def image_scores(truth: dict, detections: list[dict]) -> dict[int, tuple[float, float]]:
