@@ -208,8 +208,9 @@ pretrain-soco-%: $(TOY_DATA) | $(READY)
 table9: $(TOY_DATA) | $(READY) ## study of Table 9: pretraining data
 	$(call STUDY,$@)
 worth: | $(READY) ## is it worth it on your data? how many labels of TRAIN the STARTS save, by FRACTIONS of them, scored on TEST: one page
-	@$(PY) -m soco_lib.book.worth --launch $(call q,$(HOW)) $(IN) $(if $(PLAN),--plan) --SETTINGS $(call q,{$(SET)}) --PROPOSALS $(call q,$(STORE)) \
-	    $(if $(filter override,$(origin SEEDS)),--SEEDS $(SEEDS)) $(foreach name,RUN PROFILE IMAGES TRAIN TEST FRACTIONS STARTS BENCHMARK JOBS,--$(name) $(call q,$($(name))))
+	@$(PY) -m soco_lib.book.worth $(IN) --launch $(call q,$(HOW)) $(if $(PLAN),--plan) $(if $(filter override,$(origin SEEDS)),--SEEDS $(SEEDS)) \
+	    --SETTINGS $(call q,{$(SET)}) --PROPOSALS $(call q,$(STORE)) \
+	    $(foreach name,RUN PROFILE IMAGES TRAIN TEST FRACTIONS STARTS BENCHMARK JOBS,--$(name) $(call q,$($(name))))
 reproduce-toy: $(TOY_DATA) | $(READY) ## the paper's claims at toy scale: every study with its seeds, then the claim table (PLAN=1: what would run)
 	@status=0; $(PY) -m soco_lib.studies.reproduce --jobs '$(or $(JOBS),2)' $(STUDY_FLAGS) || status=$$?; \
 	if [ -z '$(PLAN)' ] && [ $$status != 143 ]; then { $(TABLES) --profile toy; $(CLAIMS); } || status=$$?; fi; exit $$status
