@@ -159,11 +159,14 @@ def _check_shares(asked: Asked, cfg: Transfer, train: DetectionData) -> None:
             require(usable >= cfg.batch, f"{few}; give a larger share or SET='transfer: {{batch: {max(usable, 2)}}}'")
 
 
-def _check_start(name: str, init: str, cfg: Transfer) -> None:
+def _check_start(name: str, init: str, cfg: Transfer, train: DetectionData) -> None:
     """Raises BookError for a checkpoint that the detector cannot start from, which its run would refuse hours later."""
+    d2 = detector_config(cfg.detector, cfg.overrides)
+    d2.MODEL.DEVICE, d2.MODEL.MASK_ON = "cpu", d2.MODEL.MASK_ON and bool(train.mask_format)
+    d2.MODEL.ROI_HEADS.NUM_CLASSES = d2.MODEL.RETINANET.NUM_CLASSES = len(train.classes)
     try:
-        weights = read_weights(init)
-        compare(build_model(detector_config(cfg.detector, cfg.overrides)), weights).check(remedy(weights, cfg.detector))
+        weights = read_weights(init, cfg.network)
+        compare(build_model(d2), weights).check(remedy(weights, cfg.detector))
     except BookError as error:
         raise BookError(f"start {name}: {error}") from None
 
@@ -236,7 +239,7 @@ def write(asked: Asked, path: Path, world: int = 1) -> list[str]:
     _check_shares(asked, cfg, train)
     for name, variant in content["variants"].items():
         if "init" in variant:
-            _check_start(name, variant["init"], cfg)
+            _check_start(name, variant["init"], cfg, train)
     source = open_source(asked.images) if pretrains else None
     if source and asked.profile == "paper":
         content["paper"] = paper_pretraining(len(source)) | content["paper"]
