@@ -176,6 +176,15 @@ def test_a_start_that_is_not_finished_is_refused(data, tmp_path):
         worth.Asked(**data | {"starts": f"scratch {tmp_path}/begun"}).variants()
 
 
+def test_a_start_that_has_seen_all_labels_is_refused(data, tmp_path):
+    made = Run.start("tuned", "transfer", benchmarks.settings("coco-fpn-1x", "toy", train=data["train"]), tmp_path)
+    made.record |= {"status": "done", "sessions": [{}]}
+    made.write()
+    (made.folder / "metrics.json").write_text('{"iterations": 2}')
+    with pytest.raises(BookError, match="/tuned' has learnt from all labels of TRAIN"):
+        worth.Asked(**data | {"starts": f"scratch {tmp_path}/tuned"}).variants()
+
+
 def test_the_papers_scale_follows_the_data():
     assert worth.paper_pretraining(1_281_167) == {}
     assert worth.paper_pretraining(118_000) == {"batch": 2048, "epochs": 400}

@@ -25,7 +25,7 @@ from soco_lib.data.sources import ImageSource, UnreadableImage, open_source
 from soco_lib.detector import detector_config
 from soco_lib.fields import one_of, require
 from soco_lib.runs import machine, records
-from soco_lib.runs.folder import write_text
+from soco_lib.runs.folder import Run, write_text
 from soco_lib.runs.settings import parse_yaml
 from soco_lib.studies import study as studies
 from soco_lib.studies.plans import inside
@@ -89,6 +89,13 @@ class Asked:
         require(len(found) > 1, f"FRACTIONS={self.fractions}: give a share below 1 too, or no label could be saved")
         return sorted(found)
 
+    def _check_run(self, word: str, run: Run) -> None:
+        state, learnt = records.state_of(run), run.record["config"].get("train", "")
+        require(state.word == "done", f"start {word!r} is not finished ({state.text}): finish that run first")
+        known = learnt and {*benchmarks.split_sets(learnt)} & {*benchmarks.split_sets(self.train)}
+        said = f"start {word!r} has learnt from all labels of TRAIN, so that it cannot tell what a share of them is worth"
+        require(not known, f"{said}: give what it started from")
+
     def variants(self) -> dict[str, dict]:
         """Name of a start -> fields of its Variant. Raises BookError for a start that is not there or not known."""
         try:
@@ -105,9 +112,8 @@ class Asked:
             elif word != SCRATCH:
                 path = locate(word.rstrip("/"))
                 require(path.exists(), f"start {word!r} is not there (looked for {path}): {known}")
-                state = records.state_of(records.read(path)) if (path / "run.json").is_file() else None
-                finished = state is None or state.word == "done"
-                require(finished, f"start {word!r} is not finished ({state and state.text}): finish that run first")
+                if (path / "run.json").is_file():
+                    self._check_run(word, records.read(path))
                 parts = [path.name if path.is_dir() else path.stem, path.parent.name]
                 name = re.sub(r"[^\w.+-]+", "-", parts[0] if parts[0] not in (*made, SOCO) else "-".join(parts[::-1]))
                 require(name not in made, f"STARTS: two starts would be called {name!r}: rename one")
