@@ -93,8 +93,8 @@ class Asked:
         state, learnt = records.state_of(run), run.record["config"].get("train", "")
         require(state.word == "done", f"start {word!r} is not finished ({state.text}): finish that run first")
         known = learnt and {*benchmarks.split_sets(learnt)} & {*benchmarks.split_sets(self.train)}
-        said = f"start {word!r} has learnt from all labels of TRAIN, so that it cannot tell what a share of them is worth"
-        require(not known, f"{said}: give what it started from")
+        said = f"start {word!r} has learnt from all labels of TRAIN: it cannot tell what a share of them is worth"
+        require(not known, f"{said}; give what it started from")
 
     def variants(self) -> dict[str, dict]:
         """Name of a start -> fields of its Variant. Raises BookError for a start that is not there or not known."""
