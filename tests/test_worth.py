@@ -218,7 +218,7 @@ class Stub:
         run.write()
         metrics = {"steps": config.get("steps"), "images_seen": 8, "seconds": 60.0}
         if run.record["kind"] == "transfer":
-            ap = 10 * config["labelled"] + 0.1 * config["seed"]
+            ap = (10 + 0.1 * config["seed"]) * config["labelled"]
             ap += (config["init"] != "scratch") * (6 + 0.1 * config["seed"])
             scores = {"AP": ap, "AP50": 2 * ap, "APs": ap, "per_class": {"cup": ap, "cat": ap - 1, "tie": math.nan}}
             metrics = {"bbox": scores, "segm": scores, "iterations": 2, "batch": 2, "seconds": 60.0}
