@@ -21,14 +21,15 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 #:   SEEDS=0 JOBS=1  of a study: seeds, such as SEEDS=0,1,2; runs at a time, each with GPUS of its own (`make reproduce-toy`: 2)
 #:   PLAN= MEASURE= of a study: 1 prints what there is, what would run and its hours; 1: from a step timed here if no run tells
 #:   RECORDED= VARIANTS= BENCHMARKS=  of a study: 1 counts tracked records as runs; only these, and others in place of its own, a,b
+#:   FRACTIONS= STARTS=  of `make worth`: shares of the labels (0.1,0.3,1); scratch, soco (pretrained here), run folders, checkpoint files ('scratch soco')
 #:   NODES=1 RENDEZVOUS= RESTARTS=0  launch options: machines; host:port that all reach; times that all processes start anew after one died
 #:   LAUNCHER=local PARTITION= MINUTES=240 CPUS=  launch options: local or slurm; of SLURM: minutes a job (requeued, it goes on), cores a node
 #:   PYTHON= DETECTRON2=  of set-up: Python 3.11 to 3.13 (default: the first found); any pip specification; `pinned` goes back to the pinned one
 #:   DEEP= QUICK= ARGS=  1: `make data-check` decodes all pictures; 1: `make check-gpu` is short; passed on by `make test` and `make lab`
 # The defaults, which hold unless make is given a value: a shell's own variable of such a name is not meant.
 DEFAULTS := PROFILE=toy INIT=scratch SEED=0 SEEDS=0 RESULTS=results SCORE=0.5 $(addsuffix =,MODEL RUN IMAGES SET GPUS LAUNCH PROPOSALS BENCHMARK \
-    TRAIN TEST VOC_TRAIN VOC_TEST LVIS_TRAIN LVIS_TEST RUNS A B NAMES JOBS PLAN MEASURE RECORDED VARIANTS BENCHMARKS NODES RENDEZVOUS \
-    RESTARTS LAUNCHER PARTITION MINUTES CPUS DEEP QUICK ARGS)
+    TRAIN TEST VOC_TRAIN VOC_TEST LVIS_TRAIN LVIS_TEST RUNS A B NAMES JOBS PLAN MEASURE RECORDED VARIANTS BENCHMARKS FRACTIONS STARTS \
+    NODES RENDEZVOUS RESTARTS LAUNCHER PARTITION MINUTES CPUS DEEP QUICK ARGS)
 $(foreach default,$(DEFAULTS),$(eval $(default)))
 VARIABLES := $(foreach default,$(DEFAULTS),$(firstword $(subst =, ,$(default)))) PYTHON DETECTRON2
 GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command%,$(origin $(name))),$(name)))
@@ -205,6 +206,10 @@ pretrain-soco-%: $(TOY_DATA) | $(READY)
 	$(call STUDY,$@)
 table9: $(TOY_DATA) | $(READY) ## study of Table 9: pretraining data
 	$(call STUDY,$@)
+worth: | $(READY) ## is it worth it on your data? how many labels of TRAIN the STARTS save, by FRACTIONS of them, scored on TEST: one page
+	@$(PY) -m soco_lib.book.worth $(IN) --launch $(call q,$(HOW)) $(if $(PLAN),--plan) $(if $(filter override,$(origin SEEDS)),--SEEDS $(SEEDS)) \
+	    --SETTINGS $(call q,{$(SET)}) --PROPOSALS $(call q,$(STORE)) \
+	    $(foreach name,RUN PROFILE IMAGES TRAIN TEST FRACTIONS STARTS BENCHMARK JOBS,--$(name) $(call q,$($(name))))
 reproduce-toy: $(TOY_DATA) | $(READY) ## the paper's claims at toy scale: every study with its seeds, then the claim table (PLAN=1: what would run)
 	@status=0; $(PY) -m soco_lib.studies.reproduce --jobs '$(or $(JOBS),2)' $(STUDY_FLAGS) || status=$$?; \
 	if [ -z '$(PLAN)' ] && [ $$status != 143 ]; then { $(TABLES) --profile toy; $(CLAIMS); } || status=$$?; fi; exit $$status

@@ -11,5 +11,6 @@ parameters    what a notebook's parameters cell declares, and what may override 
 site          `make book`: all of it as one site that opens without a network
 sphinx_parts  how Sphinx makes the site: settings, formulas, links that lead out of it
 study         a study's table and notebook after its runs
+worth         `make worth`: what pretraining is worth on one's own data, from a look at them to a page
 watch         a run as it goes: a figure that grows in JupyterLab, sparse plain lines under papermill
 """

@@ -22,6 +22,7 @@ TARGETS = {
     "09_speed": "make bench",
     "10_claims": "make claims",
     "11_predict": "make predict MODEL=results/quickstart-transfer IMAGES=folder:data/scenes-test",
+    "12_worth": "make worth IMAGES=folder:mine TRAIN=coco:… TEST=coco:…",
 }
 
 

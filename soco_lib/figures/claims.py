@@ -70,7 +70,7 @@ def verdicts(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def labels(rows: list[Row], metric: str = "AP_bb") -> Figure:
+def labels(rows: list[Row], metric: str = "AP_bb", scale: str = "toy") -> Figure:
     """Left: score against labelled images, a line a variant, a small dot a seed that the first variant has too
     (_alike). Right: the difference to it, paired over seeds. Whiskers are 95 % bootstrap intervals of the mean.
     """
@@ -100,7 +100,7 @@ def labels(rows: list[Row], metric: str = "AP_bb") -> Figure:
         ax.minorticks_off()
         ax.set_xlim(ticks[0] / 1.3, ticks[-1] * 1.3)
     right.axhline(0, color="0.4", lw=0.8)
-    finish(left, "toy scale", "labelled images", f"{metric} (%)")
+    finish(left, f"{scale} scale", "labelled images", f"{metric} (%)")
     finish(right, f"minus {names[0]}, same seeds", "labelled images", "points of AP")
     left.set_ylim(bottom=0)
     figure.legend(loc="outside lower center", ncols=len(names), fontsize=9, frameon=False)
@@ -142,7 +142,7 @@ def changes(rows: list[Row], of: str, against: str, benchmark: str) -> pd.DataFr
     for side, variant in zip(sides, (of, against)):
         for seed, end in row_of.get(variant, {}).items():
             box = records.numbers(end.run)["bbox"]
-            sizes = {f"{word} objects": box[key] for key, word in SIZES.items()}
+            sizes = {f"{word} objects": box[key] for key, word in SIZES.items() if key in box}
             for name, score in (sizes | box["per_class"]).items():
                 side.setdefault(name, {})[seed] = score
     lines = []

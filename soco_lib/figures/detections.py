@@ -76,10 +76,11 @@ def draw_predictions(folder: str | Path, n: int = 4, seed: int = 0, score: float
     return figure
 
 
-def draw_both(a: Predictions, b: Predictions, scores: dict[int, tuple]) -> Figure:
+def draw_both(a: Predictions, b: Predictions, scores: dict[int, tuple], names: tuple[str, ...] = ()) -> Figure:
     """One image a row: ground truth, predictions of `a`, of `b`, each at its own best threshold.
 
-    scores: see compare.most_different; rows are in its order. Raises BookError when an image is gone.
+    scores: see compare.most_different; rows are in its order. names: of both; (): their runs'. Raises BookError when an
+    image is gone.
     """
     require(len(scores) >= 1, "show at least one image")
     truth, classes = a.objects(), a.classes
@@ -88,9 +89,10 @@ def draw_both(a: Predictions, b: Predictions, scores: dict[int, tuple]) -> Figur
     for (image, both), row in zip(scores.items(), axes.reshape(-1, 3)):
         pixels = a.pixels(images[image])
         _panel(row[0], pixels, truth[image], classes, f"ground truth: {len(truth[image])} objects")
-        for ax, seen, name, (f1, threshold) in zip(row[1:], (a, b), "AB", both):
+        called = names or (f"A: {a.run.name}", f"B: {b.run.name}")
+        for ax, seen, name, (f1, threshold) in zip(row[1:], (a, b), called, both):
             found = seen.of_image(image, threshold, most=30)
-            _panel(ax, pixels, found, classes, f"{name}: {seen.run.name}, F1 {f1:.2f}")
+            _panel(ax, pixels, found, classes, f"{name}, F1 {f1:.2f}")
     return figure
 
 

@@ -78,7 +78,7 @@ def draw(study: Study, rows: list[Row], frame: pd.DataFrame, profile: str) -> Fi
         above = f"{benchmark}\n" * (len(found) > 1)
         finish(ours, f"ours, scale '{profile}', {seeds}", "", f"{above}AP (%)", "y")
         finish(change, f"ours minus {study.baseline}{several}", "", "points of AP", "y")
-        finish(theirs, f"the paper, Table {study.tables}", "", "AP (%)", "y")
+        finish(theirs, f"the paper, Table {study.tables or 'none'}", "", "AP (%)", "y")
         for ax in (ours, change, theirs):
             ax.set_xticks(range(len(names)), names, rotation=30, ha="right", rotation_mode="anchor", fontsize=9)
             ax.get_xticklabels()[names.index(study.baseline)].set_fontweight("bold")
@@ -113,7 +113,9 @@ def variants(study: Study, profile: str) -> pd.DataFrame:
     base, rows = study.reference(profile), []
     for v in study.variants:
         cfg = study.pretrain(v, profile)
-        rows.append((v.name, v.says, plans.fields(cfg, base) or "(the base)" if cfg else "random weights", v.row))
+        rows.append(
+            (v.name, v.says, plans.fields(cfg, base) or "(the base)" if cfg else v.init or "random weights", v.row)
+        )
     return pd.DataFrame(rows, columns=["variant", "what", "differs in", "the paper's row"])
 
 
@@ -129,8 +131,9 @@ def shapes(study: Study, profile: str) -> pd.DataFrame:
     from soco_lib.encoder import Encoder
 
     found: dict[tuple, list[str]] = {}
-    for variant in (v for v in study.variants if not v.scratch):
-        cfg = study.pretrain(variant, profile)
+    for variant in study.variants:
+        if (cfg := study.pretrain(variant, profile)) is None:
+            continue
         with torch.device("meta"):
             encoder = Encoder(cfg).eval()
             maps = encoder.maps(torch.empty(1, 3, cfg.size, cfg.size))

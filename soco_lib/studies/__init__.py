@@ -10,4 +10,5 @@ rerun     A tracked run once more, from nothing, and every number of both compar
 runner    Running what is missing of a study
 step_time Seconds of one training step on random images
 study     What a study is
+worth     Is it worth it on one's own data? A study that is made of arguments
 """

@@ -110,9 +110,12 @@ def describe(study: Study, cells: list[VariantRuns], results: Path, how: Launch,
     profile = cells[0].profile
     small = "small runs on small data, not comparable with the paper's numbers"
     scale = "the paper's setting" if profile == "paper" else small
-    lines = [f"study {study.name} (Table {study.tables}), PROFILE={profile}: {scale}", study.question]
-    lines += [f"base, pretraining: {fields(study.reference(profile))}"]
-    lines += [f"base, {name}: {fields(run.cfg)}" for name, run in cells[0].transfers.items()]
+    repeats, reference = f" (Table {study.tables})" if study.tables else "", study.reference(profile)
+    lines = [f"study {study.name}{repeats}, PROFILE={profile}: {scale}", study.question]
+    lines += [f"base, pretraining: {fields(reference)}"] if reference else []
+    (first, base), *others = [(name, run.cfg) for name, run in cells[0].transfers.items()]
+    lines += [f"base, {first}: {fields(base)}"]
+    lines += [f"base, {name}: as {first}, but for {fields(cfg, base)}" for name, cfg in others]
     hours = []
     for cell in cells:
         seconds = [speed[id(run)].seconds for run in cell.todo]

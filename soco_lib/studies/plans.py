@@ -73,13 +73,20 @@ class RunIndex:
         start = Path(cfg.init).name if kind == "transfer" and cfg.init != "scratch" else ""
         return kind, start, identity(dataclasses.replace(cfg, init="") if start else cfg)
 
+    def _own(self, init: str) -> str:
+        """The run of these results that has the name of `init`."""
+        return inside(self.results / Path(init).name)
+
     def find(self, kind: str, cfg, name: str = "", source: Run | None = None) -> Run | None:
         """The run of configuration `cfg`: the one called `name` if there is one, else a finished one, else any.
 
         source: the finished pretraining that a transfer starts from; a transfer that started from another pretraining
-        of that name is passed over.
+        of that name is passed over. Without it, one that starts from a file or folder that is no run of these results
+        must name that very path: files are called alike.
         """
         runs = self._runs.get(self._key(kind, cfg), ())
+        if kind == "transfer" and source is None and cfg.init not in ("scratch", self._own(cfg.init)):
+            runs = [run for run in runs if run.record["config"]["init"] == cfg.init]
         runs = [run for run in runs if source is None or not of_another(run, source)]
         return min(runs, key=lambda run: (run.name != name, not state_of(run).final, run.name), default=None)
 
@@ -156,7 +163,7 @@ def find_runs(
         made.pretrain = Planned("pretrain", made.name, cfg)
         made.pretrain.use(index.find("pretrain", cfg, made.name))
     source = made.pretrain
-    start = inside(index.results / source.name) if source else "scratch"
+    start = inside(index.results / source.name) if source else variant.init or "scratch"
     for benchmark in scored:
         name = f"{made.name}-{benchmark}"
         planned = Planned("transfer", name, study.finetune(benchmark, profile, seed, start))
@@ -175,7 +182,8 @@ def begun(study: Study, profile: str, index: RunIndex) -> list[VariantRuns]:
         for seed in index.seeds():
             cfg = study.pretrain(variant, profile, seed)
             if cfg is None or index.find("pretrain", cfg):
-                made.append(find_runs(study, variant, profile, seed, index, benchmarks.BENCHMARKS))
+                scored = dict.fromkeys([*study.benchmarks, *benchmarks.BENCHMARKS])
+                made.append(find_runs(study, variant, profile, seed, index, scored))
     runs = {planned.name for each in made for planned in each.transfers.values() if planned.run}
     own = [name for name in benchmarks.BENCHMARKS if any(f"{each.name}-{name}" in runs for each in made)]
     for each in made:
@@ -191,7 +199,8 @@ def record(study: Study, profile: str, results: Path) -> None:
 
 def unreadable(study: Study, profile: str, results: Path) -> list[str]:
     """A line on each run folder or record of this study that cannot be read, unless a record stands for the folder."""
-    kept, own = RunIndex.of_records(results, f"{study.name}-{profile}"), f"{study.name}-.*-{profile}-s\\d+(-|$)"
+    kept = RunIndex.of_records(results, f"{study.name}-{profile}")
+    own = f"{re.escape(study.name)}-.*-{profile}-s\\d+(-|$)"
     known = {run.name for kind in KINDS for run in kept.runs(kind)}
     folders = RunIndex.of_folders(results).unreadable
     return [*kept.unreadable.values(), *(said for name, said in folders.items()
@@ -278,7 +287,7 @@ def frame(planned: list[VariantRuns], study: Study, hours: list[float | None]) -
     """A row a variant and seed."""
     base, rows = study.reference(planned[0].profile), []
     for each, time in zip(planned, hours):
-        row, differs = {"variant": each.variant.name, "seed": each.seed}, "random weights"
+        row, differs = {"variant": each.variant.name, "seed": each.seed}, each.variant.init or "random weights"
         row |= dict.fromkeys(("batch", "lr", "steps", "epochs", "pretraining"), "")
         if each.pretrain:
             numbers, cfg = each.numbers, each.pretrain.cfg

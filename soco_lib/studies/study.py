@@ -49,6 +49,7 @@ class Variant:
     epoch: int = 0  # of that row; 0: it has one or none
     only: tuple[str, ...] = ()  # benchmarks for which that row is this variant's; empty: all that have such a row
     scratch: bool = False  # random weights: nothing is pretrained, and the fields below are empty
+    init: str = ""  # a run folder or checkpoint file that is there: nothing is pretrained either
     paper: dict = field(default_factory=dict)  # fields that differ from the study's at PROFILE=paper
     toy: dict = field(default_factory=dict)  # and at PROFILE=toy
 
@@ -72,8 +73,9 @@ class Study:
 
     @property
     def tables(self) -> str:
-        """The paper's tables that it repeats, as text."""
-        return self.table or ", ".join(dict.fromkeys(benchmarks.find(name).table for name in self.benchmarks))
+        """The paper's tables that it repeats, as text; "" where no variant has a row there."""
+        own = dict.fromkeys(benchmarks.find(name).table for name in self.benchmarks)
+        return (self.table or ", ".join(filter(None, own))) if any(v.row for v in self.variants) else ""
 
     def variant(self, name: str) -> Variant:
         """Raises BookError with the nearest known name."""
@@ -81,21 +83,20 @@ class Study:
         return next(v for v in self.variants if v.name == name)
 
     def pretrain(self, variant: Variant, profile: str, seed: int = 0) -> Pretrain | None:
-        """The variant's pretraining, None for scratch. Its label names what differs from the parameter file, in the
-        order of Pretrain's fields: two studies that ask for the same experiment ask for the same configuration.
+        """The variant's pretraining, None where nothing is pretrained. Its label names what differs from the parameter
+        file, in the order of Pretrain's fields: two studies that ask for the same experiment ask for the same
+        configuration.
         """
-        if variant.scratch:
+        if variant.scratch or variant.init:
             return None
         changes = {**getattr(self, profile), **getattr(variant, profile), "seed": seed}
         ordered = {f.name: changes[f.name] for f in dataclasses.fields(Pretrain) if f.name in changes}
         return load(Pretrain, f"notebooks/params/pretrain-{profile}.yaml", **ordered)
 
-    def reference(self, profile: str) -> Pretrain:
-        """The pretraining that the variants' are described against: the base's, or the first one's where that is
-        scratch.
-        """
+    def reference(self, profile: str) -> Pretrain | None:
+        """The pretraining that the variants' are described against: the base's, else the first one's, if any."""
         made = (self.pretrain(variant, profile) for variant in (self.variant(self.baseline), *self.variants))
-        return next(cfg for cfg in made if cfg)
+        return next(filter(None, made), None)
 
     def finetune(self, benchmark: str, profile: str, seed: int, init: str) -> Transfer:
         """The transfer that scores a pretraining (its run folder: init) on a benchmark."""
@@ -179,7 +180,7 @@ def _known_row(study: Study, variant: Variant) -> None:
 def _checked(study: Study) -> Study:
     """The study, if all of it makes sense at both scales."""
     study.variant(study.baseline)
-    require(any(not variant.scratch for variant in study.variants), "every variant is scratch: add one that pretrains")
+    require(any(not v.scratch for v in study.variants), "every variant is scratch: add one that is pretrained")
     for profile in PROFILES:
         _known_fields(profile, getattr(study, profile), Pretrain)
         _known_fields(f"transfer, {profile}", study.transfer.get(profile, {}), Transfer)
@@ -197,9 +198,10 @@ def _checked(study: Study) -> Study:
         same: dict[str, str] = {}
         for variant in sorted(study.variants, key=lambda v: v.name != study.baseline):
             where = f"variant {variant.name}, {profile}"
-            if variant.scratch:
-                plain = not (variant.paper or variant.toy)
-                require(plain, f"{where}: scratch has no pretraining that fields could change")
+            if variant.scratch or variant.init:
+                plain = not (variant.paper or variant.toy or (variant.scratch and variant.init))
+                start = variant.init or "scratch"
+                require(plain, f"{where}: {start} has no pretraining that fields could change")
                 continue
             _known_fields(where, getattr(variant, profile), Pretrain)
             try:

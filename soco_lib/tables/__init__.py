@@ -9,4 +9,5 @@ stats         paired difference, its two intervals, the verdict
 study_rows    a study's rows, from its runs' records
 study_table   a study's table, cost, and what its seeds support
 trials        every setting that was tried before one was frozen
+worth         what a start saves in labels, against random weights
 """

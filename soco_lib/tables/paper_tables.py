@@ -111,8 +111,8 @@ def caption(runs: list[Run], table: str) -> str:
 #: Columns of a table's long form.
 CELL = ["source", "scale", "pretraining", "epochs", "benchmark", "metric", "value", "sd", "n", "difference", "state",
         "runs", "hardware", "minutes", "images_seen", "commit"]  # fmt: skip
-#: Studies that have a table of their own (4, 5 and 9): their runs stand there.
-STUDIES = ("alignment", "viewsize", "batchsize", "proposals", "momentum", "table9")
+#: Studies that have a table or a page of their own (4, 5 and 9, `make worth`): their runs stand there.
+STUDIES = ("alignment", "viewsize", "batchsize", "proposals", "momentum", "table9", "worth")
 
 
 def transfers(known: dict[str, Run], table: str, profile: str = "all") -> tuple[list[Run], list[str]]:
@@ -126,7 +126,7 @@ def transfers(known: dict[str, Run], table: str, profile: str = "all") -> tuple[
         config = run.record["config"]
         benchmark = benchmarks.BENCHMARKS.get(config.get("benchmark", "")) if run.record["kind"] == "transfer" else None
         if benchmark and benchmark.table == table and profile in ("all", base_profile(config["profile"])):
-            study = re.match(rf"({'|'.join(STUDIES)})-.+-s\d+-{benchmark.name}$", name)
+            study = re.match(rf"({'|'.join(STUDIES)})-.+-s\d+-{benchmark.name}(-[\d.]+)?$", name)
             if study and not any(each.startswith("pretrain-") for each in run.record.get("studies", ())):
                 others.add(study[1])
             else:

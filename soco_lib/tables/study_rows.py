@@ -59,7 +59,7 @@ class Row:
         for seed in self.cells:
             run = self.outcome(seed)
             said[seed] = f"{run.kind} {run.state.text}" if run.state.word == "begun" else run.state.text
-            if run.kind == "transfer" and run.state.word == "missing" and not self.variant.scratch:
+            if run.kind == "transfer" and run.state.word == "missing" and self.cells[seed].pretrain:
                 said[seed] = "pretrained"
         return records.by_state(said)
 

@@ -155,10 +155,8 @@ def caption(study: Study, profile: str) -> str:
     """Says where the paper's numbers come from and at which scale ours were earned."""
     small = "small runs on small data, which show that the study works and are not comparable with the paper's"
     ours = "ours at the paper's setting" if profile == "paper" else f"ours at scale '{profile}': {small}"
-    return (
-        f"Study {study.name}: {study.question} Table {study.tables} of the paper; {ours}. "
-        "Percent; mean ± standard deviation over n seeds."
-    )
+    beside = f"Table {study.tables} of the paper; " * bool(study.tables)
+    return f"Study {study.name}: {study.question} {beside}{ours}. Percent; mean ± standard deviation over n seeds."
 
 
 def build(study: Study, profile: str, results: Path, only_begun: bool = False) -> Built | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import yaml
@@ -145,7 +145,7 @@ class Benchmark:
 
     name: str
     title: str  # one line
-    table: str  # of the paper, as in paper_tables.csv
+    table: str  # of the paper, as in paper_tables.csv; "": of none
     paper: str  # its name in that table
     metrics: tuple[str, ...]  # the table's, such as AP_bb
     settings: dict = field(repr=False)  # fields of Transfer at PROFILE=paper
@@ -173,9 +173,24 @@ DATA, BENCHMARKS = _read()
 
 
 def find(name: str) -> Benchmark:
-    """The benchmark of that name. Raises BookError with the nearest known name."""
-    one_of("benchmark", name, BENCHMARKS)
-    return BENCHMARKS[name]
+    """The benchmark of that name, or "NAME-SHARE", such as coco-fpn-1x-0.3: a benchmark on a share of its labels (above
+    1: on so many images), which no table of the paper has. Raises BookError with the nearest known name.
+    """
+    part = re.fullmatch(r"(.+)-(\d+\.?\d*|\.\d+)", name)
+    if name in BENCHMARKS or not part or part[1] not in BENCHMARKS:
+        one_of("benchmark", name, BENCHMARKS)
+        return BENCHMARKS[name]
+    whole, labelled = BENCHMARKS[part[1]], {"labelled": part[2]}
+    title = f"{whole.title}, {share_words(float(part[2]))}"
+    both = {"settings": whole.settings | labelled, "toy": whole.toy | labelled}
+    return replace(whole, name=name, title=title, table="", **both)
+
+
+def share_words(labelled: float) -> str:
+    """`Transfer.labelled` for people."""
+    if labelled == 1:
+        return "all labels"
+    return f"{100 * labelled:.3g} % of the labels" if labelled < 1 else f"{labelled:g} labelled images"
 
 
 def base_profile(label: str) -> str:
