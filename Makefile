@@ -42,7 +42,6 @@ last = $(lastword $(subst /, ,$1))
 ENV := $(or $(VIRTUAL_ENV),$(if $(filter-out base,$(CONDA_DEFAULT_ENV)),$(CONDA_PREFIX)),.venv)
 ENV := $(if $(filter $(CURDIR)/.venv,$(ENV)),.venv,$(ENV))
 PY := $(ENV)/bin/python
-# The toy profile's data are the scenes, unless others are named.
 SCENES := data/scenes
 TOY_DATA := $(if $(filter toy,$(PROFILE)),$(SCENES)/scenes.json $(SCENES)-test/scenes.json)
 PICTURES := $(or $(IMAGES),$(if $(TOY_DATA),coco:$(SCENES)/annotations/instances_train.json,folder:imagenet/train))
@@ -58,10 +57,9 @@ QS := $(word 2,$(ASKED))
 HOW := $(word 3,$(ASKED))
 ARGS_TAKEN := $(wordlist 5,$(words $(ASKED)),$(ASKED))
 PIP := $(PY) -m pip --disable-pip-version-check
-# A stamp of what was set up: the checkout's path, then which Detectron2. Rules name it order-only (after `|`): they ask for it, not for its age.
+# A stamp of what was set up: the checkout's path, then which Detectron2, which stays unless one is asked for. Rules name it order-only (`|`).
 READY := $(ENV)/.soco-ready
 PINNED := soco_lib/detectron2.txt
-# Unless one is asked for, the Detectron2 that was set up stays.
 WANTED := $(or $(strip $(DETECTRON2)),$(shell sed -n 2p '$(READY)' 2>/dev/null),pinned)
 CHANGED := $(shell printf '%s\n' $(call q,$(CURDIR)) $(call q,$(WANTED)) | cmp -s - '$(READY)' || echo changed)
 .PHONY: changed $(shell sed -n 's/^\([a-z][a-z0-9-]*\):.*## .*/\1/p' Makefile)
@@ -94,10 +92,9 @@ $(PY):
 	    "$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && exec "$$python" -m venv --clear .venv; \
 	done; \
 	echo "setup: "$(call q,$(or $(PYTHON),no python3 on the PATH))" is not Python 3.11 to 3.13: make setup PYTHON=/path/to/python3.11" >&2; exit 1
-# A kernel of the same name in the user's home must not stand in for this environment's.
 lab: | $(READY) ## open JupyterLab on notebooks/
 	@JUPYTER_PREFER_ENV_PATH=1 PATH="$(abspath $(ENV))/bin:$$PATH" $(PY) -m jupyterlab $(ARGS_TAKEN) \
-	    --ServerApp.root_dir=$(call q,$(CURDIR)) --LabApp.default_url=/lab/tree/notebooks
+	    --ServerApp.root_dir=$(call q,$(CURDIR)) --LabApp.default_url=/lab/tree/notebooks # with this environment's kernel, not the home's
 # A notebook's product is its HTML: it is rendered last and put in place by a rename, so it stands for the whole run.
 IN := --results $(call q,$(RESULTS))
 NOTEBOOK = $(PY) -m soco_lib.book notebooks/$(1).ipynb $(IN) --run-name $(call q,$(or $(RUN),$(2)))
@@ -164,7 +161,6 @@ OWN = $(if $(filter voc-%,$*),VOC_,$(if $(filter lvis-%,$*),LVIS_))
 benchmark-%: $(TOY_DATA) | $(READY)
 	@$(MAKE) transfer BENCHMARK='$*' TRAIN=$(call q,$($(OWN)TRAIN)) TEST=$(call q,$($(OWN)TEST)) \
 	    RUN=$(call q,$(or $(RUN),$(call last,$(INIT)))-$*-$(PROFILE)-s$(SEED))
-# Status 3: the text is all that these two runs allow.
 compare: | $(READY) ## two runs A and B: what differs in settings and metrics; of two transfers also curves, classes, errors, images
 	@$(PY) -m soco_lib.transfer.compare $(call q,$(A)) $(call q,$(B)) $(IN) || { [ $$? = 3 ]; exit; }; \
 	$(call NOTEBOOK,07_compare,compare-$(call last,$(A))-$(call last,$(B))) -p run_a $(call q,$(A)) -p run_b $(call q,$(B))
