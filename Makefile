@@ -108,10 +108,10 @@ $(QS)-views/02_views.html $(QS)-soco/03_pretrain.html: $(QS)-proposals/01_propos
 $(QS)-transfer/04_transfer.html: $(QS)-soco/03_pretrain.html $(SCENES)-test/scenes.json
 $(QS)-scratch/04_transfer.html: $(SCENES)-test/scenes.json $(SCENES)/scenes.json
 $(QS)-report/05_report.html: $(QS)-scratch/04_transfer.html $(QS)-transfer/04_transfer.html
-# A run older than what it was made from is made anew; a newer one was interrupted and goes on.
+# A run older than what it was made from (not by a clock that was set back) is made anew; a newer one was interrupted and goes on.
 $(QS_PAGES:%=%.html): | $(READY)
-	@if [ '$(@D)/run.json' -ot '$<' ]; then rm -rf '$(@D)'; fi; $(PY) -m soco_lib.book notebooks/$(basename $(@F)).ipynb $(IN) \
-	    --run-name '$(notdir $(@D))' $(if $(TOGETHER),--label '$(notdir $(@D))') $(if $(filter %-transfer,$(@D)),-p init '$(QS)-soco')
+	@if [ '$(@D)/run.json' -ot '$<' ] && [ -z "$$(find '$<' -newermt now)" ]; then rm -rf '$(@D)'; fi; \
+	    $(PY) -m soco_lib.book notebooks/$(basename $(@F)).ipynb $(IN) --run-name '$(notdir $(@D))' $(if $(TOGETHER),--label '$(notdir $(@D))') $(if $(filter %-transfer,$(@D)),-p init '$(QS)-soco')
 # One thing at a time with all cores; but the two transfers, whose networks gain little from a second thread, side by side with half each.
 $(if $(TOGETHER),,$(eval .NOTPARALLEL:))
 quickstart: $(QS)-views/02_views.html $(QS)-soco/03_pretrain.html $(SCENES)-test/scenes.json ## the whole book, small, on embedded data: about ten minutes
