@@ -94,6 +94,11 @@ def mask_rcnn(tmp_path_factory):
     return folder, finetuned(folder, "mask-rcnn-r50-fpn", (*NARROW, *HEADS, f"MODEL.ROI_HEADS.NUM_CLASSES={CLASSES}"))
 
 
+def readme(file):
+    """The example of notebooks/README.md that reads `file`."""
+    return next(part.split("```")[0] for part in README.read_text().split("```python\n")[1:] if file in part)
+
+
 def written(path, nest="model"):
     return torch.load(path, weights_only=True)[nest]
 
@@ -178,11 +183,9 @@ def test_a_detector_predicts_the_same_in_torchvision(mask_rcnn, tmp_path, monkey
         min_size=128, max_size=256,
     ).eval()  # fmt: skip
     model.load_state_dict(written(tmp_path / "tv.pth"))
-    monkeypatch.setattr(
-        torchvision.ops.poolers, "roi_align", functools.partial(torchvision.ops.roi_align, aligned=True)
-    )
-    model.roi_heads.box_roi_pool.sampling_ratio = model.roi_heads.mask_roi_pool.sampling_ratio = 0
-    model.rpn.anchor_generator.cell_anchors = list(ours.proposal_generator.anchor_generator.cell_anchors)
+    monkeypatch.setattr(torchvision.ops.poolers, "roi_align", torchvision.ops.poolers.roi_align)  # put back afterwards
+    lines = "torchvision.ops.poolers" + readme("detector.pth").split("torchvision.ops.poolers", 1)[1]
+    exec(lines, {"functools": functools, "model": model, "torch": torch, "torchvision": torchvision})
     generator = torch.Generator().manual_seed(1)
     for _ in range(10):
         noise = torch.rand(1, 3, 8, 12, generator=generator) * 255
@@ -195,8 +198,7 @@ def test_a_detector_predicts_the_same_in_torchvision(mask_rcnn, tmp_path, monkey
 
 
 def test_the_readmes_example_for_torchvision_runs(full, tmp_path, monkeypatch, capsys):
-    text = README.read_text().split("```python\n")
-    block = next(part.split("```")[0] for part in text if "maskrcnn_resnet50_fpn_v2" in part)
+    block = readme("soco-torchvision.pth")
     monkeypatch.chdir(tmp_path)
     export(full[0], tmp_path / "soco-torchvision.pth", layout="torchvision-detection")
     target = {"boxes": torch.tensor([[4.0, 4, 40, 50]]), "labels": torch.tensor([1])}

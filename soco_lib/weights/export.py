@@ -169,7 +169,7 @@ def _state(source: Source, layout: str, what: str, any_shape: bool) -> tuple[dic
     _check_whole(state, row, layout)
     lines = [f"{len(state)} keys of {source.said}"]
     if behind:
-        lines.append(f"{len(behind)} keys stay behind, whose parts are not in this layout: {', '.join(_modules(behind))}")
+        lines.append(f"{len(behind)} keys stay behind, of parts that it has not: {', '.join(_modules(behind))}")
     if not trunk_only and tv:
         lines.append(_fit(state, row, any_shape))
     return state, lines
