@@ -111,7 +111,8 @@ $(QS)-report/05_report.html: $(QS)-scratch/04_transfer.html $(QS)-transfer/04_tr
 # A run older than what it was made from (not by a clock that was set back) is made anew; a newer one was interrupted and goes on.
 $(QS_PAGES:%=%.html): | $(READY)
 	@if [ '$(@D)/run.json' -ot '$<' ] && [ -z "$$(find '$<' -newermt now)" ]; then rm -rf '$(@D)'; fi; \
-	    $(PY) -m soco_lib.book notebooks/$(basename $(@F)).ipynb $(IN) --run-name '$(notdir $(@D))' $(if $(TOGETHER),--label '$(notdir $(@D))') $(if $(filter %-transfer,$(@D)),-p init '$(QS)-soco')
+	    $(PY) -m soco_lib.book notebooks/$(basename $(@F)).ipynb $(IN) --run-name '$(notdir $(@D))' \
+	    $(if $(TOGETHER),--label '$(notdir $(@D))') $(if $(filter %-transfer,$(@D)),-p init '$(QS)-soco')
 # One thing at a time with all cores; but the two transfers, whose networks gain little from a second thread, side by side with half each.
 $(if $(TOGETHER),,$(eval .NOTPARALLEL:))
 quickstart: $(QS)-views/02_views.html $(QS)-soco/03_pretrain.html $(SCENES)-test/scenes.json ## the whole book, small, on embedded data: about ten minutes
@@ -156,7 +157,6 @@ predict: | $(READY) ## detect on IMAGES with the fine-tuned run MODEL: COCO resu
 	    -p images $(call q,$(IMAGES)) -p score $(call q,$(SCORE))
 benchmarks: $(TOY_DATA) | $(READY) ## every benchmark of the paper (or NAMES) from INIT, one after the other
 	@names=$$($(PY) -m soco_lib.transfer.benchmarks $(foreach name,$(NAMES),$(call q,$(name)))); $(MAKE) $$names
-# Each has a run folder of its own, so a second call goes on; those of VOC and LVIS have data of their own.
 OWN = $(if $(filter voc-%,$*),VOC_,$(if $(filter lvis-%,$*),LVIS_))
 benchmark-%: $(TOY_DATA) | $(READY)
 	@$(MAKE) transfer BENCHMARK='$*' TRAIN=$(call q,$($(OWN)TRAIN)) TEST=$(call q,$($(OWN)TEST)) \
