@@ -290,13 +290,13 @@ def detections(*folders: str, score: float = 0.3, live: bool | None = None) -> E
     def draw(image, score, only, only_errors=False):
         at = truth["images"][image]
         where = f"{at['file_name']}, {at['width']} x {at['height']} pixels; detections scored {score:.2f} or more"
-        return where, pictures.draw_image(seen, at, score, only, only_errors)
+        return where, pictures.draw_image(seen, at, score, None if only == "" else only, only_errors)
 
     names = sorted((name, identity) for identity, name in seen[0].classes.items())
     controls = {
         "image": _slider(value=first, max=len(truth["images"]) - 1),
         "score": _share(value=score),
-        "only": _choice(value=None, options=[("all classes", None), *names]),
+        "only": _choice(value="", options=[("all classes", ""), *names]),  # None would be no choice
     }
     if truth["annotations"]:
         controls["only_errors"] = _switch(value=False)
