@@ -9,8 +9,7 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 #: * IMAGES=        pictures to pretrain on: folder:PATH, coco:JSON, voc:ROOT, zip:FILE, list:FILE (default: the parameter file's)
 #: * INIT=scratch   what a transfer starts from: a pretraining's run folder, a checkpoint, or scratch
 #: * SET= SEED=0    other settings of a pretraining or transfer, such as SET='k: 8, steps: 200'; random seed
-#: * GPUS=1         processes on each machine, one a GPU
-#: * LAUNCH=        launch options of a cluster: a file such as notebooks/params/launch-slurm.yaml; single ones win over it
+#: * GPUS=1 LAUNCH=  processes on each machine, one a GPU; launch options of a cluster, a file such as notebooks/params/launch-slurm.yaml
 #:   RESULTS=results RUNS=  where run folders go; runs there, by name, for a report or a table of probes (default: the quickstart's)
 #:   PROPOSALS=     folder of the proposals of IMAGES (default: data/<name of the pictures>-<a number of theirs>-proposals)
 #:   BENCHMARK=     one of the paper's benchmarks, such as coco-fpn-1x, at the scale of PROFILE (default: the parameter file's settings)
