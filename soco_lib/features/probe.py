@@ -194,10 +194,8 @@ def due(done: int, cfg: Pretrain, plan: Plan, rows: Sequence[dict] = ()) -> bool
     """Whether a pretraining is probed after `done` updates: every cfg.probe_every epochs, and at the end; not twice by
     the log's `rows`.
     """
-    every, had = (
-        max(1, round(cfg.probe_every * plan.steps_per_epoch)),
-        any("knn" in r for r in rows if r["step"] == done),
-    )
+    every = max(1, round(cfg.probe_every * plan.steps_per_epoch))
+    had = any("knn" in row for row in rows if row["step"] == done)
     return bool(cfg.probe and done and not had) and (done == plan.steps or cfg.probe_every > 0 and done % every == 0)
 
 
