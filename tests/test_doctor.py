@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as rle
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from soco_lib import BookError
 from soco_lib.data import listings
@@ -676,3 +678,23 @@ def test_a_run_records_what_is_odd_and_refuses_before_it_trains(tmp_path):
     assert run.main([str(folder)]) == 0
     found = {"iscrowd-null": {"count": 8, "verdict": REPAIRS}}
     assert Run.read(folder).record["data"] == {"train": found, "test": found}
+
+
+@pytest.mark.parametrize("box", [[50, 40, 0, 0], [400, 400, 10, 10], [50, 40, -5, -5]])
+def test_pycocotools_counts_an_object_without_area_as_missed(box, capsys):
+    """What kinds.MISSED says of objects that the book leaves out: a perfect detection then scores about one half."""
+    truth = COCO()
+    sound = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 10, 30, 30], "area": 900, "iscrowd": 0}
+    degenerate = {**sound, "id": 2, "bbox": box, "area": abs(box[2] * box[3])}
+    truth.dataset = {
+        "images": [{"id": 1, "width": 100, "height": 80}],
+        "categories": [{"id": 1, "name": "a"}],
+        "annotations": [sound, degenerate],
+    }
+    truth.createIndex()
+    found = truth.loadRes([{"image_id": 1, "category_id": 1, "bbox": sound["bbox"], "score": 0.9}])
+    judged = COCOeval(truth, found, "bbox")
+    judged.evaluate()
+    judged.accumulate()
+    judged.summarize()
+    assert judged.stats[0] == pytest.approx(0.5, abs=0.01)
