@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 from unittest import mock
@@ -21,6 +22,9 @@ from soco_lib.data.proposals import ProposalConfig
 from soco_lib.data.sources import open_source
 from soco_lib.data.store import build_store
 from soco_lib.runs import checkpoint, slurm
+
+# What tests start hears a closed terminal, also where nohup has these tests ignore it.
+signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 @pytest.fixture(scope="session")

@@ -80,7 +80,7 @@ def detections(run):
     """File name (no suffix) -> its detections."""
     images = {image["id"]: image["file_name"] for image in read_json(run.folder / "images.json")["images"]}
     found = {Path(name).stem: [] for name in images.values()}
-    for row in read_json(run.folder / "detections.json"):
+    for row in read_json(run.folder / "detections.json", list):
         found[Path(images[row.pop("image_id")]).stem].append(row)
     return found
 
@@ -95,7 +95,7 @@ print(json.dumps([instances.pred_boxes.tensor.tolist(), instances.scores.tolist(
 def test_detections_are_the_evaluations_and_those_of_detectron2_alone(world, tuned, tmp_path, name):
     folder, voc = tuned(name), name == "c4"
     images = f"voc:{world}/voc@test" if voc else f"coco:{world}/val-polygon.json@{world}/images"
-    saved = read_json(folder / "detectron2" / f"{'voc' if voc else 'coco'}_instances_results.json")
+    saved = read_json(folder / "detectron2" / f"{'voc' if voc else 'coco'}_instances_results.json", list)
     score = float(np.median([row["score"] for row in saved]))
     run = detect(folder, images, tmp_path, score=score)
     kept = [row for row in saved if row["score"] >= score]
@@ -233,7 +233,7 @@ def test_what_is_refused(world, tuned, tmp_path):
         (tmp_path / name / "run.json").write_text(json.dumps(record))
     (tmp_path / "empty").mkdir()
     for given, message in (
-        (dict(model=""), "MODEL='': no run at"),
+        (dict(model=""), "MODEL= is empty"),
         (dict(model="results/nowhere"), "MODEL='results/nowhere': no run at .*give the folder of a finished transfer"),
         (
             dict(model=f"{tmp_path}/soco"),

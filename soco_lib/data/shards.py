@@ -211,8 +211,8 @@ def _finished(shards: list[Path], source: ImageSource, config: ProposalConfig, w
             made += count > 0
             yield count
         if made < len(shards):
-            left = f"{len(shards) - made} of {len(shards)} shards are left to make"
-            raise stop_requests.stopped(f"the proposals were stopped, {left}: run again to go on from what is made")
+            left = f"shards left to make: {len(shards) - made}"
+            raise stop_requests.stopped(f"the proposals were stopped, {left}; run again to go on from what is made")
 
 
 def _made_here(shards: Iterator[Path], source: ImageSource, config: ProposalConfig, asked: list) -> Iterator[int]:

@@ -157,7 +157,7 @@ class Run:
         allowed = f"run name {name!r} may hold letters, digits, '_', '-', '+', '.'"
         require(bool(re.fullmatch(r"[\w][\w.+-]*", name)), allowed)
         folder, plain = ROOT / results / name, to_dict(config)
-        if (folder / "run.json").exists():
+        if os.path.exists(folder / "run.json"):  # False, too, for a name that is too long
             run = cls.read(folder)
             changed = differences(essence(run.record["config"]), essence(plain))
             if run.record["kind"] != kind:

@@ -113,7 +113,7 @@ class Asked:
                 path = locate(word.rstrip("/"))
                 require(path.exists(), f"start {word!r} is not there (looked for {path}): {known}")
                 if (path / "run.json").is_file():
-                    self._check_run(word, records.read(path))
+                    self._check_run(word, Run.read(path))
                 parts = [path.name if path.is_dir() else path.stem, path.parent.name]
                 name = re.sub(r"[^\w.+-]+", "-", parts[0] if parts[0] not in (*made, SOCO) else "-".join(parts[::-1]))
                 require(name not in made, f"STARTS: two starts would be called {name!r}: rename one")
