@@ -130,6 +130,9 @@ def detector_config(name: str, overrides: tuple[str, ...] = ()) -> CfgNode:
         rows = isinstance(given, (list, tuple)) and all(isinstance(row, (list, tuple)) and row for row in given)
         good = rows and bool(given) and all(isinstance(x, (int, float)) and x > 0 for row in given for x in row)
         require(good, f"MODEL.ANCHOR_GENERATOR.{key}={given!r} must be lists of positive numbers, one or one a level")
+    std = cfg.MODEL.PIXEL_STD
+    good = len(std) == len(cfg.MODEL.PIXEL_MEAN) == 3 and all(isinstance(x, (int, float)) and x > 0 for x in std)
+    require(good, f"MODEL.PIXEL_STD={std!r} must be three positive numbers, as many as MODEL.PIXEL_MEAN has")
     cfg.MODEL.DEVICE = "cpu"  # builders move modules themselves; our loops say where a model lives
     return cfg
 

@@ -113,6 +113,12 @@ def test_overrides_that_no_network_can_be_built_with_are_named(cfg, item):
         build_model(wrong, processes.start())
 
 
+@pytest.mark.parametrize("value", ["[0,0,0]", "[1.0,1.0]", "['a',1,1]", "[1,1,-1]"])
+def test_pixel_deviations_that_no_image_can_be_divided_by_are_refused(value):
+    with pytest.raises(BookError, match="PIXEL_STD.*three positive|override 'MODEL.PIXEL_STD"):
+        detector_config("mask-rcnn-r50-fpn", (f"MODEL.PIXEL_STD={value}",))
+
+
 def test_compile_without_a_compiler_is_refused(cfg, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.delenv("CXX", raising=False)
