@@ -211,7 +211,7 @@ reproduce-toy: $(TOY_DATA) | $(READY) ## the paper's claims at toy scale: every 
 
 ##@ checks
 test: | $(READY) ## run the tests, up to four at a time; ARGS='-k boxes' chooses among them, ARGS=-n0 runs one at a time
-	@$(PY) -m pytest -n logical --maxprocesses 4 --dist worksteal $(ARGS_TAKEN)
+	@$(PY) -m pytest -n logical --maxprocesses 4 --dist loadfile $(ARGS_TAKEN)
 lint: | $(READY) ## ruff: rules and format
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check .
 check-variants: | $(READY) ## train every variant of the method for 20 steps, the compiled one too: minutes

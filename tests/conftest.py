@@ -23,8 +23,10 @@ from soco_lib.data.sources import open_source
 from soco_lib.data.store import build_store
 from soco_lib.runs import checkpoint, slurm
 
-# What tests start hears a closed terminal, also where nohup has these tests ignore it.
+# What tests start hears Ctrl-C and a closed terminal, also where nohup or a shell's `&` has these tests ignore them.
 signal.signal(signal.SIGHUP, lambda *_: None)
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -205,8 +205,10 @@ def _kernel_environment():
     if "transport_encryption" in KernelManager.class_trait_names():
         # New kernels print a warning at each start unless their sockets are encrypted.
         settings.KernelManager.transport_encryption = "auto"
-    # An interrupt between two cells is told here; the kernel's own word on it is none of the reader's.
-    settings.NotebookClient.extra_arguments = ["--log-level=CRITICAL"]
+    # An interrupt between two cells, or while the kernel ends, is told here; the kernel's own words on it, with a
+    # traceback, are none of the reader's.
+    silent = "__import__('logging').getLogger('tornado.general').setLevel('CRITICAL')"
+    settings.NotebookClient.extra_arguments = ["--log-level=CRITICAL", f"--IPKernelApp.exec_lines={silent}"]
     # The environment's own `python3` kernel goes before one in the user's home; no debugger, no words about it.
     inherited = {"SOCO_HEADLESS": "1", "JUPYTER_PREFER_ENV_PATH": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     before, level = {name: os.environ.get(name) for name in inherited}, logger.level
