@@ -73,9 +73,9 @@ class Study:
 
     @property
     def tables(self) -> str:
-        """The paper's tables that it repeats, as text; "" where no variant has a row there."""
+        """The paper's tables that it repeats, as text; "" where it names none and no variant has a row there."""
         own = dict.fromkeys(benchmarks.find(name).table for name in self.benchmarks)
-        return (self.table or ", ".join(filter(None, own))) if any(v.row for v in self.variants) else ""
+        return self.table or (", ".join(filter(None, own)) if any(v.row for v in self.variants) else "")
 
     def variant(self, name: str) -> Variant:
         """Raises BookError with the nearest known name."""
