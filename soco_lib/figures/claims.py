@@ -88,6 +88,8 @@ def labels(rows: list[Row], metric: str = "AP_bb", scale: str = "toy") -> Figure
         scores, shift = dict(sorted(points[name].items())), 1 + 0.07 * (i - (len(names) - 1) / 2)
         differences = {n: paired(each, base[n]).values for n, each in scores.items()}
         for ax, shown in ((left, scores), (right, differences))[: 2 if i else 1]:
+            if not shown:  # a variant without finished runs
+                continue
             x, middle = np.array([*shown]) * shift, np.array([_whiskers([*each.values()]) for each in shown.values()])
             style = dict(color=LINES[i], marker="o", ms=5, capsize=3, label=name if ax is left else None)
             ax.errorbar(x, middle[:, 0], middle[:, 1:].T, **style)
