@@ -29,6 +29,12 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def listings_of_its_own(tmp_path_factory) -> None:
+    """Listings that an earlier session of tests kept would pass for those of a later one, in folders named alike."""
+    os.environ["SOCO_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """$SOCO_DATA, for tests on real photographs; they skip where it is not set."""

@@ -533,7 +533,7 @@ def change(path, variant, **toy):
 def test_stopped_and_killed_it_goes_on(study, tmp_path):
     change(study, "batch-512", steps=60)
     run = tmp_path / "r" / "tiny-batch-512-toy-s0"
-    for number, rows in ((signal.SIGINT, 3), (signal.SIGHUP, 7), (signal.SIGKILL, 12)):
+    for number, rows in ((signal.SIGINT, 3), (signal.SIGTERM, 5), (signal.SIGHUP, 7), (signal.SIGKILL, 12)):
         child = start(study, tmp_path / "r", "--variants", "batch-512")
         wait_for(run, rows, child)
         os.killpg(child.pid, number)  # as a terminal does
@@ -547,7 +547,7 @@ def test_stopped_and_killed_it_goes_on(study, tmp_path):
             assert "step " in row_of(tmp_path / "r", "batch-512")[-1]
     assert go(study, tmp_path / "r", "--variants", "batch-512") == 0  # waits for the killed runner's run to save
     sessions = Run.read(run).record["sessions"]
-    assert Run.read(run).done and len(sessions) == 4 and all("told to stop" in s["error"] for s in sessions[:3])
+    assert Run.read(run).done and len(sessions) == 5 and all("told to stop" in s["error"] for s in sessions[:4])
     assert row_of(tmp_path / "r", "batch-512")[-1] == "done (s0)"
     assert Run.read(tmp_path / "r" / "tiny-batch-512-toy-s0-coco-fpn-1x").metrics["images"] == 6
 

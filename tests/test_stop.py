@@ -170,7 +170,9 @@ def says(text, line):
         ("pretrain", "Ctrl-C", 1, 130),
         ("pretrain", "Ctrl-C", 2, 130),
         ("pretrain", "closed", 1, 129),
+        ("pretrain", "SIGTERM", 1, 143),
         ("transfer", "SIGTERM", 1, 143),
+        ("transfer", "closed", 1, 129),
         ("transfer", "Ctrl-C", 2, 130),
     ],
 )
@@ -327,9 +329,9 @@ def test_the_stop_button_of_a_notebook_saves(work, tmp_path):
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
-    """48 pictures, which are three shards; and their proposals."""
+    """96 pictures, which are six shards; and their proposals."""
     folder, rng = tmp_path_factory.mktemp("many"), np.random.default_rng(0)
-    for i in range(48):
+    for i in range(96):
         image = cv2.resize(rng.integers(0, 255, (24, 32, 3), dtype=np.uint8), (160, 120))
         cv2.imwrite(str(folder / f"{i:03d}.jpg"), image)
     source = open_source(f"folder:{folder}")
@@ -352,16 +354,16 @@ def test_a_shard_goes_on_from_its_last_image(many, tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "_row", told_now_and_then)
     build = lambda: build_store(source, ProposalConfig(), tmp_path, workers=1)
     for last in (20, 24):
-        with pytest.raises(Stopped, match="shards left to make: 2; run again") as stopped:
+        with pytest.raises(Stopped, match="shards left to make: 5; run again") as stopped:
             build()
         assert stopped.value.status == 130 and made == [*range(last)]
         [part] = (tmp_path / "shards").glob("*.part")
         assert part.name == f"000000016-{last:09d}.part"
     part.write_bytes(b"PK torn")
-    assert equal(build(), whole) and made[24:] == [*range(16, 48)]  # what cannot be read is made anew
+    assert equal(build(), whole) and made[24:] == [*range(16, 96)]  # what cannot be read is made anew
 
 
-@pytest.mark.parametrize("how, workers, status", [("Ctrl-C", 1, 130), ("SIGTERM", 2, 143)])
+@pytest.mark.parametrize("how, workers, status", [("Ctrl-C", 1, 130), ("SIGTERM", 2, 143), ("closed", 2, 129)])
 def test_proposals_keep_what_is_made(many, tmp_path, how, workers, status):
     """SIGTERM: to make alone, whose shell keeps it to itself."""
     source, whole = many
@@ -382,4 +384,4 @@ def test_proposals_keep_what_is_made(many, tmp_path, how, workers, status):
     says("\n".join(said), "shards left to make: ")
     assert any((tmp_path / "store/shards").glob("*.part"))
     assert equal(build_store(source, ProposalConfig(), tmp_path / "store", workers=1), whole)
-    assert len(ProposalStore.open(tmp_path / "store")) == 48
+    assert len(ProposalStore.open(tmp_path / "store")) == 96
