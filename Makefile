@@ -221,7 +221,7 @@ check-gpu: | $(READY) ## does this node compute what the book says, and how fast
 BENCH = $(PY) -m tests.speed.bench $(if $(IMAGES),--images $(call q,$(IMAGES))) $(IN)
 bench: $(TOY_DATA) | $(READY) ## time every part beside its plain formulation, on IMAGES; tables go to RESULTS/bench
 	@$(BENCH) && $(call NOTEBOOK,09_speed,speed) -p results $(call q,$(RESULTS))
-##: bench-NAME views step proposals store readers startup: one of them
+##: bench-NAME views step proposals store readers startup threads: one of them
 bench-%: $(TOY_DATA) | $(READY)
 	@$(BENCH) $*
 clean: ## remove caches; results and the environment stay

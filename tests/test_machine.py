@@ -9,10 +9,12 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 import soco_lib
-from soco_lib.runs import launch, machine
+from soco_lib.runs import launch, machine, processes
+from soco_lib.runs.folder import Run
 
 
 def test_cores_are_those_that_this_process_may_use(monkeypatch):
@@ -25,10 +27,51 @@ def test_a_system_without_affinity_counts_all_cores(monkeypatch, counted, cores)
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)  # as on macOS
     monkeypatch.setattr(os, "cpu_count", lambda: counted)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(machine, "QUOTA", Path("nowhere"))
     assert machine.cores() == cores
-    assert launch.environment(2)["OMP_NUM_THREADS"] == str(max(1, cores // 2))
+
+
+@pytest.mark.parametrize(("quota", "cores"), [("max 100000", 8), ("150000 100000", 2), ("20000 100000", 1), ("", 8)])
+def test_a_container_has_the_cores_that_its_quota_pays_for(monkeypatch, tmp_path, quota, cores):
+    (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    monkeypatch.setattr(machine, "QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {*range(8)}, raising=False)
+    assert machine.cores() == cores
+
+
+def test_free_cores_are_those_that_others_leave(monkeypatch, tmp_path):
+    monkeypatch.setattr(machine, "QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 3}, raising=False)
+    monkeypatch.setattr(psutil, "cpu_percent", lambda seconds, percpu: [10.0, 100.0, 50.0, 0.0])
+    assert machine.free_cores() == pytest.approx(1.9)  # core 2 is not ours
+    (tmp_path / "cpu.max").write_text("100000 100000\n")
+    assert machine.free_cores() == 1
+
+
+@pytest.mark.parametrize(
+    ("free", "gpus", "jobs", "count"), [(2.0, 1, 1, 2), (1.7, 1, 1, 2), (1.0, 1, 1, 1), (0.1, 1, 1, 1), (7.8, 2, 2, 2)]
+)
+def test_a_run_takes_the_cores_that_are_free(monkeypatch, free, gpus, jobs, count):
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(machine, "free_cores", lambda: free)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    assert launch.shares(2, launch.Launch())[0]["OMP_NUM_THREADS"] == str(max(1, cores // 2))
+    given = launch.shares(jobs, launch.Launch(gpus))[-1]
+    made = launch.environment(gpus, given)
+    assert made["OMP_NUM_THREADS"] == str(count)
+    assert made[processes.THREADS] == f"{free:.1f} of {machine.cores()} cores were free"
+
+
+def test_a_run_goes_on_with_its_threads_and_a_user_is_obeyed(monkeypatch, cfg, tmp_path):
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(machine, "free_cores", lambda: 8.0)
+    run = Run.start("run", "pretrain", cfg, tmp_path)
+    run.begin(processes=1, threads=3)
+    run.end("stopped")
+    chosen = lambda gpus, **given: launch.environment(gpus, given, Run.read(run.folder))["OMP_NUM_THREADS"]
+    assert chosen(1) == "3" and chosen(2) == "4", "as many processes as before, or others"
+    assert chosen(1, OMP_NUM_THREADS="5") == "5"
+    monkeypatch.setenv("OMP_NUM_THREADS", "6")
+    assert chosen(1) == "6"
 
 
 @pytest.mark.parametrize(("platform", "bytes"), [("darwin", 5000), ("linux", 5000 * 1024)])

@@ -28,6 +28,7 @@ from soco_lib import ROOT, BookError, one_line_errors
 from soco_lib.fields import from_dict, one_of, require
 from soco_lib.runs import machine, slurm
 from soco_lib.runs.folder import Run
+from soco_lib.runs.processes import THREADS
 from soco_lib.runs.settings import load, parse_yaml, with_values
 from soco_lib.runs.stop import Stopped, StopRequests, requests
 
@@ -119,17 +120,34 @@ def command(module: str, folder: Path, how: Launch = Launch()) -> list[str]:
     return [sys.executable, "-u", "-m", "torch.distributed.run", *counts, *where, "-m", module, str(folder)]
 
 
-def environment(gpus: int, given: dict[str, str] | None = None) -> dict[str, str]:
-    """The child's environment: the cores shared out among the processes of this node, and what torchrun reads; this
-    process's environment wins over that, and `given` over both.
+def threads(processes: int, before: int | None = None) -> dict[str, str]:
+    """Variables for processes that share this machine's cores: CPU threads for each, and why so many, for the log.
+
+    As many as share out the cores that are free now: a thread that shares a core with a busy process has all others
+    wait for it, several times as long as it would take without it. `before`: a run's own number, which it keeps when it
+    goes on: sums of floats depend on it. OMP_NUM_THREADS of this process's environment wins.
     """
+    if "OMP_NUM_THREADS" in os.environ:
+        return {"OMP_NUM_THREADS": os.environ["OMP_NUM_THREADS"], THREADS: "as OMP_NUM_THREADS says"}
+    if before:
+        return {"OMP_NUM_THREADS": str(before), THREADS: "as before: sums depend on it"}
+    free = machine.free_cores()
+    count = max(1, int((free + 0.5) // processes))  # a little work of others, as every desktop has, is let pass
+    return {"OMP_NUM_THREADS": str(count), THREADS: f"{free:.1f} of {machine.cores()} cores were free"}
+
+
+def environment(gpus: int, given: dict[str, str] | None = None, run: Run | None = None) -> dict[str, str]:
+    """The child's environment: the free cores shared out among the processes of this node, and what torchrun reads;
+    this process's environment wins over that, and `given` over both. `run`: the one that the child works on.
+    """
+    last = run.last_session if run else {}
+    before = last.get("threads") if last.get("processes") == gpus else None
+    given = {**({} if "OMP_NUM_THREADS" in (given or {}) else threads(gpus, before)), **(given or {})}
     ours = {
-        "OMP_NUM_THREADS": str(max(1, machine.cores() // gpus)),
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "90",  # seconds to save in after a request to stop; 30 otherwise
         # torch 2.14's shared store gives restarted processes the addresses of the dead ones.
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-        # Waiting threads spin briefly: spinning on starves busy cores (up to ten times slower), not spinning halves the
-        # speed of free ones.
+        # Waiting threads spin briefly: spinning on starves busy cores, not spinning halves the speed of free ones.
         "GOMP_SPINCOUNT": "10000",
     }
     return {**ours, **os.environ, "PYTHONUNBUFFERED": "1", **(given or {})}
@@ -158,8 +176,7 @@ def shares(jobs: int, how: Launch) -> list[dict[str, str]]:
         return [{}] * jobs
     count = visible_devices(how.gpus, jobs)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
-    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, machine.cores() // (jobs * how.gpus))))
-    made = [{"OMP_NUM_THREADS": threads} if jobs > 1 else {} for _ in range(jobs)]
+    made = [dict(share) for share in [threads(jobs * how.gpus) if jobs > 1 else {}] * jobs]
     for i, share in enumerate(made if count else ()):
         share["CUDA_VISIBLE_DEVICES"] = ",".join(visible.split(",")[i * how.gpus : (i + 1) * how.gpus])
     return made
@@ -182,7 +199,7 @@ def join(folder: Path, how: Launch) -> None:
         os.dup2(output.fileno(), sys.stdout.fileno())
         os.dup2(output.fileno(), sys.stderr.fileno())
     os.chdir(ROOT)
-    os.execvpe(words[0], words, environment(how.gpus))
+    os.execvpe(words[0], words, environment(how.gpus, run=run))
 
 
 def follow(path: Path, begin: int, alive: Callable[[], bool]) -> Iterator[str]:
@@ -272,7 +289,7 @@ def stream(run: Run, how: Launch = Launch(), *, env: dict[str, str] | None = Non
             # In a session of its own: Ctrl-C reaches the caller alone, who then lets the run save.
             child = subprocess.Popen(
                 command(module, folder, how), stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, start_new_session=True,
-                env=environment(how.gpus, env), preexec_fn=lambda: machine.end_with_parent(signal.SIGTERM),
+                env=environment(how.gpus, env, before), preexec_fn=lambda: machine.end_with_parent(signal.SIGTERM),
             )  # fmt: skip
     stop = StopRequests() if stop is None else stop
     patience, last, refusal, agent = PATIENCE if how.slurm else 0.0, "", "", False

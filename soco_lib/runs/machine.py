@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import resource
@@ -10,8 +11,11 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Collection
 from pathlib import Path
 
+#: A container's quota of CPU time and the period that it is for, in microseconds.
+QUOTA = Path("/sys/fs/cgroup/cpu.max")
 #: What Linux says of this process, line by line.
 STATUS = Path("/proc/self/status")
 #: prctl(2), which Linux alone has; looked up here, because a forked child should not load libraries.
@@ -19,9 +23,27 @@ _PRCTL = getattr(ctypes.CDLL(None), "prctl", None)
 _SET_PARENT_DEATH_SIGNAL = 1
 
 
+def _bound_to() -> Collection[int]:
+    """Numbers of the cores that this process is bound to; all where the system has no such thing (macOS)."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+
+
 def cores() -> int:
-    """Cores that this process may use: those that it is bound to, or all where the system has no such thing (macOS)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use: those that it is bound to, and no more than its container's quota pays for."""
+    count = len(_bound_to())
+    with contextlib.suppress(OSError, ValueError):  # no cgroup of version 2, or no limit: "max"
+        quota, period = map(int, QUOTA.read_text().split())
+        count = min(count, max(1, round(quota / period)))
+    return count
+
+
+def free_cores(seconds: float = 0.5) -> float:
+    """Of `cores`, what nobody used within the last `seconds`, which it waits for; a virtual machine's host counts."""
+    import psutil  # here, because much that asks for the cores needs none
+
+    bound = _bound_to()
+    used = psutil.cpu_percent(seconds, percpu=True)
+    return min(cores(), sum(1 - share / 100 for core, share in enumerate(used) if core in bound))
 
 
 def peak_memory(cuda: bool = False) -> int:

@@ -20,6 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from soco_lib.fields import require
 
+#: Environment variable: why this process has as many CPU threads as it has, in words.
+THREADS = "SOCO_THREADS"
 #: Time in one collective after which a run counts as hung; NCCL's own 10 minutes are short for a slow disk.
 TIMEOUT = timedelta(hours=1)
 #: The first process may work alone for so long (LVIS's evaluation, a probe) while the others wait in `wait`.
@@ -54,10 +56,11 @@ class Process:
         return self.device.type == "cuda"
 
     def describe(self) -> str:
-        """E.g. '2 gloo processes on the CPU' or '1 process on NVIDIA H100'."""
+        """E.g. '1 process on the CPU, 2 CPU threads each (2.0 of 2 cores were free)'."""
         where = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "the CPU"
+        count, why = torch.get_num_threads(), os.environ.get(THREADS)
         kind = f"{dist.get_backend()} processes" if self.world > 1 else "process"
-        return f"{self.world} {kind} on {where}, {torch.get_num_threads()} CPU threads each"
+        return f"{self.world} {kind} on {where}, {count} CPU thread{'s' * (count > 1)} each{f' ({why})' if why else ''}"
 
 
 def own_device() -> torch.device:

@@ -17,7 +17,7 @@ from soco_lib.fields import one_of
 from soco_lib.figures import speed
 from soco_lib.tables import pages
 
-NAMES = ("views", "step", "proposals", "store", "readers", "startup")
+NAMES = ("views", "step", "proposals", "store", "readers", "startup", "threads")
 SCENES = "coco:data/scenes/annotations/instances_train.json"
 LABELLED = ("coco_masks/instances_val.json", "coco_masks/images")
 
