@@ -159,7 +159,9 @@ def test_data_sets_with_like_names_have_stores_of_their_own(checkout):
     cats = store("folder:photos/cats")
     assert cats != store("folder:pets/cats") and cats.startswith("data/cats-")
     assert cats == store("folder:photos/cats/") == store("photos/cats")
-    assert store("coco:data/scenes/annotations/instances_val.json") == "data/scenes-proposals"
+    assert store("coco:data/scenes/annotations/instances_train.json") == "data/scenes-proposals"
+    others = [store(s) for s in ("coco:data/scenes/annotations/instances_val.json", "folder:data/scenes/images")]
+    assert len({"data/scenes-proposals", *others}) == 3
     (checkout / "data/cats-proposals").mkdir()
     (checkout / "data/cats-proposals/store.json").write_text('{"source": "folder:photos/cats"}')
     assert store("folder:photos/cats") == "data/cats-proposals", "an older store of these images goes on being used"
@@ -181,7 +183,8 @@ def test_a_folder_has_one_store_however_it_is_written(tmp_path, monkeypatch):
     }.items():
         stores = {asked.proposals(way.replace("a.json", "instances_train.json")) for way in ways}
         assert len(stores) == 1 and re.fullmatch(rf"data/{name}-\d+-proposals", *stores), stores
-    assert asked.proposals(f"{root}/data/scenes/images") == "data/scenes-proposals"
+    scenes = "data/scenes/annotations/instances_train.json"
+    assert asked.proposals(f"coco:{scenes}") == asked.proposals(f"coco:{root}/{scenes}") == "data/scenes-proposals"
     assert asked.proposals("folder:a/b") == "data/b-3840401949-proposals", "`printf a/b | cksum`, as ever"
 
     def made(name: str, source: str, file: str = "store.json") -> None:

@@ -3,15 +3,20 @@
 import json
 import math
 import shutil
+from contextlib import nullcontext
 
 import pytest
 
 from soco_lib import BookError
 from soco_lib.book import worth as command
+from soco_lib.data.proposals import ProposalConfig
+from soco_lib.data.sources import open_source
+from soco_lib.data.store import build_store
 from soco_lib.runs.folder import Run
 from soco_lib.scenes import write as scenes
 from soco_lib.studies import runner, worth
 from soco_lib.studies import study as studies
+from soco_lib.studies.prepare import prepare
 from soco_lib.tables import worth as tables
 from soco_lib.tables.stats import FEWEST
 from soco_lib.transfer import benchmarks
@@ -159,6 +164,18 @@ def test_images_to_learn_from_and_to_score_on_are_others(data, tmp_path):
     shutil.copyfile(f"{folder}/train/000001.jpg", copy / "000002.jpg")  # under another name
     with pytest.raises(BookError, match="1 of the 6 images of TEST are in TRAIN too, e.g. 000002.jpg"):
         worth.write(worth.Asked(**data | {"test": f"coco:{file}@{tmp_path}/images"}), tmp_path / "worth-mine.yaml")
+
+
+def test_proposals_of_other_images_are_refused_early(data, tmp_path):
+    build_store(open_source(data["test"]), ProposalConfig("random"), tmp_path / "store", workers=1)
+    for changes in ({"images": data["test"]}, {}):
+        asked = worth.Asked(**data | {"proposals": str(tmp_path / "store")} | changes)
+        with nullcontext() if changes else pytest.raises(BookError, match="store .* do not belong to .*delete"):
+            said = worth.write(asked, tmp_path / "worth-mine.yaml")
+    assert said[0].endswith("which are there")
+    study = studies.read(str(tmp_path / "worth-mine.yaml"))
+    with pytest.raises(BookError, match="store .* do not belong to .*delete"):
+        prepare(study, [study.pretrain(study.variant("soco"), "toy")], print)
 
 
 def test_a_start_that_does_not_fit_is_refused_early(data, tmp_path):

@@ -104,12 +104,12 @@ def cksum(text: bytes) -> int:
 
 
 def proposals(spec: str) -> str:
-    """The folder of the proposals of the images `spec`: data/scenes-proposals for the scenes; else data/, `name_of`, a
-    number of the whole of it (photos/cats and pets/cats are two), -proposals; or the one there is that is called so, or
-    was by how its images were written (by relative paths, or without a number), and is of the same images.
+    """The folder of the proposals of the images `spec`: data/scenes-proposals for the scenes to learn from; else data/,
+    `name_of`, a number of the whole of it (photos/cats and pets/cats are two), -proposals; or the one that is there
+    and called so, or was by how its images were written (by relative paths, or without a number), of the same images.
     """
     same = images(spec)
-    if re.sub("^[a-z-]+:", "", same).startswith(resolved("data/scenes") + "/"):
+    if same == images("coco:data/scenes/annotations/instances_train.json"):
         return "data/scenes-proposals"
     found = []
     for file in ("store.json", "shards/plan.json"):

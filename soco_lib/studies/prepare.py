@@ -12,7 +12,7 @@ from soco_lib import locate
 from soco_lib.config import Pretrain
 from soco_lib.data.proposals import ProposalConfig
 from soco_lib.data.sources import open_source
-from soco_lib.data.store import build_store
+from soco_lib.data.store import ProposalStore, build_store
 from soco_lib.fields import from_dict, require
 from soco_lib.runs import locks
 from soco_lib.runs.folder import write_text
@@ -35,14 +35,18 @@ def write_list(path: Path, asked: ImageList) -> int:
 
 
 def prepare(study: Study, configs: Sequence[Pretrain], say: Callable[[str], None]) -> None:
-    """Make the lists and stores that these pretrainings need and that are missing."""
+    """Make the lists and stores that these pretrainings need and that are missing. Raises BookError for a store that is
+    there and of other images, before anything runs.
+    """
     for name, fields in study.lists.items():
         path = locate(name)
         if not path.is_file() and any(cfg.images == f"list:{name}" for cfg in configs):
             say(f"{name}: {write_list(path, from_dict(ImageList, fields))} images drawn")
     for images, proposals in dict.fromkeys((cfg.images, cfg.proposals) for cfg in configs if cfg.proposals != "whole"):
         store = locate(proposals)
-        if not (store / "store.json").is_file():
+        if (store / "store.json").is_file():
+            ProposalStore.open(store).check(open_source(images))
+        else:
             with locks.exclusive(store.with_name(f".{store.name}.lock"), proposals, wait=True):  # another study's, too
                 config = from_dict(ProposalConfig, study.stores.get(proposals, {}))
                 build_store(open_source(images), config, proposals, progress=say)

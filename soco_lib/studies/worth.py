@@ -22,6 +22,7 @@ from soco_lib import ROOT, BookError, locate
 from soco_lib.config import Pretrain, plan
 from soco_lib.data.proposals import ProposalConfig, propose
 from soco_lib.data.sources import ImageSource, UnreadableImage, open_source
+from soco_lib.data.store import ProposalStore
 from soco_lib.detector import detector_config
 from soco_lib.fields import one_of, require
 from soco_lib.runs import machine, records
@@ -269,6 +270,8 @@ def _seen(source: ImageSource, test: DetectionData) -> str:
 def _proposals(asked: Asked, source: ImageSource) -> str:
     """How long the proposals of IMAGES will take on this machine's cores, from a few that are made here."""
     if asked.proposals == "whole" or (locate(asked.proposals) / "store.json").is_file():
+        if asked.proposals != "whole":
+            ProposalStore.open(asked.proposals).check(source)
         return f"proposals: {asked.proposals}, which are there"
     took, config = [], ProposalConfig()
     for index in range(0, len(source), -(-len(source) // TIMED)):
