@@ -27,7 +27,7 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 #:   DEEP= QUICK= ARGS=  1: `make data-check` decodes all pictures; 1: `make check-gpu` is short; passed on by `make test` and `make lab`
 # The defaults, which hold unless make is given a value: a shell's own variable of such a name is not meant.
 DEFAULTS := PROFILE=toy INIT=scratch SEED=0 SEEDS=0 RESULTS=results SCORE=0.5 $(addsuffix =,MODEL RUN IMAGES SET GPUS LAUNCH PROPOSALS BENCHMARK \
-    TRAIN TEST VOC_TRAIN VOC_TEST LVIS_TRAIN LVIS_TEST RUNS A B NAMES JOBS PLAN MEASURE RECORDED VARIANTS BENCHMARKS FRACTIONS STARTS \
+    TRAIN TEST VOC_TRAIN VOC_TEST LVIS_TRAIN LVIS_TEST RUNS A B NAMES JOBS PLAN MEASURE RECORDED VARIANTS BENCHMARKS FRACTIONS STARTS STORE FROM TO LAYOUT GENERATOR \
     NODES RENDEZVOUS RESTARTS LAUNCHER PARTITION MINUTES CPUS DEEP QUICK ARGS)
 $(foreach default,$(DEFAULTS),$(eval $(default)))
 VARIABLES := $(foreach default,$(DEFAULTS),$(firstword $(subst =, ,$(default)))) PYTHON DETECTRON2
@@ -51,7 +51,7 @@ ASKED := $(if $(strip $(GIVEN) $(filter-out help variables,$(MAKECMDGOALS))),$(s
         $(foreach name,$(VARIABLES) $(GIVEN),$(call q,$(name)=$(value $(name)))) 2>/dev/null && exit; done; \
     ! $(call q,$(PY)) -c '' 2>/dev/null || echo refused: soco_lib/book/asked.py does not run: take it from git again))
 $(if $(filter refused:,$(firstword $(ASKED))),$(error $(wordlist 2,$(words $(ASKED)),$(ASKED))))
-STORE := $(or $(PROPOSALS),$(firstword $(ASKED)))
+STORE := $(or $(STORE),$(PROPOSALS),$(firstword $(ASKED)))
 QS := $(word 2,$(ASKED))
 HOW := $(word 3,$(ASKED))
 ARGS_TAKEN := $(wordlist 5,$(words $(ASKED)),$(ASKED))

@@ -15,7 +15,7 @@ import pytest
 
 from soco_lib import BookError
 from soco_lib.data import archives, listings
-from soco_lib.data.interchange import import_json
+from soco_lib.data.interchange import import_boxes
 from soco_lib.data.sources import UnreadableImage, open_source
 from tests.test_sources import picture, write
 
@@ -157,7 +157,7 @@ def test_the_authors_imagenet_zip(tmp_path, tree):
     proposals.write_text(
         json.dumps({name: [[i, 1, 2, 3]] for i, name in enumerate(("n01_1", "n01_2", "n02_7", "n02_9"))})
     )
-    store = import_json(proposals, source, tmp_path / "store")
+    store = import_boxes(proposals, source, tmp_path / "store")
     assert [store.boxes(i)[0].tolist() for i in range(3)] == [[i, 1, i + 2, 4] for i in range(3)]
 
 

@@ -64,8 +64,8 @@ def test_1_proposals(world):
 
 def test_1_proposals_that_something_else_made(world):
     images, (store, file) = data(world, "train"), (f"{world}/imported", world / "boxes.json")
-    interchange.export_json(build_store(open_source(images), ProposalConfig("random"), f"{world}/random"), file)
-    interchange.import_json(file, open_source(images), store)
+    interchange.export_boxes(build_store(open_source(images), ProposalConfig("random"), f"{world}/random"), file)
+    interchange.import_boxes(file, open_source(images), store)
     made = run(world, "01_proposals.ipynb", "i", images=images, proposals=store, generator="found", show=1)
     assert made.done and made.metrics["made_with"]["generator"] == "imported" and made.metrics["boxes"] == 12 * 64
 

@@ -24,9 +24,7 @@ import cv2
 import numpy as np
 
 from soco_lib import BookError
-from soco_lib.boxes import clip, valid
-from soco_lib.data.decoding import header_size
-from soco_lib.data.proposals import STATUSES, ProposalConfig, fulfilled, propose, whole_image
+from soco_lib.data.proposals import STATUSES, ProposalConfig, propose
 from soco_lib.data.sources import MAY_PASS, ImageSource
 from soco_lib.fields import require
 from soco_lib.runs import locks, stop
@@ -285,22 +283,6 @@ def _row(source: ImageSource, index: int, config: ProposalConfig) -> Row:
     except (BookError, cv2.error) as error:
         return (0, 0), np.empty((0, 4), np.float32), "error", " ".join(str(error).split())
     return (image.shape[1], image.shape[0]), boxes, rule, ""
-
-
-def given_row(source: ImageSource, index: int, boxes: np.ndarray) -> Row:
-    """The entry of image `index` for boxes (n, 4) that somebody else proposed: clipped; only the file's header is read.
-
-    Its status is the strictest rule that all of them fulfil, "side" where none is fulfilled by all.
-    """
-    try:
-        width, height = header_size(source.read(index), functools.partial(source.stated, index))
-    except (BookError, OSError) as error:
-        return (0, 0), boxes[:0], "error", " ".join(str(error).split())
-    boxes = clip(boxes[valid(boxes, width, height)], width, height)
-    if len(boxes) == 0:
-        return (width, height), whole_image(width, height), "whole", ""
-    rule = next((rule for rule, keep in fulfilled(boxes, width, height).items() if keep.all()), "side")
-    return (width, height), boxes, rule, ""
 
 
 def _clock(seconds: float) -> str:

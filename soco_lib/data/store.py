@@ -1,6 +1,7 @@
 """The proposals of a data set: one immutable folder, of which any number of processes read what they need.
 
     boxes.npy       (M, 4) float32: x1 y1 x2 y2, half-open, pixels of the image; all images, one after the other
+    scores.npy      (M,) float32, of boxes that were imported with scores: a number a box, as its generator gave it
     offsets.npy     (N + 1,) int64: the boxes of image i are rows offsets[i]:offsets[i+1]; none where it cannot be read
     sizes.npy       (N, 2) int32: width, height
     images.parquet  key, width, height, count, status, error of each image: for people, queries and error messages
@@ -18,7 +19,6 @@ import argparse
 import functools
 import itertools
 import json
-import math
 import os
 import shutil
 import sys
@@ -34,6 +34,7 @@ import numpy as np
 from soco_lib import BookError, locate, one_line_errors
 from soco_lib.data.decoding import READER
 from soco_lib.data.proposals import STATUSES, ProposalConfig
+from soco_lib.data.rows import Rows
 from soco_lib.data.shards import make_shards, shard_paths, shard_range, share, to_merge, write_shard
 from soco_lib.data.sources import MAY_PASS, ImageSource, UnreadableImage, open_source
 from soco_lib.fields import require
@@ -45,31 +46,6 @@ FORMAT = 1
 FEW = 16  # fewer images may still be unavailable when a store is completed by those that are there again
 FILES = ("boxes.npy", "offsets.npy", "sizes.npy", "images.parquet")
 LOOKED_AT = 4096  # images of a store that an earlier reader made: all of a small set
-
-
-class _Rows:
-    """Rows of a .npy file, each slice read by its position: were the file mapped, somebody who cuts it short meanwhile
-    would end the process (a bus error). Processes share the pages all the same, as the system's cache.
-    """
-
-    def __init__(self, path: Path, kind: str, *shape: int):
-        self.path, self.kind, self.tail = path, np.dtype(kind), shape[1:]
-        self.row = self.kind.itemsize * math.prod(self.tail)
-        self.file = open(path, "rb", buffering=0)
-        version = np.lib.format.read_magic(self.file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        there, fortran, found = read(self.file)
-        self.begin, size = self.file.tell(), os.fstat(self.file.fileno()).st_size
-        wanted = self.begin + self.row * shape[0]
-        if (there, found, fortran, size) != (shape, self.kind, False, wanted):
-            raise ValueError(f"it holds {there} {found} in {size} bytes, not {shape} {kind} in {wanted}")
-
-    def __getitem__(self, rows: slice) -> np.ndarray:
-        first, count = int(rows.start), int(rows.stop) - int(rows.start)
-        data = os.pread(self.file.fileno(), count * self.row, self.begin + first * self.row) if count > 0 else b""
-        if first < 0 or count < 0 or len(data) < count * self.row:
-            raise BookError(f"{self.path} was changed while it was read: delete its folder, build the proposals again")
-        return np.frombuffer(data, self.kind).reshape(count, *self.tail)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +76,7 @@ class ProposalStore:
         require(not gone, f"{path} lacks {', '.join(gone)}: {again}")
         store = cls(path, meta)
         try:
-            for name in FILES[:3]:
+            for name in (*FILES[:3], *["scores.npy"] * store.scored):
                 getattr(store, f"_{name.removesuffix('.npy')}")  # opened, and its size compared with store.json's
             name = FILES[3]
             with open(path / name, "rb") as file:
@@ -117,9 +93,22 @@ class ProposalStore:
     def __getstate__(self) -> dict:
         return {"path": self.path, "meta": self.meta}  # workers open the files themselves
 
-    _boxes = functools.cached_property(lambda self: _Rows(self.path / "boxes.npy", "<f4", self.meta["boxes"], 4))
-    _offsets = functools.cached_property(lambda self: _Rows(self.path / "offsets.npy", "<i8", self.meta["images"] + 1))
-    _sizes = functools.cached_property(lambda self: _Rows(self.path / "sizes.npy", "<i4", self.meta["images"], 2))
+    _boxes = functools.cached_property(lambda self: Rows(self.path / "boxes.npy", "<f4", self.meta["boxes"], 4))
+    _offsets = functools.cached_property(lambda self: Rows(self.path / "offsets.npy", "<i8", self.meta["images"] + 1))
+    _sizes = functools.cached_property(lambda self: Rows(self.path / "sizes.npy", "<i4", self.meta["images"], 2))
+
+    _scores = functools.cached_property(lambda self: Rows(self.path / "scores.npy", "<f4", self.meta["boxes"]))
+
+    @property
+    def scored(self) -> bool:
+        """Whether its boxes have scores."""
+        return bool(self.meta["config"].get("scores"))
+
+    def scores(self, index: int) -> np.ndarray | None:
+        """(n,) float32 scores of the boxes of image `index`, in their order; None of a store without scores."""
+        self._within(index)
+        first, last = self._offsets[index : index + 2]
+        return self._scores[first:last] if self.scored else None
 
     def boxes(self, index: int) -> np.ndarray:
         """(n, 4) float32 boxes of image `index`, read-only; empty when the image is unreadable."""

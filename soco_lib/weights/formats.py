@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import pickle
 import re
-from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,29 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from soco_lib import BookError, locate
+from soco_lib.data.pickles import ADMITTED, Arrays
 from soco_lib.fields import require
 from soco_lib.runs.files import require_intact
 
-_array, _scalar = np.empty(0).__reduce__()[0], np.float32(0).__reduce__()[0]
-_buffer = np.empty(1).__reduce_ex__(5)[0]
-
-
-def _encode(text: str, encoding: str) -> bytes:
-    """`_codecs.encode` for what protocol 2 makes of bytes, and for nothing else."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"Unsupported global: GLOBAL _codecs.encode[{encoding}] ")
-    return text.encode("latin1")
-
-
-#: All that a pickle of arrays may name; under numpy 1's names too.
-ADMITTED = {
-    **{f"numpy.{core}.multiarray.{f.__name__}": f for core in ("core", "_core") for f in (_array, _scalar)},
-    **{f"numpy.{core}.numeric._frombuffer": _buffer for core in ("core", "_core")},
-    "numpy.ndarray": np.ndarray,
-    "numpy.dtype": np.dtype,
-    "collections.OrderedDict": OrderedDict,
-    "_codecs.encode": _encode,
-}
 #: Classes of the dtypes in those arrays: torch names them apart.
 _DTYPES = [type(np.dtype(name)) for name in ("f2", "f4", "f8", "i4", "i8", "u1", "?")]
 #: Command-line settings that the authors' and other releases save beside the weights: attributes, nothing that runs.
@@ -45,15 +25,6 @@ _SETTINGS = [argparse.Namespace]
 #: How a file starts that torch.save wrote before torch 1.6; since then it is a zip archive.
 _LEGACY = pickle.dumps(torch.serialization.MAGIC_NUMBER, protocol=2)
 SEPARATOR = "/"  # between the name of a nested state dict and a tensor's, in safetensors; no module has one
-
-
-class _Arrays(pickle.Unpickler):
-    """Plain containers, strings, numbers and numpy arrays; any other name in the pickle is an error."""
-
-    def find_class(self, module: str, name: str):
-        if (found := ADMITTED.get(f"{module}.{name}")) is None:
-            raise pickle.UnpicklingError(f"Unsupported global: GLOBAL {module}.{name} ")
-        return found
 
 
 def _kind(path: Path) -> str:
@@ -85,7 +56,7 @@ def _unpacked(path: Path, trust: bool):
         with torch.serialization.safe_globals(arrays + _DTYPES + _SETTINGS):
             return torch.load(path, map_location="cpu", weights_only=not trust)
     with open(path, "rb") as file:  # latin1: what Python 2's strings and arrays need
-        return (pickle.Unpickler if trust else _Arrays)(file, encoding="latin1").load()
+        return (pickle.Unpickler if trust else Arrays)(file, encoding="latin1").load()
 
 
 def _state(part):

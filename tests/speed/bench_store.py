@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from soco_lib.boxes import as_boxes
-from soco_lib.data.interchange import export_json
+from soco_lib.data.interchange import export_boxes
 from soco_lib.data.shards import Row, shard_range, write_shard
 from soco_lib.data.sources import ImageSource
 from soco_lib.data.store import ProposalStore, assemble
@@ -46,7 +46,7 @@ def run(images: str, quick: bool) -> Bench:
             bench.add("peak memory of building", "MiB", {"ours": [peak / MiB]}, over="images", at=number)
             ways = {"ours": (_open_store, path)}
             if number in small:
-                export_json(ProposalStore.open(path), path.with_suffix(".json"))
+                export_boxes(ProposalStore.open(path), path.with_suffix(".json"))
                 ways["plain"] = (_open_json, path.with_suffix(".json"))
             _compare(bench, ways, number, number == small[-1], repetitions, lookups, 2 if quick else WORKERS)
             if number == most:
