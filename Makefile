@@ -3,7 +3,6 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules --no-print-directory
-
 #: * RUN=           name of the run, a folder under RESULTS (default: the target's own)
 #: * PROFILE=toy    scale: a parameter file, toy (minutes on two cores) or paper
 #: * IMAGES=        pictures to pretrain on: folder:PATH, coco:JSON, voc:ROOT, zip:FILE, list:FILE (default: the parameter file's)
@@ -12,11 +11,11 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 #: * GPUS=1 LAUNCH=  processes on each machine, one a GPU; launch options of a cluster, a file such as notebooks/params/launch-slurm.yaml
 #:   RESULTS=results RUNS=  where run folders go; runs there, by name, for a report or a table of probes (default: the quickstart's)
 #:   PROPOSALS=     folder of the proposals of IMAGES (default: data/<name of the pictures>-<a number of theirs>-proposals)
+#:   STORE= FROM= TO= LAYOUT= GENERATOR=  the same folder; files for `make proposals-import` and `-export`, their layout, what made their boxes
 #:   BENCHMARK=     one of the paper's benchmarks, such as coco-fpn-1x, at the scale of PROFILE (default: the parameter file's settings)
 #:   TRAIN= TEST=   training and test data of a transfer, coco:JSON@IMAGES (default: the benchmark's or the parameter file's)
-#:   VOC_TRAIN= VOC_TEST= LVIS_TRAIN= LVIS_TEST=  the same for the benchmarks of VOC and LVIS in `make benchmarks`
-#:   MODEL= SCORE=0.5  of `make predict`: a finished transfer's folder, and the least score of a detection that is kept
-#:   A= B= NAMES=   two runs for `make compare`, folders or names under RESULTS; names for `make data-check` and `benchmarks` (default: all)
+#:   VOC_TRAIN= VOC_TEST= LVIS_TRAIN= LVIS_TEST= NAMES=  the same of VOC and LVIS in `make benchmarks`; names for it and `data-check` (default: all)
+#:   MODEL= SCORE=0.5 A= B=  of `make predict`: a finished transfer's folder, the least score kept; of `make compare`: two runs, folders or names
 #:   SEEDS=0 JOBS=1  of a study: seeds, such as SEEDS=0,1,2; runs at a time, each with GPUS of its own (`make reproduce-toy`: 2)
 #:   PLAN= MEASURE= of a study: 1 prints what there is, what would run and its hours; 1: from a step timed here if no run tells
 #:   RECORDED= VARIANTS= BENCHMARKS=  of a study: 1 counts tracked records as runs; only these, and others in place of its own, a,b
@@ -24,11 +23,11 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 #:   NODES=1 RENDEZVOUS= RESTARTS=0  launch options: machines; host:port that all reach; times that all processes start anew after one died
 #:   LAUNCHER=local PARTITION= MINUTES=240 CPUS=  launch options: local or slurm; of SLURM: minutes a job (requeued, it goes on), cores a node
 #:   PYTHON= DETECTRON2=  of set-up: Python 3.11 to 3.13 (default: the first found); any pip specification; `pinned` goes back to the pinned one
-#:   DEEP= QUICK= ARGS=  1: `make data-check` decodes all pictures; 1: `make check-gpu` is short; passed on by `make test` and `make lab`
+#:   DEEP= QUICK= ARGS=  1: `make data-check` decodes all pictures; 1: `make check-gpu` is short; passed on by make test, lab, proposals-import
 # The defaults, which hold unless make is given a value: a shell's own variable of such a name is not meant.
 DEFAULTS := PROFILE=toy INIT=scratch SEED=0 SEEDS=0 RESULTS=results SCORE=0.5 $(addsuffix =,MODEL RUN IMAGES SET GPUS LAUNCH PROPOSALS BENCHMARK \
-    TRAIN TEST VOC_TRAIN VOC_TEST LVIS_TRAIN LVIS_TEST RUNS A B NAMES JOBS PLAN MEASURE RECORDED VARIANTS BENCHMARKS FRACTIONS STARTS STORE FROM TO LAYOUT GENERATOR \
-    NODES RENDEZVOUS RESTARTS LAUNCHER PARTITION MINUTES CPUS DEEP QUICK ARGS)
+    TRAIN TEST VOC_TRAIN VOC_TEST LVIS_TRAIN LVIS_TEST RUNS A B NAMES JOBS PLAN MEASURE RECORDED VARIANTS BENCHMARKS FRACTIONS STARTS \
+    STORE FROM TO LAYOUT GENERATOR NODES RENDEZVOUS RESTARTS LAUNCHER PARTITION MINUTES CPUS DEEP QUICK ARGS)
 $(foreach default,$(DEFAULTS),$(eval $(default)))
 VARIABLES := $(foreach default,$(DEFAULTS),$(firstword $(subst =, ,$(default)))) PYTHON DETECTRON2
 GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command%,$(origin $(name))),$(name)))
@@ -134,6 +133,9 @@ $(SCENES)-lvis/lvis_val.json: $(SCENES)/scenes.json | $(READY) # the same in LVI
 	@$(PY) -m soco_lib.transfer.make_lvis
 proposals: $(TOY_DATA) | $(READY) ## proposals of IMAGES, and a look at them
 	@$(call NOTEBOOK,01_proposals,$(notdir $(STORE))) $(DATA_FLAGS) -p generator found
+##: proposals-import boxes of SAM, a detector, … from FROM into STORE; proposals-export: from STORE to TO in LAYOUT, for other programs
+proposals-%: $(TOY_DATA) | $(READY)
+	@$(PY) -m soco_lib.data.interchange $* $(foreach name,STORE FROM TO LAYOUT GENERATOR PICTURES,--$(name) $(call q,$($(name)))) $(ARGS_TAKEN)
 views: $(TOY_DATA) | $(READY) ## the views that pretraining sees of IMAGES
 	@$(PROPOSE) $(call NOTEBOOK,02_views,views-$(PROFILE)) $(DATA_FLAGS) -p config $(PARAMS)
 data-check: | $(READY) ## what is odd about TRAIN, TEST, IMAGES (DEEP=1: decode all); without these, count NAMES against known totals
@@ -152,8 +154,7 @@ transfer: $(TOY_DATA) | $(READY) ## fine-tune a detector from INIT on TRAIN, or 
 	@$(call NOTEBOOK,04_transfer,transfer-$(if $(BENCHMARK),$(BENCHMARK)-)$(PROFILE)) $(RUN_FLAGS) -p config 'notebooks/params/transfer-$(PROFILE).yaml' \
 	    -p init $(call q,$(INIT)) -p train $(call q,$(TRAIN)) -p test $(call q,$(TEST)) -p benchmark $(call q,$(BENCHMARK)) -p profile '$(PROFILE)'
 predict: | $(READY) ## detect on IMAGES with the fine-tuned run MODEL: COCO results, counts a class, a contact sheet
-	@$(call NOTEBOOK,11_predict,predict-$(call last,$(MODEL))) $(RUN_FLAGS) -p model $(call q,$(MODEL)) \
-	    -p images $(call q,$(IMAGES)) -p score $(call q,$(SCORE))
+	@$(call NOTEBOOK,11_predict,predict-$(call last,$(MODEL))) $(RUN_FLAGS) -p model $(call q,$(MODEL)) -p images $(call q,$(IMAGES)) -p score $(call q,$(SCORE))
 benchmarks: $(TOY_DATA) | $(READY) ## every benchmark of the paper (or NAMES) from INIT, one after the other
 	@names=$$($(PY) -m soco_lib.transfer.benchmarks $(foreach name,$(NAMES),$(call q,$(name)))); $(MAKE) $$names
 OWN = $(if $(filter voc-%,$*),VOC_,$(if $(filter lvis-%,$*),LVIS_))

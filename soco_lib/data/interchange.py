@@ -53,7 +53,7 @@ class Importing:
 
 
 def export_boxes(
-    store: ProposalStore, path: str | os.PathLike, layout: str = "soco", ids: str | os.PathLike = "", say=print
+    store: ProposalStore, path: str | os.PathLike, layout: str = "soco", ids: str | os.PathLike = "", say=None
 ) -> None:
     """Write the boxes of `store`, and their scores where it has any and the layout has a place for them.
 
@@ -61,7 +61,7 @@ def export_boxes(
     layout and for images that it cannot tell apart; no file is left then.
     """
     one_of("LAYOUT", layout, LAYOUTS)
-    path, config = locate(path), store.meta["config"]
+    path, config, say = locate(path), store.meta["config"], say or (lambda line: None)
     images = images_of(store.meta["source"], store.table()["key"], ids)
     images.sizes = {int(index): store.size(int(index)) for index in np.flatnonzero(store.readable)}
     filtered = "none" if config.get("filter", "none" if "file" in config else "paper") == "none" else "paper"
@@ -80,7 +80,7 @@ def export_boxes(
 
 
 def import_boxes(
-    path: str | os.PathLike, source: ImageSource, out_dir: str | os.PathLike, how: Importing | None = None, say=print
+    path: str | os.PathLike, source: ImageSource, out_dir: str | os.PathLike, how: Importing | None = None, say=None
 ) -> ProposalStore:
     """A store of the boxes and scores in a file of any layout (see proposal_files.read), looked at before it is begun.
 
@@ -92,7 +92,7 @@ def import_boxes(
     Raises BookError, besides what `read` refuses, for a file that lacks images or some scores, for boxes outside of
     their picture or in fractions of it, and for a folder with something else.
     """
-    file, how = locate(path), how or Importing()
+    file, how, say = locate(path), how or Importing(), say or (lambda line: None)
     beside = file.with_name("images.json")  # as `make predict` writes it
     ids = how.ids or (beside if beside.is_file() and beside != file else "")
     boxes = read(file, images_of(source.spec, source.keys, ids), WAYS[how.boxes])
@@ -228,19 +228,20 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("command", choices=("export", "import"))
     parser.add_argument("--STORE", required=True, help="folder of the store, to read or to write")
     parser.add_argument("--TO", default="", help="file to write")
-    parser.add_argument("--LAYOUT", default="soco", help=f"of that file: {', '.join(LAYOUTS)}")
+    parser.add_argument("--LAYOUT", default="", help=f"of that file: {', '.join(LAYOUTS)} (default: soco)")
     parser.add_argument("--FROM", default="", help="file to read, of any of these layouts")
-    parser.add_argument("--IMAGES", default="", help="the images that its boxes are of, as for soco_lib.data.store")
-    parser.add_argument("--GENERATOR", dest="generator", default="imported", help="what made its boxes")
+    parser.add_argument("--IMAGES", "--PICTURES", default="", help="the images that its boxes are of, as for soco_lib.data.store")
+    parser.add_argument("--GENERATOR", default="", help="what made its boxes, for the store's record and for tables")
     for option in dataclasses.fields(Importing)[1:]:
         flag = {"action": "store_true"} if option.default is False else {"default": ""}
         parser.add_argument(f"--{option.name.replace('_', '-')}", **flag, help="see Importing in this file")
     given = vars(parser.parse_args(argv))
+    given["generator"] = given["GENERATOR"] or Importing.generator
     how = Importing(**{option.name: given[option.name] for option in dataclasses.fields(Importing)})
     say = functools.partial(print, flush=True)
     if given["command"] == "export":
         require(given["TO"] != "", "give the file to write, TO=boxes.json")
-        export_boxes(ProposalStore.open(given["STORE"]), given["TO"], given["LAYOUT"], how.ids, say)
+        export_boxes(ProposalStore.open(given["STORE"]), given["TO"], given["LAYOUT"] or "soco", how.ids, say)
     else:
         require(given["FROM"] != "", "give the file to read, FROM=boxes.json")
         import_boxes(given["FROM"], open_source(given["IMAGES"]), given["STORE"], how, say)
