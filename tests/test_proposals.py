@@ -1,6 +1,5 @@
 """Proposals: the paper's filter at its limits, selective search on drawn and real pictures, and the store's life."""
 
-import json
 import multiprocessing
 import os
 import pickle
@@ -13,8 +12,6 @@ import pytest
 
 from soco_lib import ROOT, BookError
 from soco_lib.boxes import iou
-from soco_lib.data import interchange
-from soco_lib.data.interchange import export_json, import_json
 from soco_lib.data.proposals import (
     ProposalConfig,
     best_overlaps,
@@ -358,41 +355,6 @@ def test_other_processes_open_it_themselves(pictures, tmp_path):
     process.start()
     assert queue.get(timeout=20) == store.boxes(3).sum()
     process.join()
-
-
-def test_authors_json_goes_out_and_comes_back(pictures, tmp_path):
-    source = open_source(str(pictures))
-    store = build_store(source, SINGLE, tmp_path / "s", workers=1)
-    export_json(store, tmp_path / "boxes.json")
-    data = json.loads((tmp_path / "boxes.json").read_text())
-    x1, y1, x2, y2 = store.boxes(0)[0].tolist()
-    assert sorted(data) == [f"{i:02d}" for i in range(12)]
-    assert data["00"][0] == pytest.approx([x1, y1, x2 - x1, y2 - y1], abs=0.01)
-    back = import_json(tmp_path / "boxes.json", source, tmp_path / "back")
-    back.check(source)
-    for i in range(12):
-        np.testing.assert_allclose(back.boxes(i), store.boxes(i), atol=0.02)
-    data["00"], data["01"] = [], [[120, 90, 50, 50, 0.9], [500, 500, 9, 9]]
-    (tmp_path / "edited.json").write_text(json.dumps(data))
-    edited = import_json(tmp_path / "edited.json", source, tmp_path / "edited")
-    assert edited.boxes(0).tolist() == [[0, 0, 128, 96]] and edited.boxes(1).tolist() == [[120, 90, 128, 96]]
-    del data["03"]
-    (tmp_path / "fewer.json").write_text(json.dumps(data))
-    with pytest.raises(BookError, match=r"no boxes for 1 of 12 images .*'03'"):
-        import_json(tmp_path / "fewer.json", source, tmp_path / "fewer")
-    (tmp_path / "list.json").write_text("[1]")
-    with pytest.raises(BookError, match="not the authors' format"):
-        import_json(tmp_path / "list.json", source, tmp_path / "list")
-
-
-def test_authors_json_by_command(pictures, tmp_path, capsys):
-    store = build_store(open_source(str(pictures)), SINGLE, tmp_path / "s", workers=1)
-    assert interchange.main(["export", str(store.path), str(tmp_path / "b.json")]) == 0
-    back = [str(tmp_path / "b.json"), str(tmp_path / "back"), "--images", str(pictures)]
-    assert interchange.main(["import", *back]) == 0 and "12 images" in capsys.readouterr().out
-    np.testing.assert_allclose(ProposalStore.open(tmp_path / "back").boxes(3), store.boxes(3), atol=0.02)
-    assert interchange.main(["export", str(tmp_path / "no"), "b.json"]) == 1
-    assert "error: no proposals at" in capsys.readouterr().err
 
 
 def test_command_line(pictures, tmp_path, capsys):

@@ -61,28 +61,34 @@ class Images:
                 self.sizes[index] = int(image["width"]), int(image["height"])
         return index
 
-    def names(self, layout: str) -> list:
-        """What each image is called in a file of this layout. Raises BookError where images have no names there."""
+    def names(self, layout: str, needed: Iterable[int] | None = None) -> list:
+        """What each image is called in a file of this layout, None where it has no name there.
+
+        Raises BookError where one of the positions `needed` (default: all) has none.
+        """
+        needed = {*(range(len(self.keys)) if needed is None else needed)}
+        stem = "the file name without its suffix"
         if layout == "soco" or (layout == "detectron2" and self.spec.startswith("voc:")):
-            return self._all(self.stems, "the file name without its suffix")
+            return self._by_position(self.stems, needed, stem)
         if layout == "mmdet":
             root = "" if all("/" in key for key in self.keys) else open_source(self.spec).root.name
-            return self._all(_unique("/".join(f"{root}/{key}".split("/")[-2:]) for key in self.keys), "folder/file")
-        if len({*self.ids.values()}) == len(self.keys):
-            names = self._all(self.ids, "an id")
-            return [int(name) if name.isascii() and name.isdigit() else name for name in names]
+            paths = _unique("/".join(f"{root}/{key}".split("/")[-2:]) for key in self.keys)
+            return self._by_position(paths, needed, "folder/file")
+        if needed <= {*self.ids.values()}:
+            names = self._by_position(self.ids, needed, "an id")
+            return [int(name) if name and name.isascii() and name.isdigit() else name for name in names]
         if layout == "aligndet":
             return list(range(1, len(self.keys) + 1))
         if layout == "detectron2":
-            return self._all(self.stems, "the file name without its suffix")
+            return self._by_position(self.stems, needed, stem)
         raise BookError(f"the images of {self.spec} have no ids: give a COCO file that lists them, "
                         "ARGS='--ids FILE.json', or take LAYOUT=aligndet, which lists them itself")  # fmt: skip
 
-    def _all(self, names: dict[str, int], what: str) -> list[str]:
+    def _by_position(self, names: dict[str, int], needed: set[int], what: str) -> list[str | None]:
         found = {index: name for name, index in names.items()}
-        lost = next((key for index, key in enumerate(self.keys) if index not in found), None)
+        lost = next((self.keys[index] for index in sorted(needed - found.keys())), None)
         require(lost is None, f"the layout tells images apart by {what} alone, and another is called like {lost!r}")
-        return [found[index] for index in range(len(self.keys))]
+        return [found.get(index) for index in range(len(self.keys))]
 
 
 def coco_images(file: Path) -> Iterator[dict]:

@@ -230,7 +230,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--TO", default="", help="file to write")
     parser.add_argument("--LAYOUT", default="", help=f"of that file: {', '.join(LAYOUTS)} (default: soco)")
     parser.add_argument("--FROM", default="", help="file to read, of any of these layouts")
-    parser.add_argument("--IMAGES", "--PICTURES", default="", help="the images that its boxes are of, as for soco_lib.data.store")
+    parser.add_argument("--IMAGES", "--PICTURES", default="", help="the images that it is of, as for data.store")
     parser.add_argument("--GENERATOR", default="", help="what made its boxes, for the store's record and for tables")
     for option in dataclasses.fields(Importing)[1:]:
         flag = {"action": "store_true"} if option.default is False else {"default": ""}

@@ -170,11 +170,11 @@ def _read_soco(made: Boxes) -> None:
 class _Proposals(Arrays):
     """Arrays, and of two classes the contents alone: Detectron2's BoxMode and MMDetection's InstanceData."""
 
+    _known = {("detectron2", "BoxMode"): int, ("mmengine", "InstanceData"): types.SimpleNamespace,
+              ("builtins", "set"): set, ("__builtin__", "set"): set}  # fmt: skip
+
     def find_class(self, module: str, name: str):
-        known = {"BoxMode": int, "InstanceData": types.SimpleNamespace, "set": set}
-        if name in known and module.split(".")[0] in ("detectron2", "mmengine", "builtins"):
-            return known[name]
-        return super().find_class(module, name)
+        return self._known.get((module.split(".")[0], name)) or super().find_class(module, name)
 
 
 def _unpickled(file: Path):
@@ -216,9 +216,9 @@ def _read_pickle(content, made: Boxes) -> None:
         counted = f"{made.file} is a list of the boxes of {len(content)} images, and {images.spec} has {len(order)}"
         require(len(content) == len(order), f"{counted}: give the images that it was made for, IMAGES=")
         for index, rows in zip(order, content):
-            rows = np.asarray(rows, np.float64).reshape(len(rows), -1)
-            scores = rows[:, 4] if rows.shape[1] == 5 else None
-            made.add(np.full(len(rows), made.name(index, index)), rows[:, :4] if scores is not None else rows, scores)
+            rows = np.asarray(rows, np.float64) if len(rows) else np.empty((0, 5))
+            scores, rows = (rows[:, 4], rows[:, :4]) if rows.shape[1] == 5 else (None, rows)
+            made.add(np.full(len(rows), made.name(index, index)), rows, scores)
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -234,7 +234,7 @@ def write(file: IO, layout: str, images: Images, rows: Iterable[Row], about: dic
     leaves it out. Boxes without scores get 1 in COCO's results and 0 in Detectron2's pickle, which need some; the
     authors' layout has no place for any. Raises BookError for images that the layout cannot tell apart.
     """
-    names = [] if layout == "mmdet2" else images.names(layout)
+    names = [] if layout == "mmdet2" else images.names(layout, images.sizes)
     if layout in PICKLES:
         pickle.dump(_pickled(layout, images, names, rows), file, protocol=4)
     else:
@@ -284,9 +284,9 @@ def _pickled(layout: str, images: Images, names: list, rows: Iterable[Row]):
         return [arrays.get(index, np.empty((0, 4), np.float32)) for index in images.order or arrays]
     if layout == "mmdet":
         return {names[index]: {"bboxes": boxes} | ({} if scores is None else {"scores": scores})
-                for index, boxes, scores in rows}  # fmt: skip
+                for index, boxes, scores in rows if names[index] is not None}  # fmt: skip
     made: dict = {"ids": [], "boxes": [], "objectness_logits": [], "bbox_mode": 0}  # BoxMode.XYXY_ABS
-    for index, boxes, scores in rows:
+    for index, boxes, scores in (row for row in rows if names[row[0]] is not None):
         made["ids"].append(names[index])
         made["boxes"].append(boxes)
         made["objectness_logits"].append(np.zeros(len(boxes), np.float32) if scores is None else scores)

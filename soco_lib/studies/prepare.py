@@ -44,9 +44,20 @@ def prepare(study: Study, configs: Sequence[Pretrain], say: Callable[[str], None
             say(f"{name}: {write_list(path, from_dict(ImageList, fields))} images drawn")
     for images, proposals in dict.fromkeys((cfg.images, cfg.proposals) for cfg in configs if cfg.proposals != "whole"):
         store = locate(proposals)
+        if generator := study.stores.get(proposals, {}).get("imported"):
+            _imported(store, proposals, images, generator)
         if (store / "store.json").is_file():
             ProposalStore.open(store).check(open_source(images))
         else:
             with locks.exclusive(store.with_name(f".{store.name}.lock"), proposals, wait=True):  # another study's, too
                 config = from_dict(ProposalConfig, study.stores.get(proposals, {}))
                 build_store(open_source(images), config, proposals, progress=say)
+
+
+def _imported(store: Path, proposals: str, images: str, generator: str) -> None:
+    """Raise BookError unless the store is there and its boxes are of this generator."""
+    how = f"make proposals-import FROM=boxes.json STORE={proposals} IMAGES='{images}' GENERATOR='{generator}'"
+    require((store / "store.json").is_file(), f"{proposals}, boxes of {generator}, is not there: {how}")
+    found = ProposalStore.open(store).meta["config"]["generator"]
+    said = f"{proposals} holds boxes of {found}, and the study says {generator}"
+    require(found == generator, f"{said}: change one of them, or import it under another name: {how}")

@@ -68,7 +68,7 @@ class Study:
     paper: dict = field(default_factory=dict)
     toy: dict = field(default_factory=dict)
     transfer: dict = field(default_factory=dict)  # paper and toy -> fields of Transfer
-    stores: dict = field(default_factory=dict)  # store -> fields of ProposalConfig; not named: selective search
+    stores: dict = field(default_factory=dict)  # store -> fields of ProposalConfig, or {imported: what made its boxes}
     lists: dict = field(default_factory=dict)  # list file -> fields of ImageList
 
     @property
@@ -97,6 +97,15 @@ class Study:
         """The pretraining that the variants' are described against: the base's, else the first one's, if any."""
         made = (self.pretrain(variant, profile) for variant in (self.variant(self.baseline), *self.variants))
         return next(filter(None, made), None)
+
+    def proposed_by(self, cfg: Pretrain | None) -> str:
+        """What makes the proposals of a pretraining: as an imported store's entry says, else ProposalConfig.generator;
+        "" for None. A store that is not named is made by selective search.
+        """
+        if cfg is None or cfg.proposals == "whole":
+            return cfg.proposals if cfg else ""
+        fields = self.stores.get(cfg.proposals, {})
+        return fields.get("imported") or from_dict(ProposalConfig, fields).generator
 
     def finetune(self, benchmark: str, profile: str, seed: int, init: str) -> Transfer:
         """The transfer that scores a pretraining (its run folder: init) on a benchmark."""
@@ -185,7 +194,8 @@ def _checked(study: Study) -> Study:
         _known_fields(profile, getattr(study, profile), Pretrain)
         _known_fields(f"transfer, {profile}", study.transfer.get(profile, {}), Transfer)
     for where, values in study.stores.items():
-        from_dict(ProposalConfig, values, f"store {where}")
+        if not (isinstance(values, dict) and values.keys() == {"imported"} and values["imported"]):
+            from_dict(ProposalConfig, values, f"store {where}")
     for where, values in study.lists.items():
         from_dict(ImageList, values, f"list {where}")
     for benchmark, profile in itertools.product(study.benchmarks, PROFILES):

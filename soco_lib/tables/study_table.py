@@ -59,9 +59,10 @@ def table(study: Study, profile: str, rows: list[Row]) -> pd.DataFrame:
     value, sd: mean and standard deviation over n seeds; change, low, high: the paired difference to the base over
     change_n seeds and its 95 % interval; paper, paper_change: the printed number ("NaN": it diverged) and its
     difference to the printed base; difference: ours minus the paper's, at the paper's scale only. Empty where there is
-    no finished run or printed number.
+    no finished run or printed number. proposals: what made them, in a study of which some were imported.
     """
     spent, lines = costs(rows), []
+    imported = any("imported" in fields for fields in study.stores.values())
     for row in rows:
         base = next(r for r in rows if r.benchmark == row.benchmark and r.variant.name == study.baseline)
         mine = paid(spent[spent["run"].isin([planned.run.name for planned in row.runs])])
@@ -70,6 +71,8 @@ def table(study: Study, profile: str, rows: list[Row]) -> pd.DataFrame:
             scores = pd.Series(row.scores(metric), dtype=float)
             theirs, anchor = (study.printed(r.variant, row.benchmark, metric) for r in (row, base))
             line = {"variant": row.variant.name, "benchmark": row.benchmark, "metric": metric, "n": len(scores)}
+            if imported:
+                line["proposals"] = study.proposed_by(study.pretrain(row.variant, profile))
             line |= {"value": scores.mean(), "sd": scores.std(), "change": change.mean, "low": change.low}
             line |= {"high": change.high, "change_n": change.n}
             line["paper"] = "" if theirs is None else f"{theirs:.1f}" if theirs == theirs else "NaN"  # it diverged
@@ -101,7 +104,9 @@ def parts(study: Study, frame: pd.DataFrame, rows: list[Row], links: pages.Links
             change = _number("{:+.2f}", line.change) + _number(" [{:+.2f}, {:+.2f}]", line.low, line.high)
             ours = row_of[line.variant, name]
             runs = {seed: ours.finished[seed].name for seed in ours.scores(line.metric)}
-            row = scores.setdefault(line.variant, {"variant": line.variant, "n": line.n})
+            row = scores.setdefault(line.variant, {"variant": line.variant})
+            row |= {"proposals": line.proposals} if "proposals" in lines else {}
+            row["n"] = line.n
             row |= {line.metric: mean + links.seeds(runs), f"{line.metric}, paper": line.paper}
             row["state"] = row.pop("state", line.state)  # stays the last column
             row = changes.setdefault(line.variant, {"variant": line.variant, "seeds": line.change_n})
