@@ -3,6 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules --no-print-directory
+
 #: * RUN=           name of the run, a folder under RESULTS (default: the target's own)
 #: * PROFILE=toy    scale: a parameter file, toy (minutes on two cores) or paper
 #: * IMAGES=        pictures to pretrain on: folder:PATH, coco:JSON, voc:ROOT, zip:FILE, list:FILE (default: the parameter file's)
@@ -131,9 +132,8 @@ $(SCENES)-test/scenes.json: | $(READY)
 	@$(PY) -m soco_lib.scenes --most 3 --smallest 0.25 --out $(SCENES)-test --train 0 --val 300 --seed 1
 $(SCENES)-lvis/lvis_val.json: $(SCENES)/scenes.json | $(READY) # the same in LVIS layout
 	@$(PY) -m soco_lib.transfer.make_lvis
-proposals: $(TOY_DATA) | $(READY) ## proposals of IMAGES, and a look at them
+proposals: $(TOY_DATA) | $(READY) ## proposals of IMAGES, and a look at them; proposals-import, proposals-export: other programs' files (variables)
 	@$(call NOTEBOOK,01_proposals,$(notdir $(STORE))) $(DATA_FLAGS) -p generator found
-##: proposals-import boxes of SAM, a detector, … from FROM into STORE; proposals-export: from STORE to TO in LAYOUT, for other programs
 proposals-%: $(TOY_DATA) | $(READY)
 	@$(PY) -m soco_lib.data.interchange $* $(foreach name,STORE FROM TO LAYOUT GENERATOR PICTURES,--$(name) $(call q,$($(name)))) $(ARGS_TAKEN)
 views: $(TOY_DATA) | $(READY) ## the views that pretraining sees of IMAGES

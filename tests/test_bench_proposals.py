@@ -100,7 +100,7 @@ def test_store(light):
 
 def test_the_plain_store_holds_the_same_boxes(tmp_path):
     bench_store._build(tmp_path / "s", 30)
-    bench_store.export_json(bench_store.ProposalStore.open(tmp_path / "s"), tmp_path / "s.json")
+    bench_store.export_boxes(bench_store.ProposalStore.open(tmp_path / "s"), tmp_path / "s.json")
     ours, plain = bench_store._open_store(tmp_path / "s"), bench_store._open_json(tmp_path / "s.json")
     for index in range(30):
         x, y, w, h = plain(index).T
