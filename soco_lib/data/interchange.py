@@ -232,9 +232,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--FROM", default="", help="file to read, of any of these layouts")
     parser.add_argument("--IMAGES", "--PICTURES", default="", help="the images that it is of, as for data.store")
     parser.add_argument("--GENERATOR", default="", help="what made its boxes, for the store's record and for tables")
-    for option in dataclasses.fields(Importing)[1:]:
-        flag = {"action": "store_true"} if option.default is False else {"default": ""}
-        parser.add_argument(f"--{option.name.replace('_', '-')}", **flag, help="see Importing in this file")
+    parser.add_argument("--ids", default="", help="COCO file with the ids of the images")
+    parser.add_argument("--boxes", default="", help="xywh or xyxy, where that is not as usual in the file's layout")
+    parser.add_argument("--filter", action="store_true", help="keep what the paper's filter keeps, with its fallback")
+    parser.add_argument("--clip", action="store_true", help="cut boxes at the edge of their picture")
+    parser.add_argument(
+        "--whole", action="store_true", help="an image without boxes gets the whole image as its only one"
+    )
+    parser.add_argument("--no-scores", action="store_true", help="leave scores away")
     given = vars(parser.parse_args(argv))
     given["generator"] = given["GENERATOR"] or Importing.generator
     how = Importing(**{option.name: given[option.name] for option in dataclasses.fields(Importing)})

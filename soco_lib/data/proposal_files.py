@@ -111,7 +111,7 @@ def read(file: Path, images: Images, corners: bool | None = None) -> Boxes:
         with reading(file, "pickle of proposals, of Detectron2 or MMDetection"):
             _read_pickle(content, made)
     else:
-        name, value = next(entries(file), ("", {}))
+        name, _ = next(entries(file), ("", {}))
         if name == "":
             _read_results(made)
         elif name in ("images", "annotations", "categories", "info", "licenses"):
