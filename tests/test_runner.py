@@ -286,6 +286,13 @@ def test_another_benchmark_is_scored_by_the_same_pretraining(study, tmp_path, st
     )
 
 
+def test_pretrainings_alone(study, tmp_path, stub, capsys):
+    words = ("--variants", "batch-2048", "--benchmarks", "none")
+    assert go(study, tmp_path / "r", *words, "--plan") == 0 and "to run: 1 pretraining, " in capsys.readouterr().out
+    assert go(study, tmp_path / "r", *words) == 0 and stub.begun == ["tiny-batch-2048-toy-s0"]
+    assert "pretrained" in page(tmp_path / "r")
+
+
 def test_an_interrupted_run_of_another_study_is_continued(study, tmp_path, stub, pictured, capsys):
     stub.wrong = {"batch-2048": "killed"}
     assert go(write_study(tmp_path, pictured, "other"), tmp_path / "r", "--variants", "batch-2048") == runner.FAILED

@@ -77,6 +77,11 @@ PAPER = {
         ("", -1): {},
         ("", 0): {"views": [V2, v3(112), V4]},
     },
+    "growth": {("", -1): None} | {  # not the paper's: three arms at three lengths
+        ("", -10 * number - len(arm)): {**arm, "epochs": epochs}
+        for number, epochs in enumerate((25.0, 100.0, 400.0), start=1)
+        for arm in ({**PLAIN, "alignment": "whole", "proposals": "whole", "k": 1}, {**PLAIN, "alignment": "c5"}, {})
+    },
     "detectors": {("Scratch", 0): None, ("SoCo", 100, "coco-fpn-1x"): {}, ("SoCo", 100, "coco-c4-1x"): C4},
     "pretrain-soco-100": {("SoCo", 100): {}},
     "pretrain-soco-400": {("SoCo", 400): {"epochs": 400.0}},

@@ -17,6 +17,7 @@ from soco_lib.figures.plots import COLOURS
 from soco_lib.runs import records
 from soco_lib.studies import plans
 from soco_lib.studies.study import Study
+from soco_lib.tables import growth
 from soco_lib.tables.study_rows import Row
 
 #: Colours of lines: COLOURS without its white and yellow, then dark ones, since the largest studies have seven
@@ -49,6 +50,8 @@ def draw(study: Study, rows: list[Row], frame: pd.DataFrame, profile: str) -> Fi
     interval where there are two. The paper's: as printed, "NaN" where it diverged. A variant without a number has its
     place and no mark.
     """
+    if len(grown := growth.scores(rows)):
+        return draw_growth(grown, profile)
     names, found = [v.name for v in study.variants], list(frame.groupby("benchmark", sort=False))
     figure = Figure(figsize=(max(10.5, 1.6 * len(names)), 3.5 * len(found) + 0.5), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)
@@ -85,6 +88,35 @@ def draw(study: Study, rows: list[Row], frame: pd.DataFrame, profile: str) -> Fi
             ax.set_xlim(-0.5, len(names) - 0.5)
     handles = panels[0][2].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=6, fontsize=9, frameon=False)
+    return figure
+
+
+def draw_growth(scores: pd.DataFrame, profile: str) -> Figure:
+    """A panel a score over images seen (growth.scores): a dot a seed, a line an arm through its means; random weights
+    as a level.
+    """
+    found = list(scores.groupby("score", sort=False))
+    figure = Figure(figsize=(5.2 * min(2, len(found)), 3.4 * -(-len(found) // 2) + 0.5), layout="constrained")
+    panels = iter(figure.subplots(-(-len(found) // 2), min(2, len(found)), squeeze=False).flat)
+    lengths = sorted({*scores["images"]} - {0})
+    arms = [arm for arm in dict.fromkeys(scores["arm"]) if arm]
+    for (score, lines), ax in zip(found, panels):
+        for colour, mark, arm in zip(LINES, MARKS, arms):
+            of_arm = lines[lines["arm"] == arm]
+            ax.plot(of_arm["images"], of_arm["value"], ".", ms=4, color=colour, alpha=0.6)
+            means = of_arm.groupby("images")["value"].mean()
+            ax.plot(means.index, means, marker=mark, ms=5, lw=1.3, color=colour, label=arm)
+        if len(level := lines.loc[lines["arm"] == "", "value"]):
+            ax.axhline(level.mean(), color="0.4", lw=1, ls="--", label="random weights")
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(lengths, [f"{length:,}" for length in lengths])
+        ax.minorticks_off()
+        finish(ax, score, "images seen", "percent")
+    for ax in panels:
+        ax.axis("off")
+    handles = {label: handle for ax in figure.axes for handle, label in zip(*ax.get_legend_handles_labels())}
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=6, fontsize=9, frameon=False)
+    figure.suptitle(f"scale '{profile}'", fontsize=10)
     return figure
 
 

@@ -113,8 +113,9 @@ def describe(study: Study, cells: list[VariantRuns], results: Path, how: Launch,
     repeats, reference = f" (Table {study.tables})" if study.tables else "", study.reference(profile)
     lines = [f"study {study.name}{repeats}, PROFILE={profile}: {scale}", study.question]
     lines += [f"base, pretraining: {fields(reference)}"] if reference else []
-    (first, base), *others = [(name, run.cfg) for name, run in cells[0].transfers.items()]
-    lines += [f"base, {first}: {fields(base)}"]
+    first, *others = [(name, run.cfg) for name, run in cells[0].transfers.items()] or [("", None)]
+    first, base = first
+    lines += [f"base, {first}: {fields(base)}"] if base else []
     lines += [f"base, {name}: as {first}, but for {fields(cfg, base)}" for name, cfg in others]
     hours = []
     for cell in cells:

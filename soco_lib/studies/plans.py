@@ -219,6 +219,8 @@ def image_count(cfg: Pretrain, study: Study) -> int:
         known = {data.spec: data.images for data in benchmarks.DATA.values()}
         lists = {f"list:{path}": from_dict(ImageList, fields) for path, fields in study.lists.items()}
         known |= {spec: asked.images or asked.known for spec, asked in lists.items()}
+        drawn = study.scenes.items()
+        known |= {f"coco:{path}/annotations/instances_train.json": fields["train"] for path, fields in drawn}
         if not known.get(cfg.images):
             raise
         return known[cfg.images]
@@ -227,12 +229,13 @@ def image_count(cfg: Pretrain, study: Study) -> int:
 def make(study: Study, profile: str, seeds: list[int], results: Path, world: int = 1, scored: tuple[str, ...] = (),
          variants: tuple[str, ...] = (), recorded: bool = False) -> list[VariantRuns]:  # fmt: skip
     """All variants at all seeds, seed by seed so that a study that is stopped has whole rounds; world: processes of a
-    run; scored: benchmarks; recorded: finished records stand for runs that are not here (of a pretraining only where no
-    transfer waits for it).
+    run; scored: benchmarks, ("none",) for the pretrainings alone; recorded: finished records stand for runs that are
+    not here (of a pretraining only where no transfer waits for it).
 
     Raises BookError for an unknown name or a batch that this many processes cannot reach.
     """
     one_of("PROFILE", profile, benchmarks.PROFILES)
+    scored = () if scored == ("none",) else scored or study.benchmarks
     once = bool(seeds) and len({*seeds}) == len(seeds)
     require(once, f"SEEDS={','.join(map(str, seeds))}: give each seed once, as SEEDS=0,1,2")
     chosen, counts, made = [study.variant(name) for name in variants] or study.variants, {}, []
@@ -247,7 +250,7 @@ def make(study: Study, profile: str, seeds: list[int], results: Path, world: int
                     numbers = plan(cfg, counts[data], world)
                 except BookError as error:
                     raise BookError(f"{study.name}, variant {variant.name}: {error}") from None
-            runs = find_runs(study, variant, profile, seed, index, scored or study.benchmarks, numbers)
+            runs = find_runs(study, variant, profile, seed, index, scored, numbers)
             for planned in [*runs.transfers.values(), runs.pretrain] if recorded else ():
                 waits = planned is runs.pretrain and not all(run.state.final for run in runs.transfers.values())
                 if planned and not planned.state.final and not waits:

@@ -16,6 +16,7 @@ from soco_lib.data.store import ProposalStore, build_store
 from soco_lib.fields import from_dict, require
 from soco_lib.runs import locks
 from soco_lib.runs.folder import write_text
+from soco_lib.scenes.write import write_scenes
 from soco_lib.studies.study import ImageList, Study
 
 
@@ -35,9 +36,12 @@ def write_list(path: Path, asked: ImageList) -> int:
 
 
 def prepare(study: Study, configs: Sequence[Pretrain], say: Callable[[str], None]) -> None:
-    """Make the lists and stores that these pretrainings need and that are missing. Raises BookError for a store that is
-    there and of other images, before anything runs.
+    """Make the scenes, lists and stores that these pretrainings need and that are missing. Raises BookError for a store
+    that is there and of other images, before anything runs.
     """
+    for name, fields in study.scenes.items():
+        if any(f"{name}/" in cfg.images for cfg in configs):
+            write_scenes(locate(name), **fields)
     for name, fields in study.lists.items():
         path = locate(name)
         if not path.is_file() and any(cfg.images == f"list:{name}" for cfg in configs):

@@ -151,7 +151,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--profile", default="toy", help="toy or paper")
     parser.add_argument("--seeds", default="0", help="such as 0,1,2")
     parser.add_argument("--variants", default="", help="only these, such as batch-512,batch-2048")
-    parser.add_argument("--benchmarks", default="", help="in place of the study's own")
+    parser.add_argument("--benchmarks", default="", help="in place of the study's own; none: pretrain only")
     parser.add_argument("--results", default="results", help="folder of the run folders")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--plan", action="store_true", help="print the plan and stop")

@@ -25,6 +25,8 @@ from soco_lib.transfer import benchmarks
 from soco_lib.transfer.benchmarks import PROFILES, Transfer
 
 FOLDER = ROOT / "notebooks" / "studies"
+#: Arguments of write_scenes that a study may give.
+SCENES = ("train", "val", "seed", "most", "smallest")
 #: Fields of an experiment that the runner gives, so that no study may.
 GIVEN = ("seed", "profile", "init", "benchmark")
 
@@ -70,6 +72,7 @@ class Study:
     transfer: dict = field(default_factory=dict)  # paper and toy -> fields of Transfer
     stores: dict = field(default_factory=dict)  # store -> fields of ProposalConfig, or {imported: what made its boxes}
     lists: dict = field(default_factory=dict)  # list file -> fields of ImageList
+    scenes: dict = field(default_factory=dict)  # folder -> arguments of scenes.write_scenes
 
     @property
     def tables(self) -> str:
@@ -196,6 +199,9 @@ def _checked(study: Study) -> Study:
     for where, values in study.stores.items():
         if not (isinstance(values, dict) and values.keys() == {"imported"} and values["imported"]):
             from_dict(ProposalConfig, values, f"store {where}")
+    for where, values in study.scenes.items():
+        known = {"train", "val"} <= {*values} <= {*SCENES} if isinstance(values, dict) else False
+        require(known, f"scenes {where}: {values!r} needs train and val, and may have {', '.join(SCENES[2:])}")
     for where, values in study.lists.items():
         from_dict(ImageList, values, f"list {where}")
     for benchmark, profile in itertools.product(study.benchmarks, PROFILES):

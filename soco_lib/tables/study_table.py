@@ -13,7 +13,7 @@ from soco_lib.fields import one_of
 from soco_lib.runs import records
 from soco_lib.studies import plans
 from soco_lib.studies.study import Study
-from soco_lib.tables import pages
+from soco_lib.tables import growth, pages
 from soco_lib.tables.paper_tables import paid
 from soco_lib.tables.stats import paired
 from soco_lib.tables.study_rows import Row, rows_of
@@ -180,6 +180,9 @@ def build(study: Study, profile: str, results: Path, only_begun: bool = False) -
     shown = parts(study, frame, rows, links)
     linked = spent.assign(run=[links(name, name) for name in spent["run"]])
     page = [f"**{title}**\n\n{pages.markdown(part)}" for title, part in shown.items()]
+    if len(grown := growth.scores(rows)):
+        title = "Over images seen: percent, mean ± standard deviation (seeds); points a doubling, 95 % interval"
+        page.append(f"**{title}**\n\n{pages.markdown(growth.table(grown))}")
     page += [f"**Reading.** {reading(study, frame)}", f"**{records.together(spent)}**\n\n{pages.markdown(linked)}"]
     page += [f"Left out: {line}." for line in plans.unreadable(study, profile, results)]
     page = "\n\n".join([*page, links.definitions()]).rstrip() + "\n"
