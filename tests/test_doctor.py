@@ -15,12 +15,12 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from soco_lib import BookError
-from soco_lib.data import listings
+from soco_lib.data import annotations, listings
 from soco_lib.data.annotations import examine_coco, picture_size
 from soco_lib.data.decoding import decode
 from soco_lib.data.doctor import sound
 from soco_lib.data.kinds import FOR_PICTURES, KEEPS, KINDS, LEAVES_OUT, REFUSES, REPAIRS
-from soco_lib.data.pictures import ABOUT, Pictures, examine, examine_source, forks, look
+from soco_lib.data.pictures import ABOUT, Pictures, examine, examine_source, look, passed_over
 from soco_lib.data.sources import open_source
 from soco_lib.figures import odd_data
 from soco_lib.runs.folder import Run
@@ -367,6 +367,14 @@ def test_a_voc_size_that_nothing_tells_is_refused(tmp_path):
         open_data(f"voc:{root}@train")
 
 
+def test_an_annotation_is_parsed_once(tmp_path, monkeypatch):
+    root, parsed = write_voc(tmp_path / "voc", {"train": 3, "test": 2}), []
+    whole = annotations.ElementTree.fromstring
+    monkeypatch.setattr(annotations.ElementTree, "fromstring", lambda data: (parsed.append(data), whole(data))[1])
+    assert not odd_data.examine_set("train", f"voc:{root}@train").rows()
+    assert len(parsed) == 5  # the other split's too, whose classes count
+
+
 def test_voc_boxes_without_area_are_scored(tmp_path):
     root = write_voc(tmp_path / "voc", {"train": 3})
     file = root / "Annotations/train_0.xml"
@@ -400,7 +408,7 @@ def test_a_macs_files_other_encodings_and_pngs_are_no_harm(tmp_path):
     source = open_source(f"voc:{root}@train")
     assert source.keys[1] == "JPEGImages/train_1.png" and source.load(1).shape == (HEIGHT, WIDTH, 3)
     assert not source.findings.counts and len(source.annotations(0)[0]) == 2
-    assert forks(root).counts == {"resource-fork": 3, "ds-store": 1}
+    assert passed_over(root).counts == {"resource-fork": 3, "ds-store": 1}
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------

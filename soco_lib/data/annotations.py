@@ -6,15 +6,22 @@ import contextlib
 import functools
 import gc
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
+
+import numpy as np
 
 from soco_lib import BookError, locate
 from soco_lib.data.decoding import Stated, header_size, without_waiting
 from soco_lib.data.doctor import sound
-from soco_lib.data.kinds import Findings, parsed, read_text, whole_number
+from soco_lib.data.kinds import Findings, number, parsed, read_text, whole_number
+from soco_lib.data.listings import SUFFIXES
+from soco_lib.data.outlines import SLACK
 from soco_lib.fields import require
 
 
@@ -112,41 +119,73 @@ def coco_root(file: Path, given: str | Path | None, keys: Sequence[str]) -> Path
     tried = (locate(given), file.parent / given) if given else beside
     for key in keys[:: -(-len(keys) // TRIED)]:
         for root in tried:
-            if (root / key).is_file():
+            if os.path.isfile(root / key):
                 return root.resolve()
     places = ", ".join(dict.fromkeys(map(str, tried)))
     raise BookError(f"{file}: no image {keys[0]!r} in {places}; name the folder, as coco:{file.name}@IMAGE_FOLDER")
 
 
 @dataclass(frozen=True)
-class VocObject:
-    """One object of a VOC annotation."""
+class VocLabels:
+    """What one VOC annotation says of its picture and of the N objects in it that can be used."""
 
-    name: str
-    corners: tuple[float, ...]  # x1 y1 x2 y2 as the file has them: pixels counted from 1, the last one included
-    difficult: int  # 1: hard to see, and left out of the score
+    size: tuple[int, int] | None = None  # width, height; None where nothing tells
+    names: tuple[str, ...] = ()
+    boxes: np.ndarray = field(default_factory=lambda: np.empty((0, 4)))  # (N, 4) float64 x1 y1 x2 y2, half-open, from 0
+    difficult: tuple[int, ...] = ()  # 1: hard to see, and left out of the score
+    odd: tuple[tuple[str, str], ...] = ()  # kind (see kinds.py) and where: "NAME.xml, object 2"
 
 
-def read_voc(root: Path, name: str) -> tuple[tuple[int, int] | None, list[VocObject]]:
-    """Size (width, height) and objects of image `name` of the VOC set at `root`; None for a size that is not told.
+def read_voc(root: Path, name: str) -> VocLabels:
+    """The annotation of image `name` of the VOC set at `root`, repaired. Raises nothing: see `odd` for what is refused.
 
-    Where its picture is there and says that width and height are swapped or missing, the size is the picture's.
-
-    Raises BookError when the annotation is missing or malformed.
+    Where the picture is there and says that width and height are swapped or missing, the size is the picture's.
     """
-    file = root / "Annotations" / f"{name}.xml"
-    with parsing(file, "VOC annotation", f"complete Annotations, or take {name} out of the split"):
-        tree = _tree(file)
-        size = _voc_size(root, name, tree)[0]
-        objects = [
-            VocObject(
-                item.findtext("name").strip(),
-                tuple(float(item.findtext(f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax")),
-                whole_number(item.findtext("difficult") or 0),
-            )
-            for item in tree.iterfind("object")
-        ]
-        return size, objects
+    file = f"{name}.xml"
+    try:
+        tree = _tree(root / "Annotations" / file)
+        require(tree.tag == "annotation", "another root")
+    except OSError:
+        return VocLabels(odd=(("voc-missing", file),))
+    except (SyntaxError, ValueError, LookupError) as error:  # a LookupError by an encoding that nobody knows
+        return VocLabels(odd=(("voc-entities" if "entities" in str(error) else "voc-malformed", file),))
+    size, kind = _voc_size(root, name, tree)
+    odd, objects = [(kind, file)] if kind else [], []
+    items = tree.findall("object")
+    if not items:
+        odd.append(("voc-no-object", file))
+    for i, item in enumerate(items, 1):
+        word, hard = (item.findtext("name") or "").strip(), whole_number(item.findtext("difficult") or 0)
+        box, kinds = _voc_box(item, size)
+        kinds += ([] if hard in (0, 1) else ["voc-difficult"]) + ([] if word else ["voc-no-name"])
+        odd += [(kind, f"{file}, object {i}") for kind in kinds]
+        objects += [(sys.intern(word), box, hard)] if box else []
+    names, boxes, difficult = zip(*objects) if objects else ((), (), ())
+    return VocLabels(size, names, np.array(boxes, float).reshape(-1, 4), difficult, tuple(odd))
+
+
+def _voc_box(item: ElementTree.Element, size: tuple[int, int] | None) -> tuple[tuple[float, ...], list[str]]:
+    """An object's box as VocLabels has it, () where there is none to be used, and the kinds that it is of."""
+    corners = [number(item.findtext(f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax")]
+    if not all(map(math.isfinite, corners)) or len(item.findall("bndbox")) > 1:
+        return (), ["voc-no-box"]
+    whole, (w, h) = all(map(float.is_integer, corners)), size or (math.inf, math.inf)
+    if size and not whole and 0 <= min(corners) and max(corners) <= 1.001:
+        corners, first, kinds = [v * side for v, side in zip(corners, (w, h, w, h))], 0, ["box-fractions"]
+    else:
+        first, kinds = 1, [] if whole else ["voc-float-box"]  # theirs count from 1, the last pixel included
+    x1, y1, x2, y2 = corners[0] - first, corners[1] - first, *corners[2:]
+    if x2 < x1 or y2 < y1:
+        kinds.append("box-turned")
+        (x1, x2), (y1, y2) = ((b - first, a + first) if b < a else (a, b) for a, b in ((x1, x2), (y1, y2)))
+    if x1 == x2 or y1 == y2:
+        kinds.append("voc-empty-box")
+    elif x1 >= w or y1 >= h or x2 <= 0 or y2 <= 0:
+        return (), [*kinds, "box-outside"]
+    elif min(x1, y1) < -SLACK or x2 > w + SLACK or y2 > h + SLACK:
+        kinds.append("box-over-edge")
+        x1, y1, x2, y2 = max(x1, 0), max(y1, 0), min(x2, w), min(y2, h)
+    return (x1, y1, x2, y2), kinds
 
 
 def _voc_size(root: Path, name: str, tree: ElementTree.Element) -> tuple[tuple[int, int] | None, str]:
@@ -163,18 +202,22 @@ def _voc_size(root: Path, name: str, tree: ElementTree.Element) -> tuple[tuple[i
 
 def _tree(file: Path) -> ElementTree.Element:
     """Parsed XML without entities, which may name other files or grow without end. Raises OSError, SyntaxError."""
-    data = file.read_bytes()
+    with open(file, "rb", opener=without_waiting) as stream:
+        data = stream.read()
     if b"<!" in data.replace(b"<!--", b"").replace(b"<![CDATA[", b"") or b"<\0!\0" in data or b"\0<\0!" in data:
         raise SyntaxError("it has a document type or entities, which are never resolved: remove those")
     return ElementTree.fromstring(data)
 
 
-def voc_classes(root: Path) -> tuple[str, ...]:
-    """Every object name in `Annotations/`, sorted: of all splits, so that their labels agree. Raises BookError."""
-    names = set()
+def voc_classes(root: Path, known: dict[str, VocLabels]) -> tuple[str, ...]:
+    """Every object name in `Annotations/`, sorted: of all splits, so that their labels agree; `known`: those that are
+    read already, by their images' names. Raises BookError.
+    """
+    names = {name for labels in known.values() for name in labels.names}
     for file in (root / "Annotations").glob("[!.]*.xml"):  # not a Mac's ._NAME.xml
-        with parsing(file, "VOC annotation", "repair or remove it"):
-            names |= {name.text.strip() for name in _tree(file).iterfind("object/name")}
+        if file.stem not in known:
+            with parsing(file, "VOC annotation", "repair or remove it"):
+                names |= {name.text.strip() for name in _tree(file).iterfind("object/name")}
     return tuple(sorted(names))
 
 
@@ -185,48 +228,25 @@ def voc_split(root: Path, split: str | None) -> tuple[Path, list[str]]:
     file = sets / f"{split}.txt"
     known = sorted(other.stem for other in sets.glob("[!.]*.txt") if "_" not in other.stem)
     require(file.is_file(), f"no split {split!r} in {sets} (known: {', '.join(known) or 'none'})")
-    return file, [line.split()[0] for line in read_text(file).splitlines() if line.strip()]
+    lines = (line.strip() for line in read_text(file).splitlines())
+    return file, [re.sub(r"\s+(-1|0|1)$", "", line) for line in lines if line]  # a class's split has these flags
 
 
 def voc_picture(root: Path, name: str) -> str:
     """File name of image `name` in `JPEGImages`: a JPEG's where there is one, or where there is none at all."""
     folder = root / "JPEGImages"
-    endings = (".jpg", ".jpeg", ".JPG", ".JPEG", ".png", ".PNG")
-    return next((name + end for end in endings if (folder / (name + end)).is_file()), f"{name}.jpg")
+    endings = [form(ending) for ending in SUFFIXES for form in (str.lower, str.upper)]
+    return next((name + end for end in endings if os.path.isfile(folder / (name + end))), f"{name}.jpg")
 
 
-def examine_voc(root: Path, names: Sequence[str]) -> Findings:
-    """What is odd about the annotations of these images of the VOC set at `root`; nothing is changed."""
-    found, every = Findings(str(root / "Annotations")), []
-    for name in names:
-        file = f"{name}.xml"
-        try:
-            tree = _tree(root / "Annotations" / file)
-        except OSError:
-            found.add("voc-missing", [file])
-            continue
-        except (SyntaxError, ValueError) as error:
-            found.add("voc-entities" if "entities" in str(error) else "voc-malformed", [file])
-            continue
-        if kind := _voc_size(root, name, tree)[1]:
-            found.add(kind, [file])
-        objects = tree.findall("object")
-        found.add("voc-no-object", [] if objects else [file])
-        for number, item in enumerate(objects, 1):
-            where = f"{file}, object {number}"
-            every.append(whole_number(item.findtext("difficult") or 0))
-            found.add("voc-difficult", [where] if every[-1] is None else [])
-            found.add("voc-no-name", [] if (item.findtext("name") or "").strip() else [where])
-            try:
-                box = [float(item.findtext(f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax")]
-            except (TypeError, ValueError):
-                box = [math.nan]
-            if not all(map(math.isfinite, box)):
-                found.add("voc-no-box", [where])
-                continue
-            found.add("voc-float-box", [] if all(map(float.is_integer, box)) else [where])
-            found.add("voc-empty-box", [where] if box[2] < box[0] or box[3] < box[1] else [])
+def examine_voc(root: Path, every: Iterable[VocLabels]) -> Findings:
+    """What is odd about these annotations of the VOC set at `root`."""
+    found, objects, hard = Findings(str(root / "Annotations")), 0, 0
+    for labels in every:
+        for kind, where in labels.odd:
+            found.add(kind, [where])
+        objects, hard = objects + len(labels.names), hard + labels.difficult.count(1)
     if not found.refused:
-        found.add("empty", [] if every else [""])
-        found.add("difficult-only", [""] if {*every} == {1} else [], len(every))
+        found.add("empty", [] if objects else [""])
+        found.add("difficult-only", [""] if 0 < objects == hard else [], hard)
     return found

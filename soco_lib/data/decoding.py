@@ -13,8 +13,10 @@ A picture is (H, W, 3) uint8 RGB, the same array wherever it is asked for:
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import stat
 import struct
 from collections.abc import Callable
 
@@ -42,8 +44,12 @@ Image.MAX_IMAGE_PIXELS = None  # only headers are read with Pillow; OpenCV refus
 
 
 def without_waiting(path: str, flags: int) -> int:
-    """An opener of files: a named pipe among them would be waited for without end."""
-    return os.open(path, flags | os.O_NONBLOCK)
+    """An opener of regular files: a named pipe would be waited for, or /dev/zero be read, without end."""
+    file = os.open(path, flags | os.O_NONBLOCK)
+    if not stat.S_ISREG(mode := os.fstat(file).st_mode):
+        os.close(file)
+        raise OSError(errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL, "it is no regular file")
+    return file
 
 
 def decode(data: bytes, stated: Stated = lambda: None) -> np.ndarray:

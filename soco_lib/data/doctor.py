@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import posixpath
 from collections.abc import Callable, Sequence
 
 from soco_lib.data.kinds import Findings, number, whole_number
@@ -93,7 +94,7 @@ def _images(content: dict, found: Findings) -> None:
         found.add("image-id-twice", [f"image {i['id']}" for i in again if i != by_id[i["id"]]])
         found.add("image-twice", [f"image {i['id']}" for i in again if i == by_id[i["id"]]])
         content["images"] = images = [*by_id.values()]
-    found.add("file-name-twice", _twice([image["file_name"] for image in images if "file_name" in image]))
+    found.add("file-name-twice", _twice([posixpath.normpath(i["file_name"]) for i in images if "file_name" in i]))
 
 
 def _sizes(images: Sequence[dict], found: Findings, size_of: SizeOf) -> None:
@@ -224,8 +225,9 @@ def _ids(content: dict, found: Findings) -> None:
 
 
 def _crowds(content: dict, found: Findings) -> None:
+    lvis = "neg_category_ids" in content["images"][0] if content["images"] else False  # which knows no crowds
     for a in content["annotations"]:
-        crowd, ignored = a.get("iscrowd", 0), a.get("ignore", 0)
+        crowd, ignored = a.get("iscrowd", 0 if lvis else None), a.get("ignore", 0)
         if type(crowd) is not int or crowd not in (0, 1):
             kind, value = "iscrowd-null" if crowd is None else "iscrowd-text", whole_number(crowd)
             value = 0 if crowd is None else int(crowd) if isinstance(crowd, bool) else value

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from soco_lib import BookError
+from soco_lib.fields import require
 
 REPAIRS, LEAVES_OUT, REFUSES, KEEPS = "repairs in memory", "leaves out", "refuses", "keeps"
 SEVERITY = {REFUSES: "error", LEAVES_OUT: "warning", REPAIRS: "note", KEEPS: "note"}
@@ -52,7 +53,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "id-missing": (REPAIRS, "annotations without an id, or with one that is no whole number: all are numbered anew"),
     "id-twice": (REPAIRS, "annotations share an id: all are numbered anew"),
     "no-image": (LEAVES_OUT, "annotations of an image that is not listed"),
-    "iscrowd-null": (REPAIRS, "iscrowd is null: no crowd"),
+    "iscrowd-null": (REPAIRS, "iscrowd is null or missing, which pycocotools stops at: no crowd"),
     "iscrowd-text": (REPAIRS, "iscrowd is text or true and false"),
     "iscrowd": (REFUSES, "iscrowd is neither 0 nor 1: correct it"),
     "ignore": (REPAIRS, "ignore is set: a crowd region, neither learnt nor scored"),
@@ -78,17 +79,20 @@ KINDS: dict[str, tuple[str, str]] = {
     "polygon-text": (REPAIRS, "polygons hold text"),
     "polygon-fractions": (REPAIRS, "polygons in 0 ... 1: taken as shares of the picture's width and height"),
     "polygon-part": (REPAIRS, "parts of masks of fewer than three points, or odd or no numbers: without these parts"),
-    "polygon-none": (LEAVES_OUT, f"objects whose mask holds no polygon of three points in reach{MISSED}"),
+    "polygon-none": (LEAVES_OUT, f"objects whose mask holds no polygon with an extent in the picture{MISSED}"),
     "mask-form": (REFUSES, "masks that are neither polygons nor RLE with size and counts: correct or remove them"),
     "rle-size": (REFUSES, "RLE masks of another size than their picture: encode them at [height, width]"),
     "rle-counts": (REFUSES, "RLE masks whose counts do not fill their size: encode them again"),
     # VOC
-    "voc-malformed": (REFUSES, "annotations that are no XML, or empty: complete them, or take them out of the split"),
+    "voc-malformed": (
+        REFUSES,
+        "annotations that are no XML of an <annotation>: complete them, or take them out of the split",
+    ),
     "voc-entities": (REFUSES, "XML with a document type or entities, which are never resolved: remove those"),
     "voc-missing": (REFUSES, "images of the split without annotation: complete Annotations"),
     "voc-no-name": (REFUSES, "objects without a name: name or remove them"),
-    "voc-no-box": (REFUSES, "objects without a box of four numbers: complete or remove them"),
-    "voc-difficult": (REFUSES, "difficult is no whole number: write 0 or 1"),
+    "voc-no-box": (REFUSES, "objects without one box of four numbers: complete or remove them"),
+    "voc-difficult": (REFUSES, "difficult is neither 0 nor 1: correct it"),
     "voc-float-box": (KEEPS, "corners with fractions: learnt as they are"),
     "voc-empty-box": (KEEPS, "boxes without area: not learnt from, but scored"),
     "voc-no-object": (KEEPS, "annotations without an object"),
@@ -187,8 +191,10 @@ def repaired(findings: Findings) -> bool:
 
 
 def read_text(file: Path) -> str:
-    """Text of a split or list file, whatever wrote it (see `decoded`)."""
-    return decoded(file.read_bytes(), Findings())
+    """Text of a split or list file, whatever wrote it (see `decoded`). Raises BookError for no text."""
+    text = decoded(file.read_bytes(), Findings())
+    require("\0" not in text, f"{file} is no text in UTF-8, UTF-16 or Latin-1: save it in UTF-8")
+    return text
 
 
 def whole_number(value) -> int | None:

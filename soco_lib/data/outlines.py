@@ -12,6 +12,8 @@ from soco_lib.data.kinds import Findings, number
 SLACK = 1.0
 #: Sum of a polygon's numbers from which on they are not pixels, and overflow where masks are drawn.
 FAR = 2**31
+#: Pixels of a side below which a box has no area: in float32, far from the origin, nothing is left of it.
+TINY = 1e-3
 #: Fewest boxes, and share of them that must reach over the edge, for all to be taken for corners.
 CORNERS_FROM, CORNERS_SHARE = 8, 0.1
 
@@ -32,6 +34,12 @@ def _good_polygons(mask) -> bool:
         return False
 
 
+def _extended(mask: list[list], height: int, width: int) -> bool:
+    """Whether a polygon has an extent inside its picture: nothing is drawn of one that has none."""
+    inside = lambda values, edge: min(max(values), edge) > max(min(values), 0)
+    return any(inside(p[::2], width) and inside(p[1::2], height) for p in mask)
+
+
 def mend_masks(content: dict, found: Findings) -> None:
     """Polygons and RLE of all annotations, against the sizes of their images."""
     sizes = {image["id"]: [image["height"], image["width"]] for image in content["images"]}
@@ -45,13 +53,16 @@ def mend_masks(content: dict, found: Findings) -> None:
             kind = _rle(mask, sizes[a["image_id"]])
             if kind:
                 found.add(kind, [annotation_name(a)])
-        elif type(mask) is not list:
+            continue
+        if type(mask) is not list or any(type(part) is dict and "counts" in part for part in mask):
             found.add("mask-form", [annotation_name(a)])
-        elif not _good_polygons(mask):
-            a["segmentation"] = _polygons(mask, lambda kind: found.add(kind, [annotation_name(a)]))  # noqa: B023 - used at once
-            if not a["segmentation"] and not a.get("iscrowd"):
-                lost.append(id(a))
-                found.add("polygon-none", [annotation_name(a)])
+            continue
+        if not _good_polygons(mask):
+            mask = _polygons(mask, lambda kind: found.add(kind, [annotation_name(a)]))  # noqa: B023 - used at once
+            a["segmentation"] = mask
+        if not _extended(mask, *sizes[a["image_id"]]) and not a.get("iscrowd"):
+            lost.append(id(a))
+            found.add("polygon-none", [annotation_name(a)])
     if lost:
         gone = {*lost}
         content["annotations"] = [a for a in content["annotations"] if id(a) not in gone]
@@ -162,7 +173,7 @@ def mend_boxes(content: dict, found: Findings) -> None:
     found.add("box-turned", names(turned))
     corner = np.minimum(boxes[:, :2], boxes[:, :2] + boxes[:, 2:])
     boxes = np.where(turned[:, None], np.concatenate([corner, np.abs(boxes[:, 2:])], 1), boxes)
-    empty = finite & (boxes[:, 2:] == 0).any(1)
+    empty = finite & (boxes[:, 2:] < TINY).any(1)
     end = boxes[:, :2] + boxes[:, 2:]
     outside = finite & ~empty & ((boxes[:, :2] >= edge).any(1) | (end <= 0).any(1))
     over = finite & ~empty & ~outside & ((end > edge + SLACK).any(1) | (boxes[:, :2] < -SLACK).any(1))

@@ -8,6 +8,7 @@ state; of a set that is only looked at, what cannot be read is left out. A check
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -39,19 +40,22 @@ from soco_lib.runs import locks, machine
 from soco_lib.runs.files import replacing
 from soco_lib.runs.folder import Run
 
-FORMAT = 2
+FORMAT = 3
 #: Pixels that OpenCV decodes at most.
 LARGEST = 2**30
 #: Bytes at a file's end in which a whole JPEG or PNG ends.
 TAIL = 65536
 #: Seconds between two lines of progress.
 EVERY = 30.0
+#: Errors by which there is no file of that name.
+NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
 UNREAD = {
-    "file-missing": "no such file: complete the folder",
+    "file-missing": "no such file, or no regular one: complete the folder",
     "file-unreadable": "a file that may not be read: allow it",
     "file-empty": "a file without content: copy it again",
     "file-no-image": "a file that is no picture: replace it",
     "file-truncated": "a file that is cut short: copy it again",
+    "file-samples": "a picture of 32-bit or floating-point samples: save it with 8 or 16 bits",
     "file-huge": "a picture of more than 2^30 pixels: make it smaller",
     "file-damaged": "a picture that cannot be decoded: copy it again",
 }
@@ -66,12 +70,14 @@ ABOUT = {
         "XMP alone says that a picture is turned, which browsers and OpenCV do not heed: seen as stored",
     ),
     "sixteen-bit": (REPAIRS, "16-bit samples: their upper 8 bits are seen"),
+    "several-frames": (KEEPS, "several frames or pages: the first is seen"),
     "palette": (REPAIRS, "a palette: seen in its colours"),
     "cmyk": (REPAIRS, "CMYK: converted without a colour profile"),
     "alpha": (REPAIRS, "an alpha channel: dropped"),
     "one-bit": (REPAIRS, "one bit a pixel: 0 and 255"),
     "odd-name": (KEEPS, "a name with a backslash, a control character, or bytes that are no UTF-8"),
     "resource-fork": (LEAVES_OUT, "a Mac's resource fork (._NAME): no picture"),
+    "other-ending": (LEAVES_OUT, "a picture with an ending that is not looked for: convert it to JPEG or PNG"),
     "ds-store": (LEAVES_OUT, "a Mac's .DS_Store"),
 }
 _LENIENT = ABOUT | {kind: (LEAVES_OUT, what) for kind, what in UNREAD.items()}
@@ -86,6 +92,12 @@ _MODES = {
     "1": "one-bit",
 }
 _XMP = re.compile(rb"""tiff:Orientation\s*(?:=\s*["']|>)\s*[2-8]""")
+#: Kind -> what a file's name has in it.
+_PASSED_OVER = {
+    "resource-fork": re.compile(r"^\._"),
+    "ds-store": re.compile(r"^\.DS_Store"),
+    "other-ending": re.compile(r"(?i)\.(gif|jp2|jpe|jfif|avif|hei[cf]|jxl|svg|psd|exr|dng|cr2|nef)$"),
+}
 Stated = Callable[[], "tuple[int, int] | None"]
 
 
@@ -116,7 +128,12 @@ class Pictures:
         """Those in a folder, by name, with their stated sizes."""
         names = [*sizes]
         path = lambda i: root / names[i]
-        return cls(root, names, path, lambda i: path(i).read_bytes(), lambda i: sizes[names[i]])
+
+        def read(i: int) -> bytes:
+            with open(path(i), "rb", opener=without_waiting) as file:
+                return file.read()
+
+        return cls(root, names, path, read, lambda i: sizes[names[i]])
 
 
 def look(picture: Pictures, i: int, deep: bool = False) -> list[str]:
@@ -127,10 +144,11 @@ def look(picture: Pictures, i: int, deep: bool = False) -> list[str]:
     try:
         with io.BytesIO(picture.read(i)) if path is None else open(path, "rb", opener=without_waiting) as file:
             return kinds + _of_file(file, stated, deep)
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        return [*kinds, "file-missing"]
-    except (OSError, BookError):
-        return [*kinds, "file-unreadable"]
+    except BookError:  # of an archive's member
+        return [*kinds, "file-damaged"]
+    except (OSError, ValueError) as error:  # a ValueError by a name with a zero byte
+        number = getattr(error, "errno", errno.ENOENT)
+        return [*kinds, "file-missing" if number in NO_FILE else "file-unreadable"]
 
 
 def _of_file(file, stated: Stated, deep: bool) -> list[str]:
@@ -142,7 +160,7 @@ def _of_file(file, stated: Stated, deep: bool) -> list[str]:
     file.seek(0)
     try:
         with Image.open(file) as image:
-            form, mode, bits = image.format, image.mode, image.tile[0][3] if image.tile else ""
+            form, mode, bits, frames = image.format, image.mode, _bits(image), getattr(image, "is_animated", False)
             # Pillow decodes a PNG whole to look for EXIF behind its pixels
             plain = form == "PNG" and "exif" not in image.info and b"eXIf" not in tail
             orientation = 1 if plain else _orientation(image)
@@ -150,8 +168,12 @@ def _of_file(file, stated: Stated, deep: bool) -> list[str]:
     except Exception:  # by what is wrong in the file
         return ["file-no-image"]
     kinds = [_MODES[mode]] if mode in _MODES else []
-    if mode.startswith("I") or "16" in str(bits) or (mode == "RGB" and form == "PNG" and _png_depth(file) == 16):
+    if bits > 16:
+        return [*kinds, "file-samples"]
+    if bits == 16 or (form == "PNG" and _png_depth(file) == 16):
         kinds.append("sixteen-bit")
+    if frames and form != "MPO":  # whose further ones are previews
+        kinds.append("several-frames")
     if shape[0] * shape[1] > LARGEST:
         return [*kinds, "file-huge"]
     if orientation > 1:
@@ -179,6 +201,13 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
+def _bits(image: Image.Image) -> int:
+    """Bits of an opened picture's samples; 8 for fewer, and for a PNG in colour."""
+    if image.format == "TIFF":
+        return max(image.tag_v2.get(258, (8,)))
+    return {"I": 16, "F": 32}.get(image.mode[:1], 8)
+
+
 def _png_depth(file) -> int:
     file.seek(24)
     return file.read(1)[0]
@@ -193,13 +222,18 @@ def _whole(file, form: str, tail: bytes) -> bool:
     return end in file.read()
 
 
-def forks(folder: Path) -> Findings:
-    """A Mac's files among the pictures, by name, in a folder and those below it."""
+def passed_over(folder: Path, used: Sequence[str] = ()) -> Findings:
+    """A Mac's files, and pictures that a folder's listing does not take, by name, in a folder and those below it.
+
+    used: names of the pictures that are.
+    """
     found = Findings(str(folder), about=ABOUT)
     for inner, _, names in os.walk(folder):
         where = os.path.relpath(inner, folder)
-        for kind, begin in (("resource-fork", "._"), ("ds-store", ".DS_Store")):
-            found.add(kind, [os.path.normpath(os.path.join(where, n)) for n in sorted(names) if n.startswith(begin)])
+        for name in sorted(names):
+            kind = next((kind for kind, form in _PASSED_OVER.items() if form.search(name)), None)
+            path = os.path.normpath(os.path.join(where, name))
+            found.add(kind, [path] if kind and path not in used else [])
     return found
 
 
@@ -284,7 +318,7 @@ def _fingerprint(pictures: Pictures, labels: Path | None, how: list) -> str:
         try:
             status = os.stat(path) if path is not None else None
             stamp = (status.st_size, status.st_mtime_ns) if status else ()
-        except OSError:
+        except (OSError, ValueError):
             stamp = (-1,)
         made.update(f"{name}{stamp}{pictures.stated(i) if labels is None else ''}".encode(errors="replace"))
     return made.hexdigest()[:32]

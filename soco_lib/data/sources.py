@@ -13,7 +13,6 @@ import functools
 import hashlib
 import os
 import posixpath
-import stat
 import struct
 import zlib
 from collections.abc import Callable, Sequence
@@ -25,6 +24,7 @@ import numpy as np
 from soco_lib import BookError, locate
 from soco_lib.boxes import as_boxes
 from soco_lib.data.annotations import (
+    VocLabels,
     coco_root,
     examine_coco,
     examine_voc,
@@ -94,11 +94,9 @@ class ImageSource:
         """The encoded file of image `index`. Raises UnreadableImage."""
         try:
             with open(os.path.join(self.root, self.keys[index]), "rb", 0, opener=without_waiting) as file:
-                if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                    return file.read()
+                return file.read()
         except OSError as error:
             raise self._unreadable(index, error) from None
-        raise UnreadableImage(f"{self.keys[index]}: is no regular file in {self.root}")
 
     def _unreadable(self, index: int, error: Exception) -> UnreadableImage:
         """What to raise for an error in reading image `index`."""
@@ -185,7 +183,7 @@ def _open_list(spec: str, path: str) -> ImageSource:
     require(file.is_file(), f"no list file {file}: give a text file with one image path a line")
     lines = (line.strip() for line in read_text(file).splitlines())
     keys = in_order([posixpath.normpath(line) for line in lines if line and line[0] != "#"], f"list {file}")
-    there = (file.parent / keys[0]).is_file()
+    there = os.path.isfile(file.parent / keys[0])
     require(there, f"{file}: no image {keys[0]!r} there; paths are relative to {file.parent}")
     return ImageSource(spec, file.parent, keys)
 
@@ -273,31 +271,37 @@ def _open_coco(spec: str, path: str) -> ImageSource:
 
 
 class VocSource(ImageSource):
-    """Images of one split of a VOC layout; labels are read from `Annotations/` when they are first asked for."""
+    """Images of one split of a VOC layout; an annotation is read when it is first asked for, and once."""
+
+    _read = functools.cached_property(lambda self: {})  # image's name -> its labels
+
+    def labels(self, index: int) -> VocLabels:
+        """What the annotation of image `index` says; what is refused in it is left out."""
+        name = Path(self.keys[index]).stem
+        if name not in self._read:
+            self._read[name] = read_voc(self.root, name)
+        return self._read[name]
 
     @functools.cached_property
     def classes(self) -> tuple[str, ...]:
         """See annotations.voc_classes."""
-        return voc_classes(self.root)
+        return voc_classes(self.root, self._read)
 
     @functools.cached_property
     def findings(self) -> Findings:
         """As ImageSource.findings."""
-        return examine_voc(self.root, [Path(key).stem for key in self.keys])
+        return examine_voc(self.root, map(self.labels, range(len(self))))
 
     def stated(self, index: int) -> tuple[int, int] | None:
-        """As ImageSource.stated."""
-        try:
-            return read_voc(self.root, Path(self.keys[index]).stem)[0]
-        except BookError:
-            return None  # of the test split, which has no annotations
+        """As ImageSource.stated; None too in the test split, which has no annotations."""
+        return self.labels(index).size
 
     def annotations(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """As ImageSource.annotations. VOC's 1-based inclusive corners become half-open ones from 0."""
-        label = {name: i for i, name in enumerate(self.classes)}
-        objects = [item for item in read_voc(self.root, Path(self.keys[index]).stem)[1] if item.difficult != 1]
-        labels = np.array([label[item.name] for item in objects], np.int64)
-        return as_boxes([item.corners for item in objects]) - np.array([1, 1, 0, 0], np.float32), labels
+        """As ImageSource.annotations. Raises BookError too for labels that cannot be repaired."""
+        self.findings.check()
+        label, labels = {name: i for i, name in enumerate(self.classes)}, self.labels(index)
+        kept = [i for i, difficult in enumerate(labels.difficult) if difficult != 1]
+        return as_boxes(labels.boxes[kept]), np.array([label[labels.names[i]] for i in kept], np.int64)
 
 
 def _open_voc(spec: str, path: str) -> ImageSource:

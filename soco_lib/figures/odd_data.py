@@ -25,10 +25,10 @@ import numpy as np
 import pandas as pd
 
 from soco_lib import ROOT, BookError, one_line_errors
-from soco_lib.data.annotations import ALL, coco_root, examine_coco, read_voc
+from soco_lib.data.annotations import ALL, coco_root, examine_coco
 from soco_lib.data.decoding import decode
 from soco_lib.data.kinds import REFUSES, SEVERITY, Findings, parsed, whole_number
-from soco_lib.data.pictures import Pictures, examine, forks
+from soco_lib.data.pictures import Pictures, examine, passed_over
 from soco_lib.data.sources import KINDS as SOURCES
 from soco_lib.data.sources import VocSource, open_source, split_spec
 from soco_lib.fields import require
@@ -94,29 +94,26 @@ def _label_maps(examined: Examined, file: Path, content: dict) -> None:
     examined.boxes = dict(boxes)
 
 
-def _examine_coco(examined: Examined, kind: str, rest: str) -> None:
+def _examine_coco(examined: Examined, kind: str, rest: str) -> tuple[dict, Findings]:
     file, folder = split_spec(rest)
     strict = examined.role != "images"
     content, found = examine_coco(file, ALL if strict else ALL[:1], folder, LAYOUTS[kind].name_files)
     examined.findings.append(found if strict else found.without_labels())
     if not isinstance(content, dict) or not content.get("images") or {"not-coco", "file-name"} & {*found.counts}:
-        return
+        return content, found
     _label_maps(examined, file, content)
     root = coco_root(file, folder, [image["file_name"] for image in content["images"]])
     sizes = {i["file_name"]: (whole_number(i.get("width")), whole_number(i.get("height"))) for i in content["images"]}
     examined.pictures = Pictures.below(root, {n: size if all(size) else None for n, size in sizes.items()})
+    return content, found
 
 
 def _examine_voc(examined: Examined, source: VocSource) -> None:
-    names = [Path(key).stem for key in source.keys]
-    examined.of_label.update({f"{name}.xml": key for name, key in zip(names, source.keys)})
-    for key in examined.of_label.values() if len(names) < 5000 else ():
-        try:
-            found = read_voc(source.root, Path(key).stem)[1]
-        except BookError:
-            continue
-        corners = [(item.corners, item.name) for item in found]
-        examined.boxes[key] = [([x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1], name) for (x1, y1, x2, y2), name in corners]
+    for i, key in enumerate(source.keys):
+        examined.of_label[f"{Path(key).stem}.xml"], labels = key, source.labels(i)
+        examined.boxes[key] = [
+            ([x1, y1, x2 - x1, y2 - y1], name) for (x1, y1, x2, y2), name in zip(labels.boxes.tolist(), labels.names)
+        ]
 
 
 def examine_set(role: str, spec: str, deep: bool = False, say: Callable = print, alone: bool = True) -> Examined:
@@ -125,23 +122,23 @@ def examine_set(role: str, spec: str, deep: bool = False, say: Callable = print,
     kind, _, rest = spec.partition(":")
     try:
         if issubclass(LAYOUTS.get(kind, object), Coco):
-            _examine_coco(examined, kind, rest)
+            opened = _examine_coco(examined, kind, rest)
         else:
-            source = open_source(spec)
-            examined.findings.append(source.findings if strict else source.findings.without_labels())
-            examined.pictures = Pictures.of(source)
-            if isinstance(source, VocSource):
-                _examine_voc(examined, source)
+            opened = open_source(spec)
+            examined.findings.append(opened.findings if strict else opened.findings.without_labels())
+            examined.pictures = Pictures.of(opened)
+            if isinstance(opened, VocSource):
+                _examine_voc(examined, opened)
         if examined.pictures:
             looked_at = examine(examined.pictures, strict, deep, say=say)
             examined.findings.append(looked_at if strict else looked_at.without_labels())
             if examined.pictures.root.is_dir():
-                examined.findings.append(forks(examined.pictures.root))
+                examined.findings.append(passed_over(examined.pictures.root, {*examined.pictures.names}))
         if strict and alone:
             examined.findings[:] = [found.for_role(role) for found in examined.findings]
         if strict and not any(found.refused for found in examined.findings):
             require(kind in LAYOUTS, f"{spec} carries no labels: give {role.upper()}= as {usage()}")
-            LAYOUTS[kind](rest)
+            LAYOUTS[kind](rest, opened)
     except BookError as error:
         examined.refuse(str(error))
     return examined
@@ -161,10 +158,8 @@ def _picture(examined: Examined, example: str) -> str:
     if not ends or not name:
         return f"<figure>{words}</figure>"
     try:
-        path = pictures.path(ends[0])
-        data = path.read_bytes() if path is not None else pictures.read(ends[0])
-        image = decode(data, lambda: pictures.stated(ends[0]))
-    except (OSError, BookError) as error:
+        image = decode(pictures.read(ends[0]), lambda: pictures.stated(ends[0]))
+    except (OSError, ValueError) as error:
         return f"<figure><p>{html.escape(str(error))}</p>{words}</figure>"
     boxes = examined.boxes.get(name, [])
     corners = np.array([[x, y, x + w, y + h] for (x, y, w, h), _ in boxes]).reshape(-1, 4)

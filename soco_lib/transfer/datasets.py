@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from soco_lib import BookError, locate
-from soco_lib.data.annotations import coco_root, examine_coco, examine_voc, parsing, read_voc, voc_split
+from soco_lib.data.annotations import VocLabels, coco_root, examine_coco, parsing, voc_split
 from soco_lib.data.kinds import Findings, repaired
-from soco_lib.data.sources import open_source, split_spec
+from soco_lib.data.sources import ImageSource, open_source, split_spec
 from soco_lib.fields import require
 from soco_lib.runs.folder import write_json, write_text
 from soco_lib.transfer.layout import LAYOUTS, DataLayout, coco_dictionary, usage
@@ -55,9 +55,9 @@ class Coco(DataLayout):
         found.check()
         return content, found
 
-    def read(self, rest: str) -> dict:
+    def read(self, rest: str, opened: tuple[dict, Findings] | None = None) -> dict:
         self.rest, (self.source, folder) = rest, split_spec(rest)
-        content, self.findings = self.content(rest)
+        content, self.findings = opened or self.content(rest)
         self.root = coco_root(self.source, folder, [image["file_name"] for image in content["images"]])
         self.metadata = {"json_file": str(self.source), "image_root": str(self.root)}
         self.mask_format = self._mask_format(content["annotations"])
@@ -158,9 +158,9 @@ class Lvis(Coco):
         for image in content["images"]:
             image["file_name"] = "/".join(image["coco_url"].split("/")[-2:])
 
-    def read(self, rest: str) -> dict:
+    def read(self, rest: str, opened: tuple[dict, Findings] | None = None) -> dict:
         lvis_package()
-        content = super().read(rest)
+        content = super().read(rest, opened)
         ids = sorted(category["id"] for category in content["categories"])
         require(
             ids == [*range(1, len(ids) + 1)],
@@ -226,30 +226,31 @@ class Voc(DataLayout):
     form = "ROOT[@SPLIT]"
     predictions = "voc_instances_results.json"
 
-    def read(self, rest: str) -> dict:
+    def read(self, rest: str, opened: ImageSource | None = None) -> dict:
         import soco_lib.detector  # noqa: F401 - silences what Detectron2 says when it is imported
 
         from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 
-        source, split = open_source(f"voc:{rest}"), split_spec(rest)[1]
+        source, split = opened or open_source(f"voc:{rest}"), split_spec(rest)[1]
+        self.findings = source.findings
+        self.findings.check()
         self.source, self.root = voc_split(source.root, split)[0], source.root / "JPEGImages"
         self.classes = tuple(CLASS_NAMES if {*source.classes} <= {*CLASS_NAMES} else source.classes)
         # The 11-point AP of VOC 2007 but for later years' sets; what is not VOC's own is scored as its benchmark is.
         year = 2012 if "2012" in source.root.name else 2007
         self.metadata = {"dirname": str(source.root), "split": self.source.stem, "year": year}
-        self.findings = examine_voc(source.root, [Path(key).stem for key in source.keys])
-        self.findings.check()
-        self._records = [self._record(Path(key)) for key in source.keys]
+        self._records = [self._record(Path(key), source.labels(i)) for i, key in enumerate(source.keys)]
         return self.truth()
 
-    def _record(self, key: Path) -> dict:
+    def _record(self, key: Path, labels: VocLabels) -> dict:
         """Of one image, with difficult objects, which are trained on too."""
-        name = key.stem
-        size, objects = read_voc(self.root.parent, name)
-        corners = [(x1 - 1, y1 - 1, x2, y2) for x1, y1, x2, y2 in (item.corners for item in objects)]
-        annotations = [{"category_id": self.classes.index(item.name), "bbox": [*box], "bbox_mode": 0,  # x1 y1 x2 y2
-                        "difficult": item.difficult} for item, box in zip(objects, corners)]  # fmt: skip
-        return {"file_name": str(self.root / key.name), "image_id": name, "height": size[1], "width": size[0],
+        annotations = [
+            {"category_id": self.classes.index(name), "bbox": box, "bbox_mode": 0, "difficult": hard}  # x1 y1 x2 y2
+            for name, box, hard in zip(labels.names, labels.boxes.tolist(), labels.difficult)
+        ]
+        width, height = labels.size
+        name = key.stem.replace(" ", "%20")  # a blank would end it in the lists that Detectron2's evaluator writes
+        return {"file_name": str(self.root / key.name), "image_id": name, "height": height, "width": width,
                 "annotations": annotations}  # fmt: skip
 
     def records(self, name: str = "") -> list[dict]:

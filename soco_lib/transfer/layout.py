@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import abc
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,12 +48,12 @@ class DataLayout(abc.ABC):
     def __init_subclass__(cls):
         LAYOUTS[cls.kind] = cls
 
-    def __init__(self, rest: str):
+    def __init__(self, rest: str, *opened):
         self.findings = Findings()
-        content = self.read(rest)
+        content = self.read(rest, *opened)
         names = [image["file_name"] for image in content["images"]]
         sample = names[:: -(-len(names) // SAMPLED)]
-        missing = [name for name in sample if not (self.root / name).is_file()]
+        missing = [name for name in sample if not os.path.isfile(self.root / name)]
         require(
             not missing,
             f"{len(missing)} of {len(sample)} images sampled from {self.source} are not in {self.root}, "
@@ -67,8 +68,11 @@ class DataLayout(abc.ABC):
         self.sizes = {image["file_name"]: (image["width"], image["height"]) for image in content["images"]}
 
     @abc.abstractmethod
-    def read(self, rest: str) -> dict:
-        """Set `source`, `root` and what is not the default; returns the set as a COCO dictionary. Raises BookError."""
+    def read(self, rest: str, opened=None) -> dict:
+        """Set `source`, `root` and what is not the default; returns the set as a COCO dictionary. Raises BookError.
+
+        opened: what somebody who has looked at the set has of it, so that it is read once.
+        """
 
     def examine_pictures(self, deep: bool = False, say: Callable = lambda line: None) -> Findings:
         """What is odd about the pictures, all of them; an evaluator needs each (see pictures.examine)."""
