@@ -24,11 +24,14 @@ import numpy as np
 
 from soco_lib import BookError, locate
 from soco_lib.data.kinds import Findings
-from soco_lib.data.listings import in_order, is_image, kept
+from soco_lib.data.listings import OTHER_ENDING, in_order, is_image, kept
 from soco_lib.fields import require
 
 #: How a member lies in its file: its bytes alone, or behind a zip's local header, as they are or deflated.
 BARE, STORED, DEFLATED = 0, 1, 2
+#: In its place of a member that is left out: its kind (see kinds.py).
+LEFT_OUT = {-1: "member-link", -2: "other-ending"}
+LINK, ENDING = LEFT_OUT
 #: Bytes read along for a zip's local header; a longer one costs a second read.
 HEADER = 512
 #: Of an image: its key, number of its file, where it begins there, its bytes there, how it lies.
@@ -99,6 +102,9 @@ def _listed(
         # Of two members with one name the later one counts, as when they are unpacked.
         found, earlier, left_out = {}, [], Findings()
         for key, *where in rows():
+            if where[-1] in LEFT_OUT:
+                left_out.add(LEFT_OUT[where[-1]], [key])
+                continue
             if key in found:
                 earlier.append(key)
             found[key] = where
@@ -155,7 +161,11 @@ def _zip_rows(file: Path) -> Iterator[Row]:
         raise BookError(f"{file} is not a complete zip archive: copy it again") from None
     for member in members:
         name = posixpath.normpath(member.filename)
-        if member.is_dir() or not is_image(posixpath.basename(name)) or name.startswith("__MACOSX"):
+        if member.is_dir() or name.startswith("__MACOSX"):
+            continue
+        if not is_image(posixpath.basename(name)):
+            if OTHER_ENDING.search(name):
+                yield name, 0, 0, 0, ENDING
             continue
         require(not member.flag_bits & 1, f"{file}: {name} is encrypted: pack the images again without a password")
         form = {zipfile.ZIP_STORED: STORED, zipfile.ZIP_DEFLATED: DEFLATED}.get(member.compress_type)
@@ -213,7 +223,7 @@ def tar_images(text: str) -> tuple[Path, Sequence[str], Archive, Findings]:
     def rows() -> Iterator[Row]:
         for number, file in enumerate(files):
             inner = f"{file.relative_to(root).as_posix().removesuffix('.tar')}/" if len(files) > 1 else ""
-            yield from ((inner + name, number, offset, size, BARE) for name, offset, size in _tar_members(file))
+            yield from ((inner + name, number, *where) for name, *where in _tar_members(file))
 
     return root, *_listed(f"archive {locate(text)}", files, rows, samples=True)
 
@@ -242,15 +252,15 @@ def _expanded(pattern: str) -> list[str]:
     return [name for word in words for name in _expanded(pattern[: found.start()] + word + pattern[found.end() :])]
 
 
-def _tar_members(file: Path) -> Iterator[tuple[str, int, int]]:
-    """Name, offset and size of each image in a tar file."""
+def _tar_members(file: Path) -> Iterator[tuple[str, int, int, int]]:
+    """Name, offset, size and form of each image in a tar file."""
     with open(file, "rb", buffering=0) as stream:
         squeezed = stream.read(6).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"))
         require(not squeezed, f"{file} is compressed, so images cannot be read out of order: unpack it to a plain .tar")
         yield from _tar_walk(file, stream, 0, "")
 
 
-def _tar_walk(file: Path, stream, begin: int, inner: str) -> Iterator[tuple[str, int, int]]:
+def _tar_walk(file: Path, stream, begin: int, inner: str) -> Iterator[tuple[str, int, int, int]]:
     last = None
     try:
         stream.seek(begin)
@@ -258,13 +268,18 @@ def _tar_walk(file: Path, stream, begin: int, inner: str) -> Iterator[tuple[str,
         while (member := archive.next()) is not None:
             archive.members.clear()  # it would keep a kilobyte a member
             last, name = member, posixpath.normpath(member.name)
-            if not member.isreg():
+            if member.isdir():
                 continue
             if is_image(posixpath.basename(name)):
-                yield inner + name, member.offset_data, member.size
-            elif name.endswith(".tar"):
+                whole = member.isreg() and not member.issparse()
+                yield inner + name, member.offset_data, member.size, BARE if whole else LINK
+            elif OTHER_ENDING.search(name):
+                yield inner + name, 0, 0, ENDING
+            elif member.isreg() and name.endswith(".tar"):
                 yield from _tar_walk(file, stream, member.offset_data, f"{inner}{name.removesuffix('.tar')}/")
         whole = os.pread(stream.fileno(), tarfile.BLOCKSIZE, archive.offset) == bytes(tarfile.BLOCKSIZE)
+        further = not begin and os.pread(stream.fileno(), 4 * tarfile.RECORDSIZE, archive.offset).strip(b"\0")
+        require(not further, f"{file} goes on behind its end, as archives that were joined: give each as its own file")
     except tarfile.ReadError:
         whole = False
     after = f" after {last.name}" if last else ""

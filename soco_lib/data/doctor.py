@@ -174,13 +174,19 @@ def _categories(content: dict, found: Findings) -> None:
     known = {c.get("id") for c in categories}
     for key in ("neg_category_ids", "not_exhaustive_category_ids"):
         for image in content.get("images", ()):
-            if (listed := image.get(key)) is None or (type(listed) is list and known.issuperset(listed)):
-                continue
-            entries = json.loads(listed) if isinstance(listed, str) and listed[:1] == "[" else listed
-            ids = [whole_number(i) for i in entries] if isinstance(entries, list) else [None]
-            fits = known.issuperset(ids)
-            found.add("category-list-text" if fits else "category-list", [f"{key} of image {image.get('id')}"])
-            image[key] = ids if fits else listed
+            if key in image and (ids := _category_list(image[key], known)) != image[key]:
+                found.add("category-list" if ids is None else "category-list-text", [f"{key} of {_image(image)}"])
+                image[key] = image[key] if ids is None else ids
+
+
+def _category_list(listed, known: set[int]) -> list[int] | None:
+    """One of LVIS's lists of categories, out of text or null too; None for what is none."""
+    try:
+        entries = json.loads(listed) if isinstance(listed, str) else [] if listed is None else listed
+        ids = [whole_number(i) for i in entries] if isinstance(entries, list) else [None]
+    except ValueError:
+        return None
+    return ids if known.issuperset(ids) else None
 
 
 # --- annotations ------------------------------------------------------------------------------------------------------

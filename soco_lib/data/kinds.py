@@ -45,7 +45,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "category-id-twice": (REFUSES, "two categories have one id: give each its own"),
     "category-name-twice": (REFUSES, "two categories have one name: rename or merge them"),
     "category-unknown": (REFUSES, "annotations of a category that is not listed: add it, or remove them"),
-    "category-list-text": (REPAIRS, "LVIS's lists of absent or incomplete categories hold text"),
+    "category-list-text": (REPAIRS, "LVIS's lists of absent or incomplete categories hold text, or are null: empty"),
     "category-list": (REFUSES, "LVIS's lists name categories that are not listed, or are no lists: correct them"),
     # annotations
     "no-annotation": (REFUSES, "entries that are no annotations: remove them"),
@@ -98,6 +98,12 @@ KINDS: dict[str, tuple[str, str]] = {
     "voc-no-object": (KEEPS, "annotations without an object"),
     # archives
     "two-pictures": (LEAVES_OUT, "further pictures of a WebDataset sample, masks mostly, beside its photograph"),
+    "member-link": (
+        LEAVES_OUT,
+        "a tar's links, sparse files or devices, whose content is not there in one piece: "
+        "pack them with --dereference --hard-dereference and without --sparse",
+    ),
+    "other-ending": (LEAVES_OUT, "pictures with an ending that is not looked for: convert them to JPEG or PNG"),
     "member-twice": (LEAVES_OUT, "an archive's earlier members of a name that comes again"),
 }
 #: Of what is refused, what matters too where only pictures are used.

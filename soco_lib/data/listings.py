@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,11 +25,13 @@ from soco_lib.fields import require
 from soco_lib.runs.files import replacing
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")  # in any case
+#: Of a name that is a picture's, but of a kind that is not looked for.
+OTHER_ENDING = re.compile(r"(?i)\.(gif|jp2|jpe|jfif|avif|hei[cf]|jxl|svg|psd|exr|dng|cr2|nef)$")
 #: Images from which on a listing is kept: a shorter one is made as fast as it would be checked and read.
 KEEP_FROM = 10_000
 #: Seconds that what is listed must have been left alone: within its clock's tick, a later change would not show.
 SETTLED = 2.0
-FORMAT = 2
+FORMAT = 3
 
 
 def is_image(name: str) -> bool:

@@ -48,21 +48,19 @@ def mend_masks(content: dict, found: Findings) -> None:
         mask = a.get("segmentation")
         if not mask:
             continue
-        any_mask = True
+        any_mask, kind = True, ""
         if type(mask) is dict:
             kind = _rle(mask, sizes[a["image_id"]])
-            if kind:
-                found.add(kind, [annotation_name(a)])
-            continue
-        if type(mask) is not list or any(type(part) is dict and "counts" in part for part in mask):
-            found.add("mask-form", [annotation_name(a)])
-            continue
-        if not _good_polygons(mask):
-            mask = _polygons(mask, lambda kind: found.add(kind, [annotation_name(a)]))  # noqa: B023 - used at once
-            a["segmentation"] = mask
-        if not _extended(mask, *sizes[a["image_id"]]) and not a.get("iscrowd"):
-            lost.append(id(a))
-            found.add("polygon-none", [annotation_name(a)])
+        elif type(mask) is not list or any(type(part) is dict and "counts" in part for part in mask):
+            kind, a["segmentation"] = "mask-form", []
+        else:
+            if not _good_polygons(mask):
+                mask = _polygons(mask, lambda kind: found.add(kind, [annotation_name(a)]))  # noqa: B023 - used at once
+                a["segmentation"] = mask
+            if not _extended(mask, *sizes[a["image_id"]]) and not a.get("iscrowd"):
+                lost.append(id(a))
+                kind = "polygon-none"
+        found.add(kind, [annotation_name(a)] if kind else [])
     if lost:
         gone = {*lost}
         content["annotations"] = [a for a in content["annotations"] if id(a) not in gone]

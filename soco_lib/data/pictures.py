@@ -32,8 +32,8 @@ from soco_lib.data.decoding import (
     stored_size,
     without_waiting,
 )
-from soco_lib.data.kinds import KEEPS, LEAVES_OUT, REFUSES, REPAIRS, Findings
-from soco_lib.data.listings import cache_folder
+from soco_lib.data.kinds import KEEPS, KINDS, LEAVES_OUT, REFUSES, REPAIRS, Findings
+from soco_lib.data.listings import OTHER_ENDING, cache_folder
 from soco_lib.data.sources import ImageSource, open_source
 from soco_lib.data.store import ProposalStore
 from soco_lib.runs import locks, machine
@@ -77,7 +77,7 @@ ABOUT = {
     "one-bit": (REPAIRS, "one bit a pixel: 0 and 255"),
     "odd-name": (KEEPS, "a name with a backslash, a control character, or bytes that are no UTF-8"),
     "resource-fork": (LEAVES_OUT, "a Mac's resource fork (._NAME): no picture"),
-    "other-ending": (LEAVES_OUT, "a picture with an ending that is not looked for: convert it to JPEG or PNG"),
+    "other-ending": KINDS["other-ending"],
     "ds-store": (LEAVES_OUT, "a Mac's .DS_Store"),
 }
 _LENIENT = ABOUT | {kind: (LEAVES_OUT, what) for kind, what in UNREAD.items()}
@@ -96,7 +96,7 @@ _XMP = re.compile(rb"""tiff:Orientation\s*(?:=\s*["']|>)\s*[2-8]""")
 _PASSED_OVER = {
     "resource-fork": re.compile(r"^\._"),
     "ds-store": re.compile(r"^\.DS_Store"),
-    "other-ending": re.compile(r"(?i)\.(gif|jp2|jpe|jfif|avif|hei[cf]|jxl|svg|psd|exr|dng|cr2|nef)$"),
+    "other-ending": OTHER_ENDING,
 }
 Stated = Callable[[], "tuple[int, int] | None"]
 
