@@ -1,10 +1,14 @@
 """Odd labels and pictures: each is repaired in memory, left out, or refused in one sentence; sound sets stay."""
 
 import copy
+import inspect
 import io
 import json
 import os
+import re
 import tarfile
+import zipfile
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -118,6 +122,7 @@ REPAIRED = {
     "no boxes": (without("annotations", "bbox"), "box-from-mask"),
     "boxes null": (each("annotations", bbox=None), "box-from-mask"),
     "box of null": (first("annotations", bbox=[None, 1, 2, 3]), "box-not-finite"),
+    "no box and no mask": (first("annotations", bbox=None, segmentation=[[]], iscrowd=1), "box-missing"),
     "box NaN": (first("annotations", bbox=[float("nan"), 1, 2, 3]), "box-not-finite"),
     "box infinite": (first("annotations", bbox=[1, 1, float("inf"), 3]), "box-not-finite"),
     "box of words": (first("annotations", bbox=["left", 1, 2, 3]), "box-not-finite"),
@@ -140,6 +145,12 @@ REPAIRED = {
     "two corners": (first("annotations", segmentation=[[1, 2, 3, 4]]), "polygon-none"),
     "empty inside": (first("annotations", segmentation=[[]]), "polygon-none"),
     "out of reach": (first("annotations", segmentation=[[1e300] * 8]), "polygon-none"),
+    "a line": (first("annotations", segmentation=[[5, 5, 20, 5, 30, 5]]), "polygon-none"),
+    "a mask outside": (first("annotations", segmentation=[[-9, -9, -5, -9, -5, -5]]), "polygon-none"),
+    "a box of nothing": (first("annotations", bbox=[5, 5, 1e-9, 1e-9]), "box-empty"),
+    "category ids as floats": (lambda c: (each("categories", id=lambda k: float(k["id"]))(c),
+                                          each("annotations", category_id=lambda a: float(a["category_id"]))(c)),
+                               "category-id-text"),
 }  # fmt: skip
 
 
@@ -181,6 +192,9 @@ LVIS = {
     "lists of text": (each("images", neg_category_ids=["1"]), "category-list-text", ""),
     "lists of words": (each("images", neg_category_ids="none"), "category-list", "correct them"),
     "lists of others": (each("images", neg_category_ids=[7]), "category-list", "that are not listed"),
+    "lists null": (each("images", neg_category_ids=None, not_exhaustive_category_ids=None), "category-list-text", ""),
+    "lists cut short": (each("images", neg_category_ids="[1"), "category-list", "correct them"),
+    "lists of lists": (each("images", neg_category_ids=[[1]]), "category-list", "correct them"),
     "a list of null": (each("images", neg_category_ids=[None]), "category-list", "correct them"),
     "unknown category": (first("annotations", category_id=9), "category-unknown", "annotation 1, category 9"),
     "no frequency": (without("categories", "frequency"), "", "each category's frequency"),
@@ -208,12 +222,49 @@ def test_odd_lvis(tmp_path, edit, kind, says):
     assert any(found.refused for found in examined.findings) == bool(says)
 
 
-@pytest.mark.parametrize("encoding, kind", [("utf-8-sig", "byte-order-mark"), ("utf-16", "utf-16")])
+def as_roboflow(c):
+    """A category 0 that is the others' parent, no masks."""
+    each("annotations", segmentation=[])(c)
+    c["categories"].insert(0, {"id": 0, "name": "pets", "supercategory": "none"})
+
+
+#: As tools export them: nothing is odd about these, but where a kind is named.
+EXPORTED = {
+    "Roboflow": (as_roboflow, ""),
+    "CVAT": (lambda c: (c.update(licenses=[{"name": "", "id": 0, "url": ""}], info={"contributor": ""}),
+                        each("images", license=0, flickr_url="", coco_url="", date_captured=0)(c),
+                        each("annotations", attributes={"occluded": False, "rotation": 0.0})(c)), ""),
+    "VIA": (lambda c: (c.update(info=None), each("annotations", id=lambda a: str(a["id"]))(c)), "id-missing"),
+    "Label Studio": (each("images", file_name=lambda i: f"..\\images\\{i['file_name']}"), "backslash"),
+    "ids from 0": (lambda c: ([a.update(category_id={3: 0, 5: 1}[a["category_id"]]) for a in c["annotations"]],
+                              [k.update(id=i) for i, k in enumerate(c["categories"])],
+                              each("annotations", image_id=lambda a: a["image_id"] - 10)(c),
+                              each("images", id=lambda i: i["id"] - 10)(c)), ""),
+    "whole addresses": (lambda c: each("images", file_name=lambda i: f"./{i['file_name']}")(c), ""),
+    "keypoints": (each("annotations", keypoints=[1, 2, 2] * 17, num_keypoints=17), ""),
+    "supercategory null": (each("categories", supercategory=None, skeleton=[]), ""),
+    "no iscrowd": (without("annotations", "iscrowd"), "iscrowd-null"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("edit, kind", EXPORTED.values(), ids=EXPORTED)
+def test_truth_scores_100_in_what_tools_export(tmp_path, edit, kind):
+    spec = write_coco(tmp_path, "a", 3, edit=edit)
+    found, test = score((spec, spec), tmp_path)
+    assert {*test.layouts[0].findings.counts} == ({kind} if kind else set())
+    assert sum(len(record["annotations"]) for record in test.records) == 6
+    assert all(values["AP"] == pytest.approx(100) for values in found.values())
+
+
+@pytest.mark.parametrize(
+    "encoding, kind", [("utf-8-sig", "byte-order-mark"), ("utf-16", "utf-16"), ("latin-1", "other-encoding")]
+)
 def test_other_encodings_score_100(tmp_path, encoding, kind):
     spec = write_coco(tmp_path, "a", 2)
-    (tmp_path / "a.json").write_text((tmp_path / "a.json").read_text(), encoding=encoding)
+    (tmp_path / "a.json").write_text((tmp_path / "a.json").read_text().replace("dog", "H\xfcndin"), encoding=encoding)
     found, test = score((spec, spec), tmp_path)
     assert test.layouts[0].findings.counts == {kind: 1} and found["segm"]["AP"] == pytest.approx(100)
+    assert "H\xfcndin" in test.classes
 
 
 @pytest.mark.parametrize("compressed", [True, False])
@@ -230,6 +281,7 @@ REFUSED = {
     "one image id": (each("images", id=7), "image-id-twice", "give each its own"),
     "no file name": (without("images", "file_name"), "file-name", "name the file of each"),
     "one file": (each("images", file_name="a1.jpg"), "file-name-twice", "merge their entries"),
+    "one file in two spellings": (again("images", id=9, file_name="./a1.jpg"), "file-name-twice", "merge their"),
     "one category id": (each("categories", id=3), "category-id-twice", "give each its own"),
     "one name": (each("categories", name="dog"), "category-name-twice", "rename or merge them"),
     "no name": (without("categories", "name"), "category-id", "complete them"),
@@ -245,6 +297,9 @@ REFUSED = {
     "a mask of words": (first("annotations", segmentation="dog"), "mask-form", "neither polygons nor RLE"),
     "RLE without counts": (first("annotations", segmentation={"size": [HEIGHT, WIDTH]}), "mask-form",
                            "size and counts"),
+    "RLE in a list": (each("annotations", segmentation=lambda a: [as_rle(True)(a)]), "mask-form", "size and counts"),
+    "RLE of text": (first("annotations", segmentation={"size": [HEIGHT, WIDTH], "counts": ["6912"]}), "rle-counts",
+                    "no whole numbers"),
     "RLE of another size": (first("annotations", segmentation={"size": [9, 9], "counts": [81]}), "rle-size",
                             r"encode them at \[height, width\]"),
     "RLE that is short": (first("annotations", segmentation={"size": [HEIGHT, WIDTH], "counts": [81]}), "rle-counts",
@@ -271,16 +326,18 @@ def test_what_cannot_be_repaired_is_refused_in_one_sentence(tmp_path, edit, kind
         assert not any(found.refused for found in odd_data.examine_set("images", spec).findings)
 
 
-@pytest.mark.parametrize("data, says", [
-    (b"", "no JSON that can be read"), (b"{", "no JSON"), (b"[" * 200_000, "without end"),
-    (b"[]", "no COCO annotation"),
-    (b'{"images": [5]}', "give an instances"), (b'"text"', "no COCO annotation"), (b"null", "no JSON|no COCO"),
+@pytest.mark.parametrize("data, kind, says", [
+    (b"", "malformed", "no JSON that can be read"), (b"{", "malformed", "no JSON"), (b"\0", "malformed", "no JSON"),
+    (b"[" * 200_000, "nested", "without end"), (b"[]", "refused", "no COCO annotation"),
+    (b'{"images": [5], "categories": [6], "annotations": []}', "not-coco", "give an instances"),
+    (b'"text"', "refused", "no COCO annotation"), (b"null", "not-coco", "give an instances"),
 ])  # fmt: skip
-def test_foreign_files_are_refused(tmp_path, data, says):
+def test_foreign_files_are_refused(tmp_path, data, kind, says):
     (tmp_path / "a.json").write_bytes(data)
     with pytest.raises(BookError, match=says) as caught:
         open_source(f"coco:{tmp_path}/a.json")
     assert "\n" not in str(caught.value)
+    assert kind in [k for f in odd_data.examine_set("train", f"coco:{tmp_path}/a.json").findings for k in f.refused]
 
 
 def test_a_sound_set_stays_as_it_is(tmp_path):
@@ -306,7 +363,7 @@ def replaced(old, new):
     return lambda text: text.replace(old, new, 1)
 
 
-@pytest.mark.parametrize("edit, kind", [
+ODD_VOC = [
     (lambda text: "", "voc-malformed"), (lambda text: text[:-9], "voc-malformed"),
     (lambda text: '<!DOCTYPE a [<!ENTITY e SYSTEM "file:///etc/passwd">]>' + text, "voc-entities"),
     (replaced("<name>dog</name>", ""), "voc-no-name"), (replaced("<xmin>", "<xxmin>"), "voc-malformed"),
@@ -315,7 +372,13 @@ def replaced(old, new):
     (replaced("<name>dog</name>", "<name> </name>"), "voc-no-name"),
     (replaced("<difficult>0", "<difficult>Unspecified"), "voc-difficult"),
     (lambda text: text.replace("</annotation>", "&xxe;</annotation>"), "voc-malformed"),
-])  # fmt: skip
+    (replaced("<difficult>0", "<difficult>2"), "voc-difficult"), (lambda text: f"<html>{text}</html>", "voc-malformed"),
+    (replaced("</bndbox>", "</bndbox><bndbox><xmin>1</xmin></bndbox>"), "voc-no-box"),
+    (lambda text: f"<?xml version='1.0' encoding='klingon'?>{text}", "voc-malformed"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("edit, kind", ODD_VOC)
 def test_odd_voc_is_refused(tmp_path, edit, kind):
     root = write_voc(tmp_path / "voc", {"train": 3})
     file = root / "Annotations/train_1.xml"
@@ -323,6 +386,10 @@ def test_odd_voc_is_refused(tmp_path, edit, kind):
     assert kind in open_source(f"voc:{root}@train").findings.counts and KINDS[kind][0] == REFUSES
     examined = odd_data.examine_set("train", f"voc:{root}@train")
     assert any(kind in found.counts for found in examined.findings)
+
+
+def shares(found):
+    return f"<{found[1]}{found[2]}>{int(found[3]) / {'x': WIDTH, 'y': HEIGHT}[found[1]]}"
 
 
 #: Edits of an annotation -> the kind; the truth scores 100.
@@ -335,6 +402,13 @@ VOC = {
     "size swapped": (replaced(f"<width>{WIDTH}</width><height>{HEIGHT}", f"<width>{HEIGHT}</width><height>{WIDTH}"),
                      "size-swapped"),
     "float boxes": (replaced("</xmin>", ".5</xmin>"), "voc-float-box"),
+    "turned": (lambda text: re.sub("<xmin>(.+?)</xmin>(.+?)<xmax>(.+?)</xmax>", r"<xmin>\3</xmin>\2<xmax>\1</xmax>",
+                                   text, count=1), "box-turned"),
+    "fractions": (lambda text: re.sub(r"<(x|y)(m..)>(\d+)", shares, text, count=4), "box-fractions"),
+    "over the edge": (lambda text: re.sub(r"<xmax>\d+", "<xmax>300", text, count=1), "box-over-edge"),
+    "outside": (lambda text: re.sub(r"<xmin>\d+(.*?)<xmax>\d+", r"<xmin>200\1<xmax>300", text, count=1), "box-outside"),
+    "corners in another order": (lambda text: re.sub("(<xmin>.+?)(<xmax>.+?)</bndbox>", r"\2\1</bndbox>", text), ""),
+    "a part's box": (replaced("</object>", "<part><bndbox><xmin>1</xmin></bndbox></part></object>"), ""),
     "no object": (lambda text: text[:text.index("<object>")] + "</annotation>", "voc-no-object"),
     "a comment and blanks": (replaced("<name>dog", "<!-- a comment --><name> dog "), ""),
     "truncated and pose missing": (lambda text: text.replace("<truncated>0</truncated>", ""), ""),
@@ -365,6 +439,9 @@ def test_a_voc_size_that_nothing_tells_is_refused(tmp_path):
     (root / "JPEGImages/train_1.jpg").write_bytes(b"")
     with pytest.raises(BookError, match="no picture that tells them: complete the folder .1, first train_1.xml"):
         open_data(f"voc:{root}@train")
+    assert open_source(f"voc:{root}@train").findings.refused == ["size-unknown"]
+    file.unlink()
+    assert open_source(f"voc:{root}@train").findings.refused == ["voc-missing"]
 
 
 def test_an_annotation_is_parsed_once(tmp_path, monkeypatch):
@@ -380,9 +457,27 @@ def test_voc_boxes_without_area_are_scored(tmp_path):
     file = root / "Annotations/train_0.xml"
     text = file.read_text()
     right = text.index("<xmax>") + 6
-    file.write_text(text[:right] + "1" + text[text.index("</xmax>") :])
+    left = int(re.search(r"<xmin>(\d+)", text)[1])
+    file.write_text(text[:right] + str(left - 1) + text[text.index("</xmax>") :])
     found, test = score((f"voc:{root}@train",) * 2, tmp_path)
     assert test.layouts[0].findings.counts == {"voc-empty-box": 1} and found["bbox"]["AP"] < 99
+
+
+def test_voc_names_hold_blanks_and_pictures_end_otherwise(tmp_path):
+    root = write_voc(tmp_path / "voc", {"train": 3})
+    for old, new in (
+        ("Annotations/train_0.xml", "Annotations/a dog 1.xml"),
+        ("JPEGImages/train_0.jpg", "JPEGImages/b"),
+    ):
+        (root / old).rename(root / new)
+    Image.open(root / "JPEGImages/b").save(root / "JPEGImages/a dog 1.webp", lossless=True)
+    split = root / "ImageSets/Main/train.txt"
+    split.write_text(split.read_text().replace("train_0", "a dog 1  1"))  # as a class's split: present
+    found, test = score((f"voc:{root}@train",) * 2, tmp_path)
+    assert not test.layouts[0].findings.counts and found["bbox"]["AP"] == pytest.approx(100)
+    split.write_text(split.read_text(), encoding="utf-16-be")
+    with pytest.raises(BookError, match="train.txt is no text in UTF-8, UTF-16 or Latin-1: save it in UTF-8"):
+        open_source(f"voc:{root}@train")
 
 
 def test_entities_are_never_resolved(tmp_path):
@@ -444,6 +539,23 @@ def sixteen(path):
     return path.with_suffix(".png")
 
 
+def pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+    return path
+
+
+def linked(target):
+    return lambda path: (path.unlink(), path.symlink_to(target), path)[2]
+
+
+def frames(path):
+    first, second = (Image.new("RGB", (WIDTH, HEIGHT), color) for color in ("red", "blue"))
+    first.save(path.with_suffix(".webp"), save_all=True, append_images=[second], lossless=True)
+    assert decode(path.with_suffix(".webp").read_bytes())[0, 0].tolist() == [255, 0, 0]
+    return path.with_suffix(".webp")
+
+
 PICTURES = {
     "empty": (bytes_of(lambda data: b""), "file-empty"), "text": (bytes_of(lambda data: b"<html>"), "file-no-image"),
     "cut": (bytes_of(lambda data: data[: len(data) // 2]), "file-truncated"),
@@ -452,7 +564,11 @@ PICTURES = {
     "16 bit": (sixteen, "sixteen-bit"), "16-bit gray": (saved("I;16"), "sixteen-bit"),
     "palette": (saved("P"), "palette"),
     "cmyk": (saved("CMYK", ".jpg"), "cmyk"), "alpha": (saved("RGBA"), "alpha"), "one bit": (saved("1"), "one-bit"),
-    "gray and alpha": (saved("LA"), "alpha"),
+    "gray and alpha": (saved("LA"), "alpha"), "a GIF": (saved("P", ".gif"), "palette"),
+    "a pipe": (pipe, "file-missing"),
+    "float samples": (saved("F", ".tif"), "file-samples"), "two frames": (frames, "several-frames"),
+    "a device": (linked("/dev/zero"), "file-missing"), "a link to itself": (linked("a2.jpg"), "file-missing"),
+    "a name without end": (lambda path: Path("a" * 5000), "file-missing"),
 }  # fmt: skip
 
 
@@ -471,6 +587,36 @@ def test_odd_pictures(tmp_path, make, kind):
     assert bool(found.refused) == ((ABOUT | KINDS)[kind][0] == REFUSES)
     lenient = odd_data.examine_set("images", f"folder:{tmp_path}/images")
     assert not any(found.refused for found in lenient.findings)
+
+
+def test_odd_names(tmp_path):
+    names = ("a\\b.jpg", "a\nb.jpg", "a\0.jpg", "\udcff.jpg")
+    pictures = Pictures.below(tmp_path, dict.fromkeys(names))
+    assert [look(pictures, i) for i in range(4)] == [["odd-name", "file-missing"]] * 4
+    assert examine(pictures, strict=True).counts == {"odd-name": 4, "file-missing": 4}
+
+
+def test_a_picture_that_may_not_be_read_is_told(tmp_path, monkeypatch):
+    def forbidden(path, flags):
+        raise PermissionError(13, "Permission denied")
+
+    pictures = Pictures.of(open_source(write_coco(tmp_path, "a", 1)))
+    monkeypatch.setattr("soco_lib.data.pictures.without_waiting", forbidden)
+    assert look(pictures, 0) == ["file-unreadable"]
+
+
+def test_a_compressed_tiff_has_no_more_bits(tmp_path):
+    Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "a.tif", compression="tiff_lzw")
+    assert not look(Pictures.below(tmp_path, {"a.tif": None}), 0)
+
+
+def test_pictures_that_a_listing_does_not_take_are_told(tmp_path):
+    write_coco(tmp_path, "a", 2)
+    Image.new("P", (9, 9)).save(tmp_path / "images/b.gif")
+    for spec in (f"folder:{tmp_path}/images", tar(tmp_path / "a.tar", "1.jpg", "2.gif", "3.GIF")):
+        found = odd_data.examine_set("images", spec).findings
+        counts = {kind: count for part in found for kind, count in part.counts.items()}
+        assert counts == {"other-ending": 1 + spec.startswith("tar")} and not any(part.refused for part in found)
 
 
 def test_a_missing_picture_is_refused_or_left_out(tmp_path):
@@ -553,6 +699,43 @@ def test_of_a_webdataset_sample_the_photograph_is_used(tmp_path, monkeypatch, na
         assert [*source.keys] == used and source.findings.counts == counts
     assert {k: v["count"] for k, v in examine_source(source, labels=False).items()} == counts
     assert {k for found in odd_data.examine_set("images", spec).findings for k in found.counts} == {*counts}
+
+
+def test_a_tars_links_are_left_out_and_joined_tars_refused(tmp_path):
+    spec = tar(tmp_path / "a.tar", "1.jpg")
+    (tmp_path / "holes.jpg").write_bytes(b"1")
+    os.truncate(tmp_path / "holes.jpg", 10**6)
+    with tarfile.open(tmp_path / "a.tar", "a") as file:
+        for name, kind in (("2.jpg", tarfile.SYMTYPE), ("3.jpg", tarfile.LNKTYPE), ("4.jpg", tarfile.FIFOTYPE),
+                           ("x.jpg", tarfile.DIRTYPE)):  # fmt: skip
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, "1.jpg"
+            file.addfile(member)
+    assert examine_source(open_source(spec), labels=False) == {"member-link": {"count": 3, "verdict": LEAVES_OUT}}
+    whole = (tmp_path / "a.tar").read_bytes()
+    (tmp_path / "a.tar").write_bytes(whole + whole)
+    with pytest.raises(BookError, match="a.tar goes on behind its end, .*: give each as its own file"):
+        open_source(spec)
+
+
+def test_odd_members_of_a_zip(tmp_path):
+    picture = io.BytesIO()
+    Image.new("L", (9, 9)).save(picture, "JPEG")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+        for name in ("1.jpg", "/abs.jpg", "../up.jpg", "x.jpg/", "b.gif"):
+            file.writestr(name, b"" if name.endswith("/") else picture.getvalue())
+        link = zipfile.ZipInfo("link.jpg")
+        link.external_attr = 0o120777 << 16
+        file.writestr(link, "/etc/passwd")
+    source = open_source(f"zip:{tmp_path}/a.zip")
+    assert [*source.keys] == ["../up.jpg", "/abs.jpg", "1.jpg", "link.jpg"] and source.load(1).shape == (9, 9, 3)
+    record = {kind: found["count"] for kind, found in examine_source(source, labels=False).items()}
+    assert record == {"other-ending": 1, "file-no-image": 1}
+    data = bytearray((tmp_path / "a.zip").read_bytes())
+    data[data.index(b"PK\1\2") + 8] |= 1
+    (tmp_path / "a.zip").write_bytes(data)
+    with pytest.raises(BookError, match="1.jpg is encrypted: pack the images again without a password"):
+        open_source(f"zip:{tmp_path}/a.zip")
 
 
 @pytest.mark.parametrize("role, crowd, kind", [("train", None, "empty"), ("test", None, "empty"),
@@ -706,3 +889,11 @@ def test_pycocotools_counts_an_object_without_area_as_missed(box, capsys):
     judged.accumulate()
     judged.summarize()
     assert judged.stats[0] == pytest.approx(0.5, abs=0.01)
+
+
+def test_every_kind_has_a_case():
+    """A new kind comes with an input in which it is found: in a table above, or named in a test of its own."""
+    tables = (REPAIRED, REFUSED, LVIS, EXPORTED, VOC, PICTURES, dict(enumerate(ODD_VOC)))
+    shown = {kind for table in tables for _, kind, *_ in table.values()}
+    tests = [inspect.getsource(test) for name, test in globals().items() if name.startswith("test_")]
+    assert sorted(k for k in {*KINDS, *ABOUT} - shown if not any(f'"{k}"' in source for source in tests)) == []

@@ -68,6 +68,7 @@ def examine_coco(
     with parsing(file, "COCO annotation file", f"give an instances_*.json with {', '.join(needed)}"), _without_cycles():
         content = parsed(file.read_bytes(), found)
         if content is None:
+            found.add("not-coco", [] if found.refused else [""])
             return {}, found
         empty = [key for key in needed if not content[key] and key != "annotations"]
         if prepare:

@@ -231,7 +231,7 @@ def _ids(content: dict, found: Findings) -> None:
 
 
 def _crowds(content: dict, found: Findings) -> None:
-    lvis = "neg_category_ids" in content["images"][0] if content["images"] else False  # which knows no crowds
+    lvis = any("_category_ids" in key for image in content["images"][:1] for key in image)  # it knows no crowds
     for a in content["annotations"]:
         crowd, ignored = a.get("iscrowd", 0 if lvis else None), a.get("ignore", 0)
         if type(crowd) is not int or crowd not in (0, 1):

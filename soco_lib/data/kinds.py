@@ -82,7 +82,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "polygon-none": (LEAVES_OUT, f"objects whose mask holds no polygon with an extent in the picture{MISSED}"),
     "mask-form": (REFUSES, "masks that are neither polygons nor RLE with size and counts: correct or remove them"),
     "rle-size": (REFUSES, "RLE masks of another size than their picture: encode them at [height, width]"),
-    "rle-counts": (REFUSES, "RLE masks whose counts do not fill their size: encode them again"),
+    "rle-counts": (REFUSES, "RLE masks whose counts are no whole numbers or do not fill their size: encode them again"),
     # VOC
     "voc-malformed": (
         REFUSES,
