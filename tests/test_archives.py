@@ -179,6 +179,14 @@ def test_a_wrong_map(tmp_path, tree, line, message):
         open_source(f"imagenet-zip:{tmp_path}/zip@val")
 
 
+def test_threads_that_open_an_archive_at_once_each_keep_it(tmp_path, tree, monkeypatch):
+    with tarfile.open(tmp_path / "a.tar", "w") as file:
+        file.add(tree, "t")
+    source = open_source(f"tar:{tmp_path}/a.tar")
+    monkeypatch.setattr(archives, "_opened", archives._opened.__wrapped__)  # as where nobody else holds it
+    assert len(source.read(0)) > 0
+
+
 def test_archives_that_cannot_be_used(tmp_path, tree):
     whole = packed(tmp_path / "whole.tar", tree).read_bytes()
     end = len(whole.rstrip(b"\0"))

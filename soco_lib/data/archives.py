@@ -53,7 +53,10 @@ class Archive:
 
     def read(self, index: int) -> bytes:
         """The bytes of image `index`. Raises OSError, or zlib.error when they are damaged."""
-        file = _opened(*self.files[self.file[index]]).number
+        opened = _opened(
+            *self.files[self.file[index]]
+        )  # kept here: two threads may open it, and one lets go of its own
+        file = opened.number
         offset, size, form = int(self.offset[index]), int(self.size[index]), self.form[index]
         if form == BARE:
             data = os.pread(file, size, offset)
@@ -278,7 +281,7 @@ def _tar_walk(file: Path, stream, begin: int, inner: str) -> Iterator[tuple[str,
             elif member.isreg() and name.endswith(".tar"):
                 yield from _tar_walk(file, stream, member.offset_data, f"{inner}{name.removesuffix('.tar')}/")
         whole = os.pread(stream.fileno(), tarfile.BLOCKSIZE, archive.offset) == bytes(tarfile.BLOCKSIZE)
-        further = not begin and os.pread(stream.fileno(), 4 * tarfile.RECORDSIZE, archive.offset).strip(b"\0")
+        further = whole and not begin and os.pread(stream.fileno(), 4 * tarfile.RECORDSIZE, archive.offset).strip(b"\0")
         require(not further, f"{file} goes on behind its end, as archives that were joined: give each as its own file")
     except tarfile.ReadError:
         whole = False

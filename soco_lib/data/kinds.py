@@ -126,7 +126,9 @@ class Findings:
         examples = [*examples]
         if examples:
             self.counts[kind] = self.counts.get(kind, 0) + (len(examples) if count is None else count)
-            self.examples.setdefault(kind, []).extend(str(e) for e in examples[: 4 - len(self.examples.get(kind, ()))])
+            words = [str(e) for e in examples[: 4 - len(self.examples.get(kind, ()))]]
+            writable = [word.encode(errors="backslashreplace").decode() for word in words]  # half a character is not
+            self.examples.setdefault(kind, []).extend(writable)
 
     def without_labels(self) -> Findings:
         """As this, where only pictures are used: odd labels are no reason to refuse them then."""

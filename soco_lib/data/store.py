@@ -167,15 +167,16 @@ class ProposalStore:
         with ThreadPoolExecutor(16) as pool:  # they wait for the disk
             other = list(pool.map(source.read_differently, indices))
         changed = [source.keys[i] for i in itertools.compress(indices, other)]
-        count = f"{len(changed)} of the {len(indices)} images looked at"
+        count = f"{len(changed)} of the {len(indices)} images looked at, of {len(source)} of {source.spec},"
         require(
             not changed,
-            f"{self.path} was built when pictures were read otherwise: {count} of {source.spec} are turned by EXIF or "
+            f"{self.path} was built when pictures were read otherwise: {count} are turned by EXIF or "
             f"have 16 bits, first {changed[:1]}; delete that folder and build the proposals again",
         )
         if len(indices) < len(source):
             said = f"{len(indices)} of its {len(source)} images were looked at, and read the same now"
-            print(f"{self.path} was built when pictures were read otherwise: {said}", flush=True)
+            sure = "to be sure of the others, delete that folder and build the proposals again"
+            print(f"{self.path} was built when pictures were read otherwise: {said}; {sure}", flush=True)
 
     def summary(self) -> dict:
         """Images, boxes, images of each status, and quantiles of the number of boxes in a readable image."""

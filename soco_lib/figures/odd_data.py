@@ -55,6 +55,12 @@ class Examined:
     pictures: Pictures | None = None
     boxes: dict[str, Boxes] = field(default_factory=dict)  # of each picture, as the book sees them
     of_label: dict[str, str] = field(default_factory=dict)  # "annotation 7", "image 3" -> name of its picture
+    number: int = 0  # among several sets of a role
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        return f"{self.role} {self.number}" if self.number else self.role
 
     def refuse(self, reason: str) -> None:
         """What a reader said, unless a kind says it already."""
@@ -65,7 +71,7 @@ class Examined:
     def rows(self) -> list[tuple]:
         """Set, kind, count, example, severity, what becomes of it."""
         return [
-            (self.role, kind, count, found.examples[kind][0], SEVERITY[found.verdict(kind)], found.verdict(kind))
+            (self.title, kind, count, found.examples[kind][0], SEVERITY[found.verdict(kind)], found.verdict(kind))
             for found in self.findings
             for kind, count in found.counts.items()
         ]
@@ -147,29 +153,46 @@ def examine_set(role: str, spec: str, deep: bool = False, say: Callable = print,
 # --- the page ---------------------------------------------------------------------------------------------------------
 
 
-def _picture(examined: Examined, example: str) -> str:
-    """An example as an HTML figure: its picture with boxes if there is one, else its words."""
-    words = f"<figcaption>{html.escape(example)}</figcaption>"
-    label = example.split(", ")[0]
-    name, pictures = examined.of_label.get(label, example), examined.pictures
+def _figures(examined: Examined, examples: list[str]) -> list[str]:
+    """Examples as HTML figures: one of each picture, with all that it is an example of."""
+    shown: dict[str, list[str]] = {}
+    for example in filter(None, examples):
+        shown.setdefault(examined.of_label.get(example.split(", ")[0], example), []).append(example)
+    return [_figure(examined, name, words) for name, words in shown.items()]
+
+
+def _figure(examined: Examined, name: str, words: list[str]) -> str:
+    """A picture with its boxes if there is one of that name, else the words alone."""
+    pictures, base = examined.pictures, posixpath.basename
     names = [] if pictures is None else [*pictures.names]
-    base = posixpath.basename
-    ends = [i for i, known in enumerate(names) if known == name or base(known) == base(name)]
-    if not ends or not name:
-        return f"<figure>{words}</figure>"
+    there = [i for i, known in enumerate(names) if known == name] or [i for i, known in enumerate(names)
+                                                                      if base(known) == base(name) != ""]  # fmt: skip
+    caption = "; ".join(dict.fromkeys([*words, name] if there else words))
+    caption = f"<figcaption>{html.escape(caption)}</figcaption>"
+    if not there:
+        return f"<figure>{caption}</figure>"
     try:
-        image = decode(pictures.read(ends[0]), lambda: pictures.stated(ends[0]))
+        image = decode(pictures.read(there[0]), lambda: pictures.stated(there[0]))
     except (OSError, ValueError) as error:
-        return f"<figure><p>{html.escape(str(error))}</p>{words}</figure>"
+        reason = getattr(error, "strerror", None) or str(error)
+        return f"<figure><p>{html.escape(reason)}</p>{caption}</figure>"
     boxes = examined.boxes.get(name, [])
     corners = np.array([[x, y, x + w, y + h] for (x, y, w, h), _ in boxes]).reshape(-1, 4)
     figure, ax = plt.subplots(figsize=(4, 4 * min(2, image.shape[0] / image.shape[1])), layout="constrained")
     draw_boxes(ax, image, corners, labels=[word.replace("$", r"\$") for _, word in boxes])
+    for text in ax.texts:  # a long name ends with its picture
+        text.set(clip_on=True, in_layout=False)
     drawn = io.BytesIO()
     figure.savefig(drawn, format="jpeg", dpi=90)
     plt.close(figure)
     source = base64.b64encode(drawn.getvalue()).decode()
-    return f'<figure><img src="data:image/jpeg;base64,{source}" alt="{html.escape(name)}">{words}</figure>'
+    return f'<figure><img src="data:image/jpeg;base64,{source}" alt="{html.escape(name)}">{caption}</figure>'
+
+
+def table(sets: list[Examined]) -> pd.DataFrame:
+    """What is odd about all of them, a row a kind."""
+    rows = [row for examined in sets for row in examined.rows()]
+    return pd.DataFrame(rows, columns=["set", "kind", "count", "example", "severity", "what becomes of it"])
 
 
 def page(sets: list[Examined]) -> str:
@@ -178,20 +201,25 @@ def page(sets: list[Examined]) -> str:
         "body{font:15px/1.45 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem}figure{display:"
         "inline-block;margin:.4rem;vertical-align:top;max-width:24rem}img{max-width:100%}figcaption{overflow-wrap:"
         "anywhere;color:#555;font-size:.85em}.error{color:#a00}.warning{color:#850}h2{border-top:1px solid #ccc;"
-        "padding-top:1rem}code{overflow-wrap:anywhere}"
+        "padding-top:1rem}h3{margin:1.2rem 0 0}h3+p{margin:.2rem 0}code,td:nth-child(4){overflow-wrap:anywhere}"
+        "table{border-collapse:collapse}th,td{text-align:left;border:1px solid #ccc;padding:.2rem .5rem;"
+        "white-space:nowrap}td:nth-child(4){white-space:normal}"
     )
     parts = [f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Data check</title><style>{style}</style>']
     parts.append("<h1>What is odd about the data</h1>")
+    if any(examined.rows() for examined in sets):
+        parts.append(table(sets).to_html(index=False, border=0))
+        parts.append("<p>Pictures and boxes are drawn as the book sees them, after its repairs.</p>")
     for examined in sets:
-        parts.append(f"<h2>{examined.role}: <code>{html.escape(examined.spec)}</code></h2>")
+        parts.append(f"<h2>{examined.title}: <code>{html.escape(examined.spec)}</code></h2>")
         if not examined.rows():
             parts.append("<p>Nothing: it is taken as it is.</p>")
         for found in examined.findings:
             for kind, count in found.counts.items():
                 verdict, what = found.about[kind]
-                said = f"<b>{kind}</b>, {count}: {html.escape(what)}"
-                parts.append(f'<h3><span class="{SEVERITY[verdict]}">{verdict}</span> {said}</h3>')
-                parts += [_picture(examined, example) for example in found.examples[kind][:SHOWN] if example]
+                said = f'the book <span class="{SEVERITY[verdict]}">{verdict}</span>'
+                parts.append(f"<h3>{kind}, {count}: {said}</h3><p>{html.escape(what)}</p>")
+                parts += _figures(examined, found.examples[kind][:SHOWN])
     return "\n".join(parts) + "\n"
 
 
@@ -215,10 +243,12 @@ def main(arguments: list[str] | None = None) -> int:
     count = Counter(role for role, _ in roles)
     say = functools.partial(print, flush=True)
     sets = [examine_set(role, spec, given.deep, say, alone=count[role] == 1) for role, spec in roles]
-    rows = [row for examined in sets for row in examined.rows()]
-    if rows:
-        table = pd.DataFrame(rows, columns=["set", "kind", "count", "example", "severity", "what becomes of it"])
-        print(table.map(lambda cell: str(cell).replace("|", "¦").replace("\n", " ")).to_markdown(index=False))
+    for role in count:
+        for number, examined in enumerate((e for e in sets if e.role == role and count[role] > 1), 1):
+            examined.number = number
+    if any(examined.rows() for examined in sets):
+        plain = lambda cell: str(cell).replace("|", "¦").replace("\n", " ")
+        print(table(sets).map(plain).to_markdown(index=False))
     else:
         print("nothing is odd")
     given.out.mkdir(parents=True, exist_ok=True)
