@@ -238,7 +238,8 @@ def test_boxes_without_area_are_counted(tmp_path):
     assert open_data(write_coco(tmp_path, "a", 2, edit=flatten)).layouts[0].empty_boxes == 1
     root = write_voc(tmp_path / "voc", {"train": 2})
     file = root / "Annotations" / "train_0.xml"
-    file.write_text(re.sub(r"<xmax>\d+", "<xmax>1", file.read_text(), count=1))
+    flat = lambda found: f"<xmin>{found[1]}{found[2]}<xmax>{int(found[1]) - 1}"
+    file.write_text(re.sub(r"<xmin>(\d+)(.*?)<xmax>\d+", flat, file.read_text(), count=1))
     data = open_data(f"voc:{root}@train")
     assert data.layouts[0].empty_boxes == 1 and "1 boxes without area" in data.describe()
 

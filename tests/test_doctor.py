@@ -472,9 +472,12 @@ def test_voc_names_hold_blanks_and_pictures_end_otherwise(tmp_path):
         (root / old).rename(root / new)
     Image.open(root / "JPEGImages/b").save(root / "JPEGImages/a dog 1.webp", lossless=True)
     split = root / "ImageSets/Main/train.txt"
-    split.write_text(split.read_text().replace("train_0", "a dog 1  1"))  # as a class's split: present
+    split.write_text(split.read_text().replace("train_0", "a dog 1"))
     found, test = score((f"voc:{root}@train",) * 2, tmp_path)
     assert not test.layouts[0].findings.counts and found["bbox"]["AP"] == pytest.approx(100)
+    names = annotations.voc_split(root, "train")[1]
+    (root / "ImageSets/Main/dog_train.txt").write_text("".join(f"{name} -1\r\n" for name in names))  # a class's split
+    assert annotations.voc_split(root, "dog_train")[1] == names == ["a dog 1", "train_1", "train_2"]
     split.write_text(split.read_text(), encoding="utf-16-be")
     with pytest.raises(BookError, match="train.txt is no text in UTF-8, UTF-16 or Latin-1: save it in UTF-8"):
         open_source(f"voc:{root}@train")

@@ -229,8 +229,9 @@ def voc_split(root: Path, split: str | None) -> tuple[Path, list[str]]:
     file = sets / f"{split}.txt"
     known = sorted(other.stem for other in sets.glob("[!.]*.txt") if "_" not in other.stem)
     require(file.is_file(), f"no split {split!r} in {sets} (known: {', '.join(known) or 'none'})")
-    lines = (line.strip() for line in read_text(file).splitlines())
-    return file, [re.sub(r"\s+(-1|0|1)$", "", line) for line in lines if line]  # a class's split has these flags
+    lines = [line.strip() for line in read_text(file).splitlines() if line.strip()]
+    flagged = [re.fullmatch(r"(.*\S)\s+(-1|0|1)", line) for line in lines]  # as in a class's split
+    return file, [found[1] for found in flagged] if all(flagged) else lines
 
 
 def voc_picture(root: Path, name: str) -> str:
