@@ -326,6 +326,15 @@ def test_what_cannot_be_repaired_is_refused_in_one_sentence(tmp_path, edit, kind
         assert not any(found.refused for found in odd_data.examine_set("images", spec).findings)
 
 
+def test_masks_beside_their_boxes_are_told(tmp_path):
+    """As where boxes were scaled with the pictures, and polygons were not."""
+    shift = lambda a: [
+        [v + (60 if a["bbox"][0] < 40 else -45) * (i % 2 == 0) for i, v in enumerate(a["segmentation"][0])]
+    ]
+    write_coco(tmp_path, "a", 4, edit=each("annotations", segmentation=shift))
+    assert examine_coco(tmp_path / "a.json", folder=tmp_path / "images")[1].counts == {"mask-beside": 8}
+
+
 @pytest.mark.parametrize("data, kind, says", [
     (b"", "malformed", "no JSON that can be read"), (b"{", "malformed", "no JSON"), (b"\0", "malformed", "no JSON"),
     (b"[" * 200_000, "nested", "without end"), (b"[]", "refused", "no COCO annotation"),
@@ -597,6 +606,9 @@ def test_odd_names(tmp_path):
     pictures = Pictures.below(tmp_path, dict.fromkeys(names))
     assert [look(pictures, i) for i in range(4)] == [["odd-name", "file-missing"]] * 4
     assert examine(pictures, strict=True).counts == {"odd-name": 4, "file-missing": 4}
+    spec = write_coco(tmp_path, "a", 2, edit=first("images", file_name="\udcff.jpg"))
+    assert odd_data.main(["--train", spec, "--out", str(tmp_path / "out")]) == 1
+    assert "file-missing, 1: the book" in (tmp_path / "out/index.html").read_text()
 
 
 def test_a_picture_that_may_not_be_read_is_told(tmp_path, monkeypatch):
@@ -758,9 +770,8 @@ def test_a_set_without_objects_is_refused_but_for_its_pictures(tmp_path, capsys,
     else:
         assert examine_source(open_source(bad), labels=False)[kind]["verdict"] == KEEPS
     if role == "train":
-        assert odd_data.main(["--train", f"{good}+{bad}", "--out", str(tmp_path / "out")]) == 0, (
-            "joined, there are some"
-        )
+        assert odd_data.main(["--train", f"{good}+{bad}", "--out", str(tmp_path / "out")]) == 0  # some, joined
+        assert "| train 2 |" in capsys.readouterr().out
 
 
 def test_voc_without_objects_is_refused(tmp_path):

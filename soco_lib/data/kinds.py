@@ -80,6 +80,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "polygon-fractions": (REPAIRS, "polygons in 0 ... 1: taken as shares of the picture's width and height"),
     "polygon-part": (REPAIRS, "parts of masks of fewer than three points, or odd or no numbers: without these parts"),
     "polygon-none": (LEAVES_OUT, f"objects whose mask holds no polygon with an extent in the picture{MISSED}"),
+    "mask-beside": (KEEPS, "polygons wholly outside their box, as where one of both was scaled: learnt as they are"),
     "mask-form": (REFUSES, "masks that are neither polygons nor RLE with size and counts: correct or remove them"),
     "rle-size": (REFUSES, "RLE masks of another size than their picture: encode them at [height, width]"),
     "rle-counts": (REFUSES, "RLE masks whose counts are no whole numbers or do not fill their size: encode them again"),

@@ -14,6 +14,8 @@ SLACK = 1.0
 FAR = 2**31
 #: Pixels of a side below which a box has no area: in float32, far from the origin, nothing is left of it.
 TINY = 1e-3
+#: Objects whose masks are compared with their boxes, all of a small set.
+ASKED = 1024
 #: Fewest boxes, and share of them that must reach over the edge, for all to be taken for corners.
 CORNERS_FROM, CORNERS_SHARE = 8, 0.1
 
@@ -182,8 +184,26 @@ def mend_boxes(content: dict, found: Findings) -> None:
     for i in np.flatnonzero((changed | turned | over) & finite):
         annotations[i]["bbox"] = boxes[i].tolist()
     kept = finite & ~empty & ~outside
+    found.add("mask-beside", [annotation_name(annotations[i]) for i in _beside(annotations, boxes, kept)])
     if not kept.all():
         content["annotations"] = [a for a, keep in zip(annotations, kept) if keep]
+
+
+def _beside(annotations: list[dict], boxes: np.ndarray, kept: np.ndarray) -> list[int]:
+    """Rows whose polygons lie wholly outside their box: of all, if there are such among some."""
+
+    def apart(i: int) -> bool:
+        mask = annotations[i].get("segmentation")
+        if type(mask) is not list or not mask:
+            return False
+        ends = [
+            (min(map(min, part)), max(map(max, part))) for part in ([p[::2] for p in mask], [p[1::2] for p in mask])
+        ]
+        return any(last < at - SLACK or first > at + side + SLACK
+                   for (first, last), at, side in zip(ends, boxes[i, :2], boxes[i, 2:]))  # fmt: skip
+
+    rows = np.flatnonzero(kept)
+    return [i for i in rows if apart(i)] if any(map(apart, rows[:: -(-len(rows) // ASKED) or 1])) else []
 
 
 def _as_numbers(annotations: list[dict], found: Findings) -> tuple[np.ndarray, np.ndarray]:
