@@ -78,7 +78,7 @@ class Pretrain:
     jitter_p: float = 0.5  # probability that a box is jittered (Sec. 3.2 Box Jitter)
     jitter: float = 0.1  # its largest relative shift and growth
     cutout_p: float = 0.0  # not in the paper: probability of cutout inside a box (authors' FPN-100 and C4 files: 0.5)
-    detector: str = "mask-rcnn-r50-fpn"  # see detector.DETECTORS; or any Detectron2 model-zoo file
+    detector: str = "mask-rcnn-r50-fpn"  # see detector.DETECTORS; or a config: a file of Detectron2's zoo, a path
     overrides: tuple[str, ...] = ()  # further Detectron2 "KEY=value" settings of the detector
     alignment: str = "head"  # how much of the detector is pretrained (Table 4): an entry of ALIGNMENTS
     assignment: str = "scale"  # box to pyramid level: scale (Sec. 3.3), detectron2 (224 on P4), fixed (one level)

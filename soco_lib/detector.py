@@ -1,6 +1,6 @@
 """Detectron2 detectors by name: the one place that says what a detector is, for pretraining and for transfer alike.
 
-Here too is all that Detectron2 lacks for them: FCOS from a config, the C4 head's last norm, coordinates in float32.
+A detector is its settings, a CfgNode that Detectron2's `build_model` takes, whichever kind of config it comes from.
 """
 
 from __future__ import annotations
@@ -8,29 +8,23 @@ from __future__ import annotations
 import copy
 import io
 import logging
-import math
 import warnings
-from collections.abc import Callable
 from contextlib import redirect_stderr
 
-import torch
-from torch import Tensor, nn
-from torchvision.ops import RoIPool
+from torch import nn
 
-from soco_lib import BookError
+from soco_lib import BookError, locate
 from soco_lib.fields import one_of, require
 
 logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)  # warns whenever fvcore is imported
 with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
     warnings.simplefilter("ignore")  # Detectron2 imports pkg_resources and torch.jit.script, both deprecated
-    from detectron2 import model_zoo
-    from detectron2.config import CfgNode
-    from detectron2.layers import ROIAlign, get_norm
-    from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY, build_backbone, poolers
-    from detectron2.modeling.backbone.fpn import LastLevelP6P7
-    from detectron2.modeling.box_regression import Box2BoxTransformLinear
-    from detectron2.modeling.meta_arch.fcos import FCOS, FCOSHead
-    from detectron2.modeling.roi_heads import Res5ROIHeads
+    from soco_lib.parts import coordinates, heads, lazy, zoo  # noqa: F401 (what Detectron2 lacks, put in its place)
+
+    from detectron2.config import CfgNode, get_cfg
+    from detectron2.layers import DeformConv, ShapeSpec
+    from detectron2.modeling import build_backbone, build_roi_heads
+    from detectron2.modeling.backbone import Backbone
 
 logging.getLogger("fvcore.common.checkpoint").setLevel(logging.WARNING)
 
@@ -106,25 +100,32 @@ DETECTORS: dict[str, tuple[str, dict]] = {
 
 
 def detector_config(name: str, overrides: tuple[str, ...] = ()) -> CfgNode:
-    """The Detectron2 config of a named detector, or of any YAML file of Detectron2's model zoo, with COMMON applied.
+    """The settings of a named detector, or of any config of Detectron2's model zoo or on disk, with COMMON applied.
 
-    overrides: "KEY=value" in Detectron2's own names, applied last. Raises BookError for an unknown detector or key.
+    name: of DETECTORS; a zoo file's name; a path. overrides, applied last: "KEY=value" in Detectron2's own names, of a
+    Python config "model.key=value" as LazyConfig.apply_overrides takes them; lazy.py says what COMMON is there. Raises
+    BookError for an unknown detector or key, a config without a detector, and what this machine cannot run.
     """
-    zoo_file, extra = DETECTORS.get(name, (name, {}))
-    try:
-        cfg = model_zoo.get_config(zoo_file)
-    except RuntimeError:  # the zoo's own word for a file it lacks
+    file, extra = DETECTORS.get(name, (name, {}))
+    path, here = zoo.find(file), locate(file)
+    if path is None and here.suffix in zoo.KINDS:
+        raise BookError(f"detector={name!r}: there is no such config in Detectron2's zoo, and no file {here}")
+    if path is None:
         one_of("detector", name, DETECTORS)
-    remedy = f"name a YAML file of the zoo, or one of {', '.join(DETECTORS)}"
-    require(isinstance(cfg, CfgNode), f"detector={name!r} is a Python config: {remedy}")
+    python = path.suffix == ".py"
+    cfg = get_cfg() if python else zoo.read(path)
     cfg.merge_from_list([x for item in {**COMMON, **extra}.items() for x in copy.deepcopy(item)])
-    for item in overrides:
-        key, separator, value = item.partition("=")
-        require(bool(separator), f"detector override {item!r} must read KEY=value")
-        try:
-            cfg.merge_from_list([key, value])
-        except (AssertionError, KeyError, ValueError) as error:
-            raise BookError(f"detector override {item!r} is not a setting of Detectron2: {error}"[:300]) from None
+    if python:
+        lazy.describe(cfg, str(path) if path == here else file, overrides)
+    else:
+        _synchronise(cfg, "SyncBN", "BN")  # as those of a Python config: it is the run that says which are synchronised
+        for item in overrides:
+            key, separator, value = item.partition("=")
+            require(bool(separator), f"detector override {item!r} must read KEY=value")
+            try:
+                cfg.merge_from_list([key, value])
+            except (AssertionError, KeyError, ValueError) as error:
+                raise BookError(f"detector override {item!r} is not a setting of Detectron2: {error}"[:300]) from None
     sizes, ratios = cfg.MODEL.ANCHOR_GENERATOR.SIZES, cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS
     for key, given in (("SIZES", sizes), ("ASPECT_RATIOS", ratios)):
         rows = isinstance(given, (list, tuple)) and all(isinstance(row, (list, tuple)) and row for row in given)
@@ -133,96 +134,61 @@ def detector_config(name: str, overrides: tuple[str, ...] = ()) -> CfgNode:
     std = cfg.MODEL.PIXEL_STD
     good = len(std) == len(cfg.MODEL.PIXEL_MEAN) == 3 and all(isinstance(x, (int, float)) and x > 0 for x in std)
     require(good, f"MODEL.PIXEL_STD={std!r} must be three positive numbers, as many as MODEL.PIXEL_MEAN has")
+    deformable = any(cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE) and not issubclass(DeformConv, nn.Module)
+    need = f"detector={name!r} has deformable convolutions, which need the compiled part of Detectron2, not there"
+    plain = "MODEL.RESNETS.DEFORM_ON_PER_STAGE=[False,False,False,False]"
+    require(not deformable, f"{need}: build it from its source (make setup DETECTRON2=…), or override {plain}")
     cfg.MODEL.DEVICE = "cpu"  # builders move modules themselves; our loops say where a model lives
     return cfg
 
 
+def architecture(d2: CfgNode) -> str:
+    """The class of the whole detector: GeneralizedRCNN, RetinaNet, PanopticFPN, …"""
+    return d2.MODEL.LAZY.ARCHITECTURE if _python(d2) else d2.MODEL.META_ARCHITECTURE
+
+
+def begins_new(d2: CfgNode) -> list[str]:
+    """What of a detector no object-level pretraining trains."""
+    regions, boxes, semantic = "region proposals", "class and box layers", "semantic head"
+    parts = {
+        "GeneralizedRCNN": [regions, boxes],
+        "PanopticFPN": [regions, boxes, semantic],
+        "ProposalNetwork": [regions],
+        "SemanticSegmentor": [semantic],
+    }.get(architecture(d2), [boxes])
+    return parts + [
+        f"{kind.lower()} head" for kind in ("MASK", "KEYPOINT") if boxes in parts and d2.MODEL[f"{kind}_ON"]
+    ]
+
+
+def _python(d2: CfgNode) -> bool:
+    return d2.MODEL.META_ARCHITECTURE == lazy.LazyModel.__name__
+
+
+def backbone(d2: CfgNode, neck: bool = True) -> Backbone:
+    """A detector's backbone; without neck one whose trunk goes to res5, wherever the detector has its own."""
+    if _python(d2):
+        return lazy.part(d2, "backbone", whole_trunk=not neck)
+    if not neck:
+        d2.merge_from_list(["MODEL.RESNETS.OUT_FEATURES", ["res5"], "MODEL.FPN.IN_FEATURES", ["res5"]])
+    return build_backbone(d2)
+
+
+def roi_heads(d2: CfgNode, shapes: dict[str, ShapeSpec]) -> nn.Module | None:
+    """A detector's RoI heads over maps of these shapes; None for one without, such as RetinaNet."""
+    if _python(d2):
+        return lazy.part(d2, "roi_heads")
+    return build_roi_heads(d2, shapes) if architecture(d2) in ("GeneralizedRCNN", "PanopticFPN") else None
+
+
 def for_finetuning(d2: CfgNode, synchronised: bool) -> None:
     """Make a detector's config the fine-tuned one's (Sec. 4.2): a norm after a C4 head's res5, norms synchronised."""
-    if d2.MODEL.META_ARCHITECTURE == "GeneralizedRCNN" and d2.MODEL.ROI_HEADS.NAME == "Res5ROIHeads":
+    if architecture(d2) == "GeneralizedRCNN" and d2.MODEL.ROI_HEADS.NAME == "Res5ROIHeads":
         d2.MODEL.ROI_HEADS.NAME = "Res5ROIHeadsExtraNorm"
     if synchronised:
-        for part in (d2.MODEL.RESNETS, d2.MODEL.FPN, d2.MODEL.ROI_BOX_HEAD, d2.MODEL.ROI_MASK_HEAD):
-            part.NORM = "SyncBN" if part.NORM == "BN" else part.NORM
+        _synchronise(d2, "BN", "SyncBN")
 
 
-# --- parts that Detectron2 lacks ------------------------------------------------------------------------------------
-
-
-@ROI_HEADS_REGISTRY.register()
-class Res5ROIHeadsExtraNorm(Res5ROIHeads):
-    """The C4 detector's RoI head as it is fine-tuned (Tables 2 and 3; MoCo's detectors): its res5 ends in a norm of the
-    ResNet's kind, `roi_heads.res5.norm.*`. Pretraining has res5 alone, so that norm is always new in the detector.
-    """
-
-    @classmethod
-    def _build_res5_block(cls, cfg):
-        res5, channels = super()._build_res5_block(cfg)
-        res5.add_module("norm", get_norm(cfg.MODEL.RESNETS.NORM, channels))
-        return res5, channels
-
-
-def _group_norm(channels: int) -> nn.GroupNorm:
-    """Eight channels a group, as Detectron2's "GN" has at 256: its 32 groups would leave a narrow head one channel
-    each, of which a small image's P7 has a single value.
-    """
-    return nn.GroupNorm(math.gcd(channels, max(1, channels // 8)), channels)
-
-
-@META_ARCH_REGISTRY.register()
-def FCOSFromConfig(cfg: CfgNode) -> FCOS:
-    """The model of Detectron2's Python config `fcos_R_50_FPN_1x.py`, with a RetinaNet's backbone, input and classes.
-
-    Its P6 and P7 come from P5, not C5; its head has group norm; its scores are sqrt(class x centerness).
-    """
-    backbone = build_backbone(cfg)
-    retinanet, channels, shapes = cfg.MODEL.RETINANET, cfg.MODEL.FPN.OUT_CHANNELS, backbone.output_shape()
-    backbone.top_block = LastLevelP6P7(channels, channels, in_feature="p5")
-    head = FCOSHead(
-        input_shape=[shapes[name] for name in retinanet.IN_FEATURES],
-        conv_dims=[channels] * retinanet.NUM_CONVS,
-        num_classes=retinanet.NUM_CLASSES,
-        prior_prob=retinanet.PRIOR_PROB,
-        norm=_group_norm,
-    )
-    return FCOS(
-        backbone=backbone,
-        head=head,
-        head_in_features=retinanet.IN_FEATURES,
-        num_classes=retinanet.NUM_CLASSES,
-        test_score_thresh=0.2,
-        test_nms_thresh=0.6,
-        max_detections_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
-        pixel_mean=cfg.MODEL.PIXEL_MEAN,
-        pixel_std=cfg.MODEL.PIXEL_STD,
-    )
-
-
-# --- coordinates in full precision, whatever the type of the feature maps ---------------------------------------------
-# Under autocast Detectron2 casts boxes to the type of the network's output. bf16 holds whole numbers up to 256 exactly,
-# fp16 up to 2048: in a batch of 512 images a region would be pooled from another image, or from outside the batch, and
-# corners would move by up to 4 pixels at 1333. The maps and what is pooled from them keep their type.
-
-_apply_deltas = Box2BoxTransformLinear.apply_deltas
-
-
-def _exact(x: Tensor) -> torch.dtype:
-    """float32, or float64 where x is."""
-    return torch.promote_types(x.dtype, torch.float32)
-
-
-def _exactly(pool: Callable) -> Callable:
-    """A pooler's `forward` in float32: maps (N, C, h, w); rois (M, 5): image number in 0..N-1, x1 y1 x2 y2 in input
-    pixels. Returns (M, C, S, S) of the maps' type.
-    """
-    return lambda self, maps, rois: pool(self, maps.to(_exact(maps)), rois.to(_exact(maps))).to(maps.dtype)
-
-
-def _apply_linear_deltas(self: Box2BoxTransformLinear, deltas: Tensor, boxes: Tensor) -> Tensor:
-    """FCOS's boxes from its deltas (N, k x 4) and points (N, 4), as Detectron2 does it for its other detectors."""
-    return _apply_deltas(self, deltas.to(_exact(deltas)), boxes)
-
-
-ROIAlign.forward = _exactly(ROIAlign.forward)  # every pooler's, those of masks' targets too
-poolers.RoIPool = type("RoIPool", (RoIPool,), {"forward": _exactly(RoIPool.forward)})
-Box2BoxTransformLinear.apply_deltas = _apply_linear_deltas
+def _synchronise(d2: CfgNode, old: str, new: str) -> None:
+    for part in (d2.MODEL.RESNETS, d2.MODEL.FPN, d2.MODEL.ROI_BOX_HEAD, d2.MODEL.ROI_MASK_HEAD):
+        part.NORM = new if part.NORM == old else part.NORM

@@ -13,12 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from soco_lib.config import Pretrain
-from soco_lib.detector import detector_config
+from soco_lib.detector import backbone, begins_new, detector_config, roi_heads
 from soco_lib.fields import require
 from soco_lib.runs.processes import send
 
-from detectron2.modeling import build_backbone, build_roi_heads
-from detectron2.modeling.backbone import FPN
+from detectron2.modeling.backbone import FPN, Backbone, SimpleFeaturePyramid, ViT
 from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels, convert_boxes_to_pooler_format
 from detectron2.structures import Boxes
 
@@ -69,14 +68,22 @@ class Levels:
         return RoIs(rows[by_level], tuple(level.bincount(minlength=count).tolist()), by_level.argsort())
 
 
-def pyramid(fpn: FPN, x: Tensor) -> dict[str, Tensor]:
-    """`FPN.forward` for any view side: the top-down map takes the lateral map's size where Detectron2 doubles it.
+#: Pyramids, and what they call the network below.
+PYRAMIDS = {FPN: "bottom_up", SimpleFeaturePyramid: "net"}
+
+
+def pyramid(fpn: FPN | SimpleFeaturePyramid, x: Tensor) -> dict[str, Tensor]:
+    """The pyramid's `forward` for any view side: FPN's top-down map takes the lateral map's size where Detectron2 doubles
+    it.
 
     x: (N, 3, S, S). Returns level name -> (N, C, ceil(S / stride), ceil(S / stride)), without P6 (Sec. 3.3). Equal to
     `fpn(x)` wherever S is a multiple of the largest stride; 112 is not.
     """
+    if isinstance(fpn, SimpleFeaturePyramid):
+        x = fpn.net(x)[fpn.in_feature]
+        return {name: stage(x) for name, stage in zip(fpn.output_shape(), fpn.stages)}
     bottom_up = fpn.bottom_up(x)
-    names = [f"p{name[3:]}" for name in fpn.in_features][::-1]
+    names = list(fpn.output_shape())[: len(fpn.in_features)][::-1]
     features, top_down = {}, None
     for name, source, lateral, output in zip(names, fpn.in_features[::-1], fpn.lateral_convs, fpn.output_convs):
         side = lateral(bottom_up[source])
@@ -89,46 +96,77 @@ class Encoder(nn.Module):
     """Image views and boxes to object features, h = f^H(RoIAlign(f^I(V), b)) (Eq. 1).
 
     Its modules are those of the detector `cfg.detector`, as far as the alignment reaches (config.ALIGNMENTS, Table 4).
+    The three stages of Cascade R-CNN share one box head here, and so begin alike when they are fine-tuned: what sets
+    them apart is how well their boxes fit, and boxes of a pretraining come from no earlier stage; were one stage alone
+    pretrained, the others would begin at random behind it.
     """
 
     def __init__(self, cfg: Pretrain):
         super().__init__()
         d2, aligned = detector_config(cfg.detector, cfg.overrides), cfg.aligned
-        if not aligned.neck:
-            d2.merge_from_list(["MODEL.RESNETS.OUT_FEATURES", ["res5"], "MODEL.FPN.IN_FEATURES", ["res5"]])
-        self.backbone = build_backbone(d2)
-        self.neck = isinstance(self.backbone, FPN) and aligned.neck
-        if isinstance(self.backbone, FPN):  # what is not pretrained is not kept, so that an export cannot claim it
-            unused = ["top_block"] if self.neck else [n for n, _ in self.backbone.named_children() if n != "bottom_up"]
+        self.backbone = backbone(d2, aligned.neck)
+        refused = f"detector={cfg.detector!r} has no backbone that boxes can be pooled from: "
+        require(isinstance(self.backbone, Backbone), f"{refused}it is no Backbone of Detectron2")
+        below = next((name for kind, name in PYRAMIDS.items() if isinstance(self.backbone, kind)), "")
+        self.neck, self.below, self.new = bool(below) and aligned.neck, below, begins_new(d2)
+        if below:  # what is not pretrained is not kept, so that an export cannot claim it
+            unused = ["top_block"] if self.neck else [n for n, _ in self.backbone.named_children() if n != below]
             for name in unused:
                 delattr(self.backbone, name)
         shapes = self.trunk.output_shape()
         if self.neck:
-            names = [f"p{name[3:]}" for name in self.backbone.in_features]
-            shapes = {name: self.backbone.output_shape()[name] for name in names}
+            pooled = len(self.backbone.stages if below == "net" else self.backbone.in_features)
+            shapes = dict(list(self.backbone.output_shape().items())[:pooled])
+        elif not aligned.neck:
+            shapes = dict([max(shapes.items(), key=lambda item: item[1].stride)])
         self.levels = sorted(shapes)
         if self.neck and cfg.assignment == "fixed":
             self.levels = [f"p{cfg.fixed_level}"]
             require(self.levels[0] in shapes, f"fixed_level={cfg.fixed_level} is none of {', '.join(sorted(shapes))}")
         self.dim = shapes[self.levels[0]].channels
+        strides = [shapes[name].stride for name in self.levels]
+        even = len({shapes[name].channels for name in self.levels}) == 1 and all(strides)
+        even = even and all(2 * stride == next_one for stride, next_one in zip(strides, strides[1:]))
+        require(even, f"{refused}its maps {', '.join(self.levels)} differ in channels, or strides do not double")
+        patch = self.trunk.patch_embed.proj.stride[0] if isinstance(self.trunk, ViT) else 1
+        cut = [side for side in cfg.view_sizes if side % patch]
+        require(not cut, f"views of {cut} pixels are cut by {cfg.detector}'s patches: take multiples of {patch}")
         pool = d2.MODEL.ROI_BOX_HEAD
         self.pooler = None
         if aligned.boxes:
             self.pooler = ROIPooler(
                 output_size=pool.POOLER_RESOLUTION,
-                scales=[1 / shapes[name].stride for name in self.levels],
+                scales=[1 / stride for stride in strides],
                 sampling_ratio=pool.POOLER_SAMPLING_RATIO,
                 pooler_type=pool.POOLER_TYPE,
                 canonical_box_size=canonical_size(cfg),
                 canonical_level=4,
             )
         self.roi_heads = nn.Module()
-        if aligned.head and d2.MODEL.META_ARCHITECTURE == "GeneralizedRCNN":
-            built = build_roi_heads(d2, shapes)
-            if hasattr(built, "res5"):
-                self.roi_heads.res5, self.dim = built.res5, built.box_predictor.cls_score.in_features
-            else:
-                self.roi_heads.box_head, self.dim = built.box_head, built.box_head.output_shape.channels
+        built = roi_heads(d2, shapes) if aligned.head else None
+        if hasattr(built, "res5"):
+            self.roi_heads.res5, self.dim = built.res5, built.box_predictor.cls_score.in_features
+        elif built is not None:
+            require(hasattr(built, "box_head"), f"detector={cfg.detector!r} has RoI heads without a box head")
+            head = built.box_head
+            if isinstance(head, nn.ModuleList):  # Cascade R-CNN's
+                head = nn.ModuleList([head[0]] * len(head))
+            self.roi_heads.box_head = head
+            self.dim = self.box_head.output_shape.channels
+
+    def describe(self) -> str:
+        """What of the detector is pretrained, and what is not, in one line."""
+        parts = [f"backbone ({type(self.trunk).__name__})", *[f"pyramid ({' '.join(self.levels)})"] * self.neck]
+        heads = [name.replace("_", " ") for name, _ in self.roi_heads.named_children()]
+        shared = len(heads) and isinstance(next(self.roi_heads.children()), nn.ModuleList)
+        heads = [f"{heads[0]}, one that all stages share"] if shared else heads
+        return f"pretrained: {', '.join(parts + heads)}; begins new in the detector: {', '.join(self.new)}"
+
+    @property
+    def box_head(self) -> nn.Module:
+        """The detector's, of Cascade R-CNN the one of all stages."""
+        head = self.roi_heads.box_head
+        return head[0] if isinstance(head, nn.ModuleList) else head
 
     @property
     def levels_of_boxes(self) -> Levels:
@@ -139,8 +177,8 @@ class Encoder(nn.Module):
 
     @property
     def trunk(self) -> nn.Module:
-        """The ResNet."""
-        return self.backbone.bottom_up if isinstance(self.backbone, FPN) else self.backbone
+        """The network below the pyramid, or the whole backbone: a ResNet, a RegNet, a ViT."""
+        return getattr(self.backbone, self.below) if self.below else self.backbone
 
     def maps(self, images: Tensor) -> dict[str, Tensor]:
         """images (N, 3, S, S), normalised. Returns level name -> (N, C, h, w)."""
@@ -156,12 +194,12 @@ class Encoder(nn.Module):
         """images (N, 3, S, S), normalised; boxes: `levels_of_boxes.rois` or N tensors (m_i, 4). Returns (M, D)."""
         maps = self.maps(images)
         if self.pooler is None:
-            return maps["res5"].mean((2, 3))
+            return maps[self.levels[0]].mean((2, 3))
         if not isinstance(boxes, RoIs):
             boxes = self.levels_of_boxes.rois([b.cpu() for b in boxes]).moved(send(images.device))
         x = self.pool(maps, boxes)
         if hasattr(self.roi_heads, "box_head"):
-            return self.roi_heads.box_head(x)
+            return self.box_head(x)
         if hasattr(self.roi_heads, "res5"):
             x = self.roi_heads.res5(x)
         return x.mean((2, 3))

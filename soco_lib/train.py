@@ -146,6 +146,7 @@ def train(run: Run, process: processes.Process, stop_requests: Sequence = ()) ->
     # Before any process starts its workers: they meet when the model is built.
     ahead = loader.batches_ahead(AHEAD, loader.shared_bytes(cfg, numbers), cfg.workers, process.local_world, say=say)
     trainer = Trainer(cfg, numbers, process)
+    say(f"{cfg.detector}: {trainer.model.online.encoder.describe()}", flush=True)
     done = trainer.resume(run.folder, say)
     if done:
         say(f"going on after step {done}", flush=True)

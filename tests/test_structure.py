@@ -24,6 +24,7 @@ scenes
 data
 views
 dataset
+parts
 detector
 encoder
 loss optim

@@ -42,7 +42,7 @@ class Transfer:
     init: str = "scratch"  # or a run folder or checkpoint of a pretraining
     benchmark: str = ""  # the paper's benchmark that these settings are of (see find); "": none
     network: str = "online"  # which of the checkpoint's networks: online or target
-    detector: str = "mask-rcnn-r50-fpn"  # see detector.DETECTORS; or any Detectron2 model-zoo file
+    detector: str = "mask-rcnn-r50-fpn"  # see detector.DETECTORS; or a config: a file of Detectron2's zoo, a path
     overrides: tuple[str, ...] = ()  # further Detectron2 "KEY=value" settings
     iterations: int = 90000
     milestones: tuple[float, ...] = (2 / 3, 8 / 9)  # where the rate falls tenfold, as shares of the iterations

@@ -15,7 +15,7 @@ import torch
 
 from soco_lib import BookError
 from soco_lib.data.decoding import decode
-from soco_lib.detector import CfgNode, detector_config, for_finetuning
+from soco_lib.detector import CfgNode, architecture, detector_config, for_finetuning
 from soco_lib.fields import require
 from soco_lib.transfer.benchmarks import Transfer, require_data, split_sets
 from soco_lib.transfer.datasets import LAYOUTS, DataLayout
@@ -24,6 +24,8 @@ from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.data.transforms import AugInput
 
 logging.getLogger("detectron2").setLevel(logging.ERROR)  # quiet until a run gives it a log file
+#: Architectures that detect nothing.
+NO_BOXES = ("SemanticSegmentor", "ProposalNetwork", "PanopticDeepLab")
 STRIDE = 32  # of a ResNet's last stage: an image no larger is one value there
 
 
@@ -187,6 +189,34 @@ def _settings(cfg: Transfer, train: DetectionData, test: DetectionData, folder: 
     }
 
 
+def _only_boxes_and_masks(d2: CfgNode, name: str) -> None:
+    """Leave out the heads that labelled boxes and masks do not train, as `without` says. Raises BookError for a detector
+    that nothing is left of.
+    """
+    kind = architecture(d2)
+    other = "pretrain with it, and fine-tune a detector with the same backbone"
+    require(kind not in NO_BOXES, f"detector={name!r} is a {kind}, which finds no objects to be scored: {other}")
+    own = "override MODEL.PROPOSAL_GENERATOR.NAME=RPN and MODEL.LOAD_PROPOSALS=False"
+    require(
+        not d2.MODEL.LOAD_PROPOSALS, f"detector={name!r} takes its proposals from files, not from the images: {own}"
+    )
+    d2.MODEL.KEYPOINT_ON = False
+    if kind == "PanopticFPN":
+        where, key = (d2.MODEL.LAZY, "ARCHITECTURE") if "LAZY" in d2.MODEL else (d2.MODEL, "META_ARCHITECTURE")
+        where[key] = "GeneralizedRCNN"
+
+
+def without(cfg: Transfer) -> str:
+    """What of the detector's config a transfer does not use, in a sentence; "" where it uses everything."""
+    d2 = detector_config(cfg.detector, cfg.overrides)
+    heads = ["keypoint head"] * d2.MODEL.KEYPOINT_ON + ["semantic head"] * (architecture(d2) == "PanopticFPN")
+    said = f"without its {' and '.join(heads)}, for which the data have no labels" if heads else ""
+    lazy = (
+        "its model alone: data, augmentation, schedule and optimiser are this transfer's" if "LAZY" in d2.MODEL else ""
+    )
+    return "; ".join(filter(None, (lazy, said)))
+
+
 def detectron_config(cfg: Transfer, train: DetectionData, test: DetectionData, folder: Path, world: int = 1) -> CfgNode:
     """The full Detectron2 config of a transfer that writes into `folder` with `world` processes.
 
@@ -203,9 +233,13 @@ def detectron_config(cfg: Transfer, train: DetectionData, test: DetectionData, f
     )
     owned = _settings(cfg, train, test, folder)
     for item in cfg.overrides:
-        ours = item.partition("=")[0] in owned
-        require(not ours, f"detector override {item!r}: set the transfer's own field instead")
+        name = item.partition("=")[0]
+        require(
+            name not in owned and not (name.startswith("model.") and name.endswith("num_classes")),
+            f"detector override {item!r}: set the transfer's own field instead",
+        )
     d2 = detector_config(cfg.detector, cfg.overrides)
+    _only_boxes_and_masks(d2, cfg.detector)
     for key, value in owned.items():
         d2.merge_from_list([key, value])
     d2.MODEL.DEVICE = "cuda" if cuda else "cpu"

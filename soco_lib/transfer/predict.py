@@ -27,6 +27,7 @@ from soco_lib.data.annotations import read_coco
 from soco_lib.data.sources import CocoSource, ImageSource, open_source, split_spec
 from soco_lib.detector import CfgNode
 from soco_lib.fields import from_dict, require
+from soco_lib.parts import zoo
 from soco_lib.runs import loader, processes, records, session, stop
 from soco_lib.runs.folder import Run, read_json, write_text
 from soco_lib.runs.reasons import one_line
@@ -36,7 +37,6 @@ from soco_lib.transfer.finetune import FINAL
 from soco_lib.transfer.predictions import Predictions, test_set
 from soco_lib.weights import formats
 
-from detectron2.config import get_cfg
 from detectron2.data import detection_utils
 from detectron2.data.build import trivial_batch_collator
 from detectron2.data.transforms import AugInput, AugmentationList
@@ -46,7 +46,11 @@ from detectron2.utils import comm
 
 EVERY = 10.0  # seconds between two lines of progress
 AHEAD = 2  # images that each worker keeps ready
-OURS = ("FCOSFromConfig", "Res5ROIHeadsExtraNorm")  # that Detectron2 knows once soco_lib.detector is imported
+OURS = (
+    "FCOSFromConfig",
+    "Res5ROIHeadsExtraNorm",
+    "LazyModel",
+)  # that Detectron2 knows once soco_lib.detector is imported
 
 
 @dataclass(frozen=True)
@@ -94,9 +98,9 @@ def detector(transfer: Run, device: torch.device) -> tuple[torch.nn.Module, CfgN
 
     Ids are those of the test data where its file is still there, else they count from 0 (VOC) or 1.
     """
-    folder, d2 = transfer.folder / "detectron2", get_cfg()
+    folder = transfer.folder / "detectron2"
     try:
-        d2.merge_from_file(str(folder / "config.yaml"))
+        d2 = zoo.read(folder / "config.yaml")
         d2.MODEL.DEVICE = device.type
         model = build_model(d2).eval()
         model.load_state_dict(formats.read(folder / FINAL)["model"])
@@ -195,10 +199,14 @@ def _write(folder: Path, source: ImageSource, found: dict, classes: list[dict]) 
 
 
 def _readme(cfg: Predict, folder: Path, d2: CfgNode) -> str:
+    plain = "LAZY" not in d2.MODEL  # settings that Detectron2 itself knows
     named = {d2.MODEL.META_ARCHITECTURE, d2.MODEL.ROI_HEADS.NAME} & {*OURS}
     ours = "".join(f"import soco_lib.detector  # registers {name}\n" for name in named)
-    text = Path(__file__).with_suffix(".md").read_text()
-    return text.format(cfg=cfg, ours=ours, folder=folder.resolve(), weights=FINAL, device=d2.MODEL.DEVICE)
+    file = f'"{folder.resolve()}/config.yaml"'
+    ours += "from detectron2.config import get_cfg\n" if plain else "from soco_lib.parts import zoo\n"
+    settings = f"cfg = get_cfg()\ncfg.merge_from_file({file})" if plain else f"cfg = zoo.read({file})"
+    text, given = Path(__file__).with_suffix(".md").read_text(), {"ours": ours, "settings": settings}
+    return text.format(cfg=cfg, folder=folder.resolve(), weights=FINAL, device=d2.MODEL.DEVICE, **given)
 
 
 def predict(run: Run, process: processes.Process) -> dict:

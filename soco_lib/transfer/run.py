@@ -27,7 +27,7 @@ from soco_lib.runs.folder import Run, read_json, write_json
 from soco_lib.runs.reasons import building
 from soco_lib.transfer.batches import reach
 from soco_lib.transfer.benchmarks import Transfer
-from soco_lib.transfer.detectron import DetectionData, detectron_config, open_both
+from soco_lib.transfer.detectron import DetectionData, detectron_config, open_both, without
 from soco_lib.transfer.finetune import BEST, FineTuner
 from soco_lib.weights.load import Weights, checkpoint_file, compare, load_into, read_weights, remedy
 
@@ -145,6 +145,8 @@ def transfer(run: Run, process: processes.Process, stop_requests: Sequence = ())
         f"{cfg.warmup} of them warm-up, lr drops at {', '.join(map(str, d2.SOLVER.STEPS))}",
         flush=True,
     )
+    if unused := without(cfg):
+        say(f"of {cfg.detector} is used {unused}", flush=True)
     found = checkpoint.chosen(folder, process.main, say)
     _check_images(run, cfg, train, process.main, found is not None)
     if found:

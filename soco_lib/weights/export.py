@@ -16,14 +16,13 @@ from torch import Tensor, nn
 from soco_lib import BookError
 from soco_lib.detector import CfgNode, detector_config
 from soco_lib.fields import one_of, require
+from soco_lib.parts import zoo
 from soco_lib.runs import checkpoint
 from soco_lib.runs.files import replacing, writable
 from soco_lib.weights import formats
 from soco_lib.weights.foreign import LAYOUTS, Layout, one_convolution, ordered
 from soco_lib.weights.load import NETWORKS, checkpoint_file, own_weights
 from soco_lib.weights.names import BACKBONE, BOX_HEAD, rename
-
-from detectron2.config import get_cfg
 
 #: What `export` writes, by the layout.
 WRITTEN = {
@@ -125,8 +124,7 @@ def _source(path: str | Path, network: str, what: str) -> Source:
     known = config.is_file() and isinstance(content.get("model"), Mapping)
     require(known, f"{file} is no run's of this book (no config.yaml beside it): give a run folder")
     require(network == "online", f"{file} holds one network: use network=online")
-    d2 = get_cfg()
-    d2.merge_from_file(str(config))
+    d2 = zoo.read(config)
     tensors = {k: v for k, v in content["model"].items() if what == "detector" or re.match(_ENCODER, k)}
     checkpoint.check_numbers(tensors, file)
     return Source(tensors, d2, f"{file} ({what} of a fine-tuned detector)", {})

@@ -13,12 +13,14 @@ from soco_lib.fields import require
 from soco_lib.runs.folder import read_json
 
 #: Parts that a pretraining may have trained. If it reached them, all their keys must come from it.
-PRETRAINED = {"neck": r"backbone\.fpn_(lateral|output)\d\.", "head": r"roi_heads\.(box_head|res5)\."}
+PRETRAINED = {"neck": r"backbone\.(fpn_(lateral|output)|simfp_)\d\.", "head": r"roi_heads\.(box_head|res5)\."}
 #: Parts that no object-level pretraining trains: new in the detector, unless a trained detector brings them.
 ALWAYS_NEW = {
     "region proposals": r"proposal_generator\.|anchor_generator\.",
     "predictor": r"roi_heads\.box_predictor\.|head\.",  # `head.` is RetinaNet's and FCOS's
     "mask head": r"roi_heads\.mask_(head|pooler)\.",
+    "keypoint head": r"roi_heads\.keypoint_(head|pooler)\.",
+    "semantic head": r"sem_seg_head\.",
     "extra levels": r"backbone\.top_block\.",
     "norm after res5": r"roi_heads\.res5\.norm\.",
     "input statistics": r"pixel_(mean|std)$",
@@ -27,14 +29,15 @@ ALWAYS_NEW = {
 GROUPS = {
     "backbone stem": r"backbone\.(bottom_up\.)?stem\.",
     **{f"backbone res{i}": rf"(backbone\.(bottom_up\.)?|roi_heads\.)res{i}\." for i in range(2, 6)},
-    "fpn": r"backbone\.(fpn_|top_block)",
+    "fpn": r"backbone\.(fpn_|simfp_|top_block)",
+    "backbone": r"backbone\.",  # of another kind
     "region proposals": ALWAYS_NEW["region proposals"],
     "box head": r"roi_heads\.box_head\.",
     "predictor": ALWAYS_NEW["predictor"],
-    "mask head": ALWAYS_NEW["mask head"],
+    **{name: ALWAYS_NEW[name] for name in ("mask head", "keypoint head", "semantic head")},
 }
 #: Layers with rows for each class: of another number of classes they are new.
-CLASS_LAYERS = r"roi_heads\.(box_predictor\.(cls_score|bbox_pred)|mask_head\.predictor)\.|head\.cls_score\."
+CLASS_LAYERS = r"roi_heads\.(box_predictor\.(\d\.)?(cls_score|bbox_pred)|mask_head\.predictor)\.|head\.cls_score\."
 OTHER_CLASSES = "class layers of another number of classes"
 COUNTER = ".num_batches_tracked"  # of a batch norm: files older than torch 0.4.1 have none, frozen batch norms neither
 ELSEWHERE = "(not in this detector)"

@@ -1,0 +1,7 @@
+"""What Detectron2 lacks for this book's detectors; detector.py imports it all.
+
+coordinates  boxes in float32, whatever the type of the feature maps
+heads        FCOS from a config, the C4 head's last norm
+lazy         models of Python (lazy) configs, whole or by parts
+zoo          config files: of Detectron2's zoo, of its projects, by path, of a finished run
+"""

@@ -1,0 +1,62 @@
+"""Detector configs as files: of Detectron2's model zoo, of its projects, of a finished run."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from pathlib import Path
+
+from soco_lib import BookError, locate
+from soco_lib.runs.reasons import one_line
+
+from detectron2 import model_zoo, projects
+from detectron2.config import CfgNode, get_cfg
+
+#: The settings, under MODEL, of a detector that comes from a Python config (see lazy.py).
+LAZY = {"FILE": "", "OVERRIDES": [], "ARCHITECTURE": ""}
+KINDS = (".yaml", ".yml", ".py")
+
+
+def find(name: str) -> Path | None:
+    """The file of a config: a zoo file's name, such as COCO-Detection/retinanet_R_50_FPN_1x.yaml, or a path; None: no
+    such file.
+    """
+    path = Path(name)
+    if path.suffix not in KINDS:
+        return None
+    if not path.is_absolute():
+        try:
+            return Path(model_zoo.get_config_file(name))
+        except (RuntimeError, ValueError):  # what the zoo says of a file that it lacks, of a path that leaves it
+            pass
+    path = locate(name)
+    return path if path.is_file() else None
+
+
+def read(file: str | Path) -> CfgNode:
+    """A YAML config on top of Detectron2's defaults; where it has settings of Detectron2's installed projects or of this
+    book, theirs are added. Raises BookError for what neither knows and for a file that is no config.
+    """
+    try:
+        cfg = get_cfg()
+        try:
+            cfg.merge_from_file(str(file))
+        except KeyError:
+            cfg = get_cfg()
+            _add_projects(cfg)
+            cfg.merge_from_file(str(file))
+    except Exception as error:
+        more = "a project's own settings need its Python code: install it, or name its Python config (.py)"
+        said = f"{file} is no config of Detectron2 and its installed projects"
+        raise BookError(f"{said} ({one_line(error)}): {more}") from None
+    return cfg
+
+
+def _add_projects(cfg: CfgNode) -> None:
+    """Add the settings of Detectron2's installed projects, whose parts are then in its registries, and of LAZY."""
+    cfg.MODEL.LAZY = CfgNode(dict(LAZY))
+    for found in pkgutil.iter_modules(projects.__path__):
+        module = importlib.import_module(f"{projects.__name__}.{found.name}")
+        for name, add in vars(module).items():
+            if name.startswith("add_") and name.endswith("_config"):
+                add(cfg)
