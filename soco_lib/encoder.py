@@ -9,15 +9,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from soco_lib.config import Pretrain
 from soco_lib.detector import backbone, begins_new, detector_config, roi_heads
 from soco_lib.fields import require
+from soco_lib.parts.pyramids import below, levels, pyramid
 from soco_lib.runs.processes import send
 
-from detectron2.modeling.backbone import FPN, Backbone, SimpleFeaturePyramid, ViT
+from detectron2.modeling.backbone import Backbone, ViT
 from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels, convert_boxes_to_pooler_format
 from detectron2.structures import Boxes
 
@@ -68,30 +68,6 @@ class Levels:
         return RoIs(rows[by_level], tuple(level.bincount(minlength=count).tolist()), by_level.argsort())
 
 
-#: Pyramids, and what they call the network below.
-PYRAMIDS = {FPN: "bottom_up", SimpleFeaturePyramid: "net"}
-
-
-def pyramid(fpn: FPN | SimpleFeaturePyramid, x: Tensor) -> dict[str, Tensor]:
-    """The pyramid's `forward` for any view side: FPN's top-down map takes the lateral map's size where Detectron2 doubles
-    it.
-
-    x: (N, 3, S, S). Returns level name -> (N, C, ceil(S / stride), ceil(S / stride)), without P6 (Sec. 3.3). Equal to
-    `fpn(x)` wherever S is a multiple of the largest stride; 112 is not.
-    """
-    if isinstance(fpn, SimpleFeaturePyramid):
-        x = fpn.net(x)[fpn.in_feature]
-        return {name: stage(x) for name, stage in zip(fpn.output_shape(), fpn.stages)}
-    bottom_up = fpn.bottom_up(x)
-    names = list(fpn.output_shape())[: len(fpn.in_features)][::-1]
-    features, top_down = {}, None
-    for name, source, lateral, output in zip(names, fpn.in_features[::-1], fpn.lateral_convs, fpn.output_convs):
-        side = lateral(bottom_up[source])
-        top_down = side if top_down is None else side + F.interpolate(top_down, size=side.shape[-2:], mode="nearest")
-        features[name] = output(top_down)
-    return features
-
-
 class Encoder(nn.Module):
     """Image views and boxes to object features, h = f^H(RoIAlign(f^I(V), b)) (Eq. 1).
 
@@ -107,17 +83,14 @@ class Encoder(nn.Module):
         self.backbone = backbone(d2, aligned.neck)
         refused = f"detector={cfg.detector!r} has no backbone that boxes can be pooled from: "
         require(isinstance(self.backbone, Backbone), f"{refused}it is no Backbone of Detectron2")
-        below = next((name for kind, name in PYRAMIDS.items() if isinstance(self.backbone, kind)), "")
-        self.neck, self.below, self.new = bool(below) and aligned.neck, below, begins_new(d2)
-        if below:  # what is not pretrained is not kept, so that an export cannot claim it
-            unused = ["top_block"] if self.neck else [n for n, _ in self.backbone.named_children() if n != below]
+        self.below, self.new = below(self.backbone), begins_new(d2)
+        self.neck = bool(self.below) and aligned.neck
+        if self.below:  # what is not pretrained is not kept, so that an export cannot claim it
+            unused = ["top_block"] if self.neck else [n for n, _ in self.backbone.named_children() if n != self.below]
             for name in unused:
                 delattr(self.backbone, name)
-        shapes = self.trunk.output_shape()
-        if self.neck:
-            pooled = len(self.backbone.stages if below == "net" else self.backbone.in_features)
-            shapes = dict(list(self.backbone.output_shape().items())[:pooled])
-        elif not aligned.neck:
+        shapes = levels(self.backbone) if self.neck else self.trunk.output_shape()
+        if not aligned.neck:
             shapes = dict([max(shapes.items(), key=lambda item: item[1].stride)])
         self.levels = sorted(shapes)
         if self.neck and cfg.assignment == "fixed":

@@ -101,7 +101,7 @@ def _batch_norm(norm) -> bool:
 
 
 def _read(d2: CfgNode) -> DictConfig:
-    """The description of the model, with the book's settings (see above) and the overrides, which have the last word."""
+    """The description of the model with the book's settings (see above), then the overrides."""
     name, overrides = d2.MODEL.LAZY.FILE, d2.MODEL.LAZY.OVERRIDES
     path = zoo.find(name)
     require(path is not None, f"detector={name!r}: this config is not there any more")
@@ -173,5 +173,7 @@ def _build(d2: CfgNode, node: DictConfig):
     except Exception as error:
         lazy = d2.MODEL.LAZY
         how = f" with overrides {', '.join(lazy.OVERRIDES)}" if lazy.OVERRIDES else ""
-        said = f"detector={lazy.FILE!r} cannot be built{how} ({one_line(error)})"
-        raise BookError(f"{said}: look at {'their values' if how else 'what it needs'}") from None
+        remedy = "look at their values" if how else "it is not for this version of Detectron2"
+        if isinstance(error, ModuleNotFoundError):
+            remedy = f"install {error.name.partition('.')[0]}"
+        raise BookError(f"detector={lazy.FILE!r} cannot be built{how} ({one_line(error)}): {remedy}") from None

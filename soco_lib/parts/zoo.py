@@ -34,8 +34,8 @@ def find(name: str) -> Path | None:
 
 
 def read(file: str | Path) -> CfgNode:
-    """A YAML config on top of Detectron2's defaults; where it has settings of Detectron2's installed projects or of this
-    book, theirs are added. Raises BookError for what neither knows and for a file that is no config.
+    """A YAML config on top of Detectron2's defaults, and of its installed projects' and this book's where it has their
+    settings. Raises BookError for a setting that none knows and for a file that is no config.
     """
     try:
         cfg = get_cfg()

@@ -190,9 +190,7 @@ def _settings(cfg: Transfer, train: DetectionData, test: DetectionData, folder: 
 
 
 def _only_boxes_and_masks(d2: CfgNode, name: str) -> None:
-    """Leave out the heads that labelled boxes and masks do not train, as `without` says. Raises BookError for a detector
-    that nothing is left of.
-    """
+    """Leave out the heads that boxes and masks do not train (see `without`). Raises BookError where nothing is left."""
     kind = architecture(d2)
     other = "pretrain with it, and fine-tune a detector with the same backbone"
     require(kind not in NO_BOXES, f"detector={name!r} is a {kind}, which finds no objects to be scored: {other}")

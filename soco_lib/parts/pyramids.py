@@ -1,0 +1,45 @@
+"""Detectron2's pyramids for views of any side, without the levels that no object is pooled from.
+
+N images, C channels, S view side in pixels.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.backbone import FPN, SimpleFeaturePyramid
+
+#: A pyramid, and what it calls the network below it.
+PYRAMIDS = {FPN: "bottom_up", SimpleFeaturePyramid: "net"}
+
+
+def below(backbone: nn.Module) -> str:
+    """The name of the network below a pyramid; "" for a backbone that is none."""
+    return next((name for kind, name in PYRAMIDS.items() if isinstance(backbone, kind)), "")
+
+
+def levels(backbone: FPN | SimpleFeaturePyramid) -> dict[str, ShapeSpec]:
+    """The pyramid's levels, finest first, without those of its top block (Sec. 3.3: no P6)."""
+    count = len(backbone.in_features if isinstance(backbone, FPN) else backbone.stages)
+    return dict(list(backbone.output_shape().items())[:count])
+
+
+def pyramid(backbone: FPN | SimpleFeaturePyramid, x: Tensor) -> dict[str, Tensor]:
+    """The pyramid's `forward`, but that FPN's top-down map takes the lateral map's size where Detectron2 doubles it.
+
+    x: (N, 3, S, S). Returns level name -> (N, C, ceil(S / stride), ceil(S / stride)) of `levels`. Equal to
+    `backbone(x)` wherever S is a multiple of the largest stride; 112 is not.
+    """
+    if isinstance(backbone, SimpleFeaturePyramid):
+        x = backbone.net(x)[backbone.in_feature]
+        return {name: stage(x) for name, stage in zip(levels(backbone), backbone.stages)}
+    bottom_up, names = backbone.bottom_up(x), reversed(levels(backbone))
+    parts = zip(names, backbone.in_features[::-1], backbone.lateral_convs, backbone.output_convs)
+    features, top_down = {}, None
+    for name, source, lateral, output in parts:
+        side = lateral(bottom_up[source])
+        top_down = side if top_down is None else side + F.interpolate(top_down, size=side.shape[-2:], mode="nearest")
+        features[name] = output(top_down)
+    return features
