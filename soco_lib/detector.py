@@ -144,7 +144,7 @@ def detector_config(name: str, overrides: tuple[str, ...] = ()) -> CfgNode:
 
 def architecture(d2: CfgNode) -> str:
     """The class of the whole detector: GeneralizedRCNN, RetinaNet, PanopticFPN, …"""
-    return d2.MODEL.LAZY.ARCHITECTURE if _python(d2) else d2.MODEL.META_ARCHITECTURE
+    return d2.MODEL.LAZY.ARCHITECTURE if is_lazy(d2) else d2.MODEL.META_ARCHITECTURE
 
 
 def begins_new(d2: CfgNode) -> list[str]:
@@ -161,13 +161,14 @@ def begins_new(d2: CfgNode) -> list[str]:
     ]
 
 
-def _python(d2: CfgNode) -> bool:
+def is_lazy(d2: CfgNode) -> bool:
+    """Whether a detector comes from a Python config."""
     return d2.MODEL.META_ARCHITECTURE == lazy.LazyModel.__name__
 
 
 def backbone(d2: CfgNode, neck: bool = True) -> Backbone:
     """A detector's backbone; without neck one whose trunk goes to res5, wherever the detector has its own."""
-    if _python(d2):
+    if is_lazy(d2):
         return lazy.part(d2, "backbone", whole_trunk=not neck)
     if not neck:
         d2.merge_from_list(["MODEL.RESNETS.OUT_FEATURES", ["res5"], "MODEL.FPN.IN_FEATURES", ["res5"]])
@@ -176,7 +177,7 @@ def backbone(d2: CfgNode, neck: bool = True) -> Backbone:
 
 def roi_heads(d2: CfgNode, shapes: dict[str, ShapeSpec]) -> nn.Module | None:
     """A detector's RoI heads over maps of these shapes; None for one without, such as RetinaNet."""
-    if _python(d2):
+    if is_lazy(d2):
         return lazy.part(d2, "roi_heads")
     return build_roi_heads(d2, shapes) if architecture(d2) in ("GeneralizedRCNN", "PanopticFPN") else None
 

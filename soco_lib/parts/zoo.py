@@ -37,26 +37,32 @@ def read(file: str | Path) -> CfgNode:
     """A YAML config on top of Detectron2's defaults, and of its installed projects' and this book's where it has their
     settings. Raises BookError for a setting that none knows and for a file that is no config.
     """
-    try:
+    for add in (lambda cfg: None, _add_lazy, _add_projects):
         cfg = get_cfg()
+        add(cfg)
         try:
             cfg.merge_from_file(str(file))
-        except KeyError:
-            cfg = get_cfg()
-            _add_projects(cfg)
-            cfg.merge_from_file(str(file))
-    except Exception as error:
-        more = "a project's own settings need its Python code: install it, or name its Python config (.py)"
-        said = f"{file} is no config of Detectron2 and its installed projects"
-        raise BookError(f"{said} ({one_line(error)}): {more}") from None
-    return cfg
+            return cfg
+        except Exception as found:
+            error = found
+            if not isinstance(found, KeyError):
+                break
+    more = "a project's own settings need its Python code: install it, or name its Python config (.py)"
+    said = f"{file} is no config of Detectron2 and its installed projects"
+    raise BookError(f"{said} ({one_line(error)}): {more}") from None
+
+
+def _add_lazy(cfg: CfgNode) -> None:
+    cfg.MODEL.LAZY = CfgNode(dict(LAZY))
 
 
 def _add_projects(cfg: CfgNode) -> None:
-    """Add the settings of Detectron2's installed projects, whose parts are then in its registries, and of LAZY."""
-    cfg.MODEL.LAZY = CfgNode(dict(LAZY))
+    """Add the settings of Detectron2's installed projects, whose parts are in its registries from then on."""
     for found in pkgutil.iter_modules(projects.__path__):
-        module = importlib.import_module(f"{projects.__name__}.{found.name}")
+        try:
+            module = importlib.import_module(f"{projects.__name__}.{found.name}")
+        except ImportError:  # it needs a package that is not there: then its settings stay unknown
+            continue
         for name, add in vars(module).items():
             if name.startswith("add_") and name.endswith("_config"):
                 add(cfg)

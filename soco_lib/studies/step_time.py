@@ -19,6 +19,7 @@ from soco_lib.model import SoCo
 from soco_lib.runs import processes
 from soco_lib.train import Trainer
 from soco_lib.transfer.benchmarks import Transfer
+from soco_lib.transfer.detectron import boxes_and_masks
 
 from detectron2.modeling import build_model
 from detectron2.solver import build_optimizer
@@ -96,6 +97,7 @@ def detector_step(cfg: Transfer, count: int, device: torch.device) -> Callable[[
     warnings.filterwarnings("ignore", "torch.meshgrid")  # Detectron2's, harmless
     d2 = detector_config(cfg.detector, cfg.overrides)
     d2.MODEL.DEVICE = device.type
+    boxes_and_masks(d2, cfg.detector)
     for_finetuning(d2, synchronised=False)
     model, short = build_model(d2).train(), int(statistics.median(cfg.min_sizes))
     width = min(cfg.max_size, short * 4 // 3)

@@ -32,7 +32,7 @@ from soco_lib.studies import study as studies
 from soco_lib.studies.plans import inside
 from soco_lib.transfer import benchmarks
 from soco_lib.transfer.benchmarks import PROFILES, Transfer
-from soco_lib.transfer.detectron import DetectionData, draw_images, open_both
+from soco_lib.transfer.detectron import DetectionData, boxes_and_masks, draw_images, open_both
 from soco_lib.weights.load import compare, read_weights, remedy
 
 from detectron2.modeling import build_model
@@ -169,6 +169,7 @@ def _check_shares(asked: Asked, cfg: Transfer, train: DetectionData) -> None:
 def _check_start(name: str, init: str, cfg: Transfer, train: DetectionData) -> None:
     """Raises BookError for a checkpoint that the detector cannot start from, which its run would refuse hours later."""
     d2 = detector_config(cfg.detector, cfg.overrides)
+    boxes_and_masks(d2, cfg.detector)
     d2.MODEL.DEVICE, d2.MODEL.MASK_ON = "cpu", d2.MODEL.MASK_ON and bool(train.mask_format)
     d2.MODEL.ROI_HEADS.NUM_CLASSES = d2.MODEL.RETINANET.NUM_CLASSES = len(train.classes)
     try:

@@ -15,7 +15,7 @@ import torch
 
 from soco_lib import BookError
 from soco_lib.data.decoding import decode
-from soco_lib.detector import CfgNode, architecture, detector_config, for_finetuning
+from soco_lib.detector import CfgNode, architecture, detector_config, for_finetuning, is_lazy
 from soco_lib.fields import require
 from soco_lib.transfer.benchmarks import Transfer, require_data, split_sets
 from soco_lib.transfer.datasets import LAYOUTS, DataLayout
@@ -189,8 +189,10 @@ def _settings(cfg: Transfer, train: DetectionData, test: DetectionData, folder: 
     }
 
 
-def _only_boxes_and_masks(d2: CfgNode, name: str) -> None:
-    """Leave out the heads that boxes and masks do not train (see `without`). Raises BookError where nothing is left."""
+def boxes_and_masks(d2: CfgNode, name: str) -> None:
+    """Leave out heads of the detector `name` that boxes and masks do not train (see `without`). Raises BookError where
+    nothing is left.
+    """
     kind = architecture(d2)
     other = "pretrain with it, and fine-tune a detector with the same backbone"
     require(kind not in NO_BOXES, f"detector={name!r} is a {kind}, which finds no objects to be scored: {other}")
@@ -200,7 +202,7 @@ def _only_boxes_and_masks(d2: CfgNode, name: str) -> None:
     )
     d2.MODEL.KEYPOINT_ON = False
     if kind == "PanopticFPN":
-        where, key = (d2.MODEL.LAZY, "ARCHITECTURE") if "LAZY" in d2.MODEL else (d2.MODEL, "META_ARCHITECTURE")
+        where, key = (d2.MODEL.LAZY, "ARCHITECTURE") if is_lazy(d2) else (d2.MODEL, "META_ARCHITECTURE")
         where[key] = "GeneralizedRCNN"
 
 
@@ -209,9 +211,7 @@ def without(cfg: Transfer) -> str:
     d2 = detector_config(cfg.detector, cfg.overrides)
     heads = ["keypoint head"] * d2.MODEL.KEYPOINT_ON + ["semantic head"] * (architecture(d2) == "PanopticFPN")
     said = f"without its {' and '.join(heads)}, for which the data have no labels" if heads else ""
-    lazy = (
-        "its model alone: data, augmentation, schedule and optimiser are this transfer's" if "LAZY" in d2.MODEL else ""
-    )
+    lazy = "its model alone: data, augmentation, schedule and optimiser are this transfer's" if is_lazy(d2) else ""
     return "; ".join(filter(None, (lazy, said)))
 
 
@@ -237,9 +237,11 @@ def detectron_config(cfg: Transfer, train: DetectionData, test: DetectionData, f
             f"detector override {item!r}: set the transfer's own field instead",
         )
     d2 = detector_config(cfg.detector, cfg.overrides)
-    _only_boxes_and_masks(d2, cfg.detector)
+    boxes_and_masks(d2, cfg.detector)
     for key, value in owned.items():
         d2.merge_from_list([key, value])
+    if "POINT_HEAD" in d2.MODEL:  # PointRend's
+        d2.MODEL.POINT_HEAD.NUM_CLASSES = len(train.classes)
     d2.MODEL.DEVICE = "cuda" if cuda else "cpu"
     d2.MODEL.MASK_ON = d2.MODEL.MASK_ON and bool(train.mask_format)
     less = (

@@ -37,6 +37,7 @@ from soco_lib.transfer.finetune import FINAL
 from soco_lib.transfer.predictions import Predictions, test_set
 from soco_lib.weights import formats
 
+from detectron2.config import get_cfg
 from detectron2.data import detection_utils
 from detectron2.data.build import trivial_batch_collator
 from detectron2.data.transforms import AugInput, AugmentationList
@@ -199,7 +200,7 @@ def _write(folder: Path, source: ImageSource, found: dict, classes: list[dict]) 
 
 
 def _readme(cfg: Predict, folder: Path, d2: CfgNode) -> str:
-    plain = "LAZY" not in d2.MODEL  # settings that Detectron2 itself knows
+    plain = d2.MODEL.keys() == get_cfg().MODEL.keys()  # settings that Detectron2 itself knows
     named = {d2.MODEL.META_ARCHITECTURE, d2.MODEL.ROI_HEADS.NAME} & {*OURS}
     ours = "".join(f"import soco_lib.detector  # registers {name}\n" for name in named)
     file = f'"{folder.resolve()}/config.yaml"'
