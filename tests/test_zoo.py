@@ -342,6 +342,7 @@ model = get_config("COCO-InstanceSegmentation/mask_rcnn_regnetx_4gf_dds_fpn_1x.p
 model.backbone.bottom_up.update({small})
 """
 POINT_REND = """_BASE_: {base}
+INPUT: {{MASK_FORMAT: bitmask}}
 MODEL:
   MASK_ON: true
   ROI_HEADS: {{NAME: PointRendROIHeads}}
@@ -366,7 +367,7 @@ def test_a_python_config_by_its_path(cfg, tmp_path):
 def test_an_installed_projects_yaml_config_by_its_path(cfg, data, tmp_path):
     (tmp_path / "point_rend.yaml").write_text(POINT_REND.format(base=CONFIGS / "Base-RCNN-FPN.yaml"))
     name = str(tmp_path / "point_rend.yaml")
-    own = (*TINY_DETECTOR, "MODEL.POINT_HEAD.FC_DIM=16")
+    own = (*TINY_DETECTOR, "MODEL.ROI_MASK_HEAD.CONV_DIM=16")
     walk(name, own, cfg, data, tmp_path)
 
 

@@ -248,7 +248,8 @@ def detectron_config(cfg: Transfer, train: DetectionData, test: DetectionData, f
         "its objects have no masks, those of the training data have: give a test set with masks, TEST=, or a detector"
     )
     require(test.mask_format or not d2.MODEL.MASK_ON, f"test={cfg.test!r} cannot score masks: {less} without them")
-    d2.INPUT.MASK_FORMAT = train.mask_format or "polygon"
+    if d2.INPUT.MASK_FORMAT != "bitmask":  # which a config may ask for, of polygons too
+        d2.INPUT.MASK_FORMAT = train.mask_format or "polygon"
     for_finetuning(d2, synchronised=cuda and world > 1)  # SyncBatchNorm takes no CPU tensors
     d2.freeze()
     return d2
