@@ -1,7 +1,7 @@
 """Detectron2's whole model zoo, its projects' configs and Python configs as detectors of this book.
 
 A handful of configs is walked every time; SOCO_SLOW=1 walks all of them at full size, in an hour, and writes
-results/tables/zoo.md.
+results/tables/zoo.md (--cache-clear forgets the rows of an earlier walk).
 """
 
 import itertools
@@ -29,7 +29,7 @@ from soco_lib.transfer import run as transfer
 from soco_lib.transfer.batches import Samples, reach
 from soco_lib.transfer.detectron import detectron_config, open_both, without
 from soco_lib.weights.export import export
-from soco_lib.weights.load import load_into, read_weights
+from soco_lib.weights.load import load_into, own_weights, read_weights
 from tests.conftest import TINY_DETECTOR
 from tests.test_train import with_
 from tests.test_transfer import settings, write_coco
@@ -102,9 +102,12 @@ def pretrain(cfg):
     return trainer.model.online.encoder.eval(), losses
 
 
+def state(encoder):
+    return {f"online.encoder.{key}": value for key, value in encoder.state_dict().items()}
+
+
 def save(encoder, cfg, folder):
-    state = {f"online.encoder.{key}": value for key, value in encoder.state_dict().items()}
-    return checkpoint.save(folder, 2, to_dict(cfg), 1, model=state)
+    return checkpoint.save(folder, 2, to_dict(cfg), 1, model=state(encoder))
 
 
 @torch.no_grad()
@@ -147,11 +150,9 @@ def settled(own, name, overrides):
     return with_(own, detector=name, overrides=overrides, assignment="detectron2", **small)
 
 
-def into_its_detector(encoder, cfg, folder):
-    """A checkpoint's weights, loaded whole into the detector of the same config; its features equal the encoder's."""
-    path = save(encoder, cfg, folder)
-    weights = read_weights(path)
-    path.unlink()
+def into_its_detector(encoder, cfg):
+    """A pretraining's weights, loaded whole into the detector of the same config; its features equal the encoder's."""
+    weights = own_weights({"step": 2, "config": to_dict(cfg), "model": state(encoder)}, Path("here"), "online")
     built = build_model(detector_config(cfg.detector, cfg.overrides))
     report = load_into(built, weights, cfg.detector)
     assert set(report.loaded) == set(encoder.state_dict()) and "" not in report.new.values()
@@ -164,7 +165,7 @@ def walk(name, overrides, own, data, folder):
     """A config through pretraining, into its own detector and through fine-tuning: what a row of the table tells."""
     cfg = settled(own, name, overrides)
     encoder, losses = pretrain(cfg)
-    weights, apart = into_its_detector(encoder, cfg, folder)
+    weights, apart = into_its_detector(encoder, cfg)
     cfg = settings(data, detector=name, overrides=(*overrides, *few(name)), lr=1e-4, warmup=0, iterations=2)
     if any(kind in name for kind in NO_BOXES):
         with pytest.raises(BookError, match="finds no objects to be scored|takes its proposals from files") as error:
@@ -184,10 +185,10 @@ def test_a_config_trains_and_gives_the_detectors_features(cfg, data, tmp_path, n
 
 
 @pytest.mark.parametrize("name", BUILT)
-def test_a_config_gives_the_detectors_features(cfg, tmp_path, name):
+def test_a_config_gives_the_detectors_features(cfg, name):
     cfg = settled(cfg, name, ())
     torch.manual_seed(0)
-    into_its_detector(Encoder(cfg).eval(), cfg, tmp_path)
+    into_its_detector(Encoder(cfg).eval(), cfg)
 
 
 @pytest.mark.parametrize("name", [*DEFORMABLE[:1], *FOREIGN])
@@ -201,19 +202,23 @@ def test_the_zoo_is_as_it_was_counted():
 
 
 @pytest.mark.skipif(not os.environ.get("SOCO_SLOW"), reason="the whole zoo takes an hour: SOCO_SLOW=1 runs it")
-def test_the_whole_zoo(cfg, data, tmp_path):
-    rows, refused = [], []
-    for name in ZOO:
-        try:
-            parts, apart, losses, tuned = walk(name, (), cfg, data, tmp_path)
-            rows.append(f"| {name} | {parts} | {apart:.0e} | {losses[0]:.2f}, {losses[1]:.2f} | {tuned} |")
-            print(rows[-1], flush=True)
-        except BookError as error:
-            refused.append(f"| {name} | {str(error).replace(name, '…')} |")
-            print(refused[-1], flush=True)
-    assert len(refused) == len(DEFORMABLE) + len(FOREIGN)
-    page = PAGE.format(all=len(ZOO), good=len(rows), bad=len(refused), rows="\n".join(rows), refused="\n".join(refused))
-    TABLE.write_text(page)
+@pytest.mark.parametrize("name", ZOO)
+def test_the_whole_zoo(cfg, data, tmp_path, name, request):
+    """A config a test, so that processes share them; the last one writes the table of all."""
+    cache, expected = request.config.cache, name in DEFORMABLE + FOREIGN
+    try:
+        parts, apart, losses, tuned = walk(name, (), cfg, data, tmp_path)
+        row = [f"| {name} | {parts} | {apart:.0e} | {losses[0]:.2f}, {losses[1]:.2f} | {tuned} |", ""]
+    except BookError as error:
+        row = ["", f"| {name} | {str(error).replace(name, '…')} |"]
+    assert bool(row[1]) == expected, row[1]
+    cache.set(f"zoo/{name}", row)
+    rows = [cache.get(f"zoo/{each}", None) for each in ZOO]
+    if all(rows):
+        good, bad = ([line for line in lines if line] for lines in zip(*rows))
+        TABLE.write_text(
+            PAGE.format(all=len(ZOO), good=len(good), bad=len(bad), rows="\n".join(good), refused="\n".join(bad))
+        )
 
 
 TABLE = Path(__file__).parents[1] / "results" / "tables" / "zoo.md"
