@@ -147,8 +147,8 @@ def architecture(d2: CfgNode) -> str:
     return d2.MODEL.LAZY.ARCHITECTURE if is_lazy(d2) else d2.MODEL.META_ARCHITECTURE
 
 
-def begins_new(d2: CfgNode) -> list[str]:
-    """What of a detector no object-level pretraining trains."""
+def begins_new(d2: CfgNode, head: bool) -> list[str]:
+    """What of a detector is not pretrained beside its backbone; head: whether its box head is."""
     regions, boxes, semantic = "region proposals", "class and box layers", "semantic head"
     parts = {
         "GeneralizedRCNN": [regions, boxes],
@@ -156,9 +156,9 @@ def begins_new(d2: CfgNode) -> list[str]:
         "ProposalNetwork": [regions],
         "SemanticSegmentor": [semantic],
     }.get(architecture(d2), [boxes])
-    return parts + [
-        f"{kind.lower()} head" for kind in ("MASK", "KEYPOINT") if boxes in parts and d2.MODEL[f"{kind}_ON"]
-    ]
+    own = [] if head or regions not in parts or boxes not in parts else ["box head"]
+    more = [f"{kind.lower()} head" for kind in ("MASK", "KEYPOINT") if boxes in parts and d2.MODEL[f"{kind}_ON"]]
+    return own + parts + more
 
 
 def is_lazy(d2: CfgNode) -> bool:

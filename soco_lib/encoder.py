@@ -83,8 +83,9 @@ class Encoder(nn.Module):
         self.backbone = backbone(d2, aligned.neck)
         refused = f"detector={cfg.detector!r} has no backbone that boxes can be pooled from: "
         require(isinstance(self.backbone, Backbone), f"{refused}it is no Backbone of Detectron2")
-        self.below, self.new = below(self.backbone), begins_new(d2)
+        self.below = below(self.backbone)
         self.neck = bool(self.below) and aligned.neck
+        self.new = ["pyramid"] * (bool(self.below) and not self.neck) + begins_new(d2, aligned.head)
         if self.below:  # what is not pretrained is not kept, so that an export cannot claim it
             unused = ["top_block"] if self.neck else [n for n, _ in self.backbone.named_children() if n != self.below]
             for name in unused:

@@ -91,13 +91,15 @@ def _nodes(node) -> Iterator[DictConfig]:
     if isinstance(node, (DictConfig, ListConfig)):
         keys = list(node) if isinstance(node, DictConfig) else range(len(node))
         for key in keys:
-            if not OmegaConf.is_interpolation(node, key):
+            if not OmegaConf.is_interpolation(node, key) and not OmegaConf.is_missing(node, key):
                 yield from _nodes(node[key])
 
 
 def _batch_norm(norm) -> bool:
-    made = get_norm(norm, 32) if isinstance(norm, str) or callable(norm) else None
-    return isinstance(made, (_BatchNorm, FrozenBatchNorm2d))
+    """Whether a `norm` argument, a name or what is called with the number of channels, gives one."""
+    if not callable(norm) and norm not in ("BN", "SyncBN", "FrozenBN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N"):
+        return False
+    return isinstance(get_norm(norm, 32), (_BatchNorm, FrozenBatchNorm2d))
 
 
 def _read(d2: CfgNode) -> DictConfig:
@@ -110,9 +112,8 @@ def _read(d2: CfgNode) -> DictConfig:
     except Exception as error:
         raise BookError(f"detector={name!r} is no Python config of Detectron2 ({one_line(error)})") from None
     model = content.get("model") if isinstance(content, DictConfig) else None
-    lacks = [
-        key for key in ("backbone", "pixel_mean", "pixel_std") if not isinstance(model, DictConfig) or key not in model
-    ]
+    given = model if isinstance(model, DictConfig) else {}
+    lacks = [key for key in ("backbone", "pixel_mean", "pixel_std") if key not in given]
     require(
         not lacks,
         f"detector={name!r} describes no detector of Detectron2's (its model has no {', '.join(lacks)}): name a config "

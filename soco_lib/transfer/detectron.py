@@ -200,6 +200,8 @@ def boxes_and_masks(d2: CfgNode, name: str) -> None:
     require(
         not d2.MODEL.LOAD_PROPOSALS, f"detector={name!r} takes its proposals from files, not from the images: {own}"
     )
+    classes = f"detector={name!r} has no num_classes, in its model or its RoI heads, that labelled data could set"
+    require(d2.MODEL.ROI_HEADS.NUM_CLASSES > 0, f"{classes}: give its config one")
     d2.MODEL.KEYPOINT_ON = False
     if kind == "PanopticFPN":
         where, key = (d2.MODEL.LAZY, "ARCHITECTURE") if is_lazy(d2) else (d2.MODEL, "META_ARCHITECTURE")
