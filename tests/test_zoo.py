@@ -208,7 +208,7 @@ def test_the_whole_zoo(cfg, data, tmp_path, name, request):
     cache, expected = request.config.cache, name in DEFORMABLE + FOREIGN
     try:
         parts, apart, losses, tuned = walk(name, (), cfg, data, tmp_path)
-        row = [f"| {name} | {parts} | {apart:.0e} | {losses[0]:.2f}, {losses[1]:.2f} | {tuned} |", ""]
+        row = [f"| {name} | {parts} | {apart:.1g} | {losses[0]:.2f}, {losses[1]:.2f} | {tuned} |", ""]
     except BookError as error:
         row = ["", f"| {name} | {str(error).replace(name, '…')} |"]
     assert bool(row[1]) == expected, row[1]
@@ -228,7 +228,7 @@ Of the {all} configs in the model zoo of the installed Detectron2, {good} are pr
 Two updates of two images in two views of 64 pixels, on a CPU; the loss at each lies between -4 and 4. Their weights are then loaded into
 the detector of the same config, every key accounted for; *apart* is the largest difference between the encoder's object features and those
 that this detector computes from the same boxes (its maps, where it has no box head). *Fine-tuned*: two iterations from these weights on a
-drawn data set with boxes and masks. Base files, `common/` and `quick_schedules/` describe no other detectors.
+drawn data set with boxes and masks, 16 regions an image. Base files, `common/` and `quick_schedules/` describe no other detectors.
 
 Written by `SOCO_SLOW=1 pytest tests/test_zoo.py`.
 
