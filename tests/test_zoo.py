@@ -4,6 +4,7 @@ A handful of configs is walked every time; SOCO_SLOW=1 walks all of them at full
 results/tables/zoo.md (--cache-clear forgets the rows of an earlier walk).
 """
 
+import importlib.util
 import itertools
 import math
 import os
@@ -189,6 +190,23 @@ def test_a_config_gives_the_detectors_features(cfg, name):
     cfg = settled(cfg, name, ())
     torch.manual_seed(0)
     into_its_detector(Encoder(cfg).eval(), cfg)
+
+
+SMALL_VIT = ("net.embed_dim=32", "net.depth=2", "net.num_heads=2", "net.window_block_indexes=[0]", "square_pad=0")
+
+
+def test_vitdet_gives_the_detectors_features_or_names_the_package_that_it_needs(cfg):
+    name = "common/models/mask_rcnn_vitdet.py"
+    cfg = settled(cfg, name, tuple(f"model.backbone.{item}" for item in SMALL_VIT))
+    if importlib.util.find_spec("timm") is None:
+        with pytest.raises(BookError, match="cannot be built.*: install timm"):
+            Encoder(cfg)
+        return
+    encoder = Encoder(cfg).eval()
+    into_its_detector(encoder, cfg)
+    assert "backbone (ViT), pyramid (p2 p3 p4 p5), box head" in encoder.describe()
+    with pytest.raises(BookError, match=r"views of \[40\] pixels are cut.*multiples of 16"):
+        Encoder(with_(cfg, views=(View(40),)))
 
 
 @pytest.mark.parametrize("name", [*DEFORMABLE[:1], *FOREIGN])
