@@ -35,19 +35,21 @@ class Alignment:
     boxes: bool = True  # RoIAlign pools each box; False: the mean over the whole image
     neck: bool = False  # it pools from the FPN's levels, if the detector has an FPN; False: from the last ResNet stage
     head: bool = False  # the detector's box head or res5 follows; False: the mean of what was pooled
+    regions: bool = False  # the detector's RPN learns the proposals (parts/regions.py); not in the paper
 
     @property
     def parts(self) -> tuple[str, ...]:
         """The parts of the detector that are pretrained: a transfer must find all of their weights."""
-        return ("backbone", *("neck",) * self.neck, *("head",) * self.head)
+        return ("backbone", *("neck",) * self.neck, *("head",) * self.head, *("regions",) * self.regions)
 
 
-#: Every alignment, in Table 4's order; encoder.Encoder builds from an entry.
+#: Every alignment, Table 4's in its order; encoder.Encoder builds from an entry.
 ALIGNMENTS = {
     "whole": Alignment(boxes=False),
     "c5": Alignment(),
     "neck": Alignment(neck=True),
     "head": Alignment(neck=True, head=True),
+    "rpn": Alignment(neck=True, head=True, regions=True),
 }
 
 
@@ -127,6 +129,8 @@ class Pretrain:
             self.aligned.boxes or (self.k == 1 and self.proposals == "whole"),
             f"alignment={self.alignment!r} pools the whole image: set k=1 and proposals='whole'",
         )
+        learns = self.proposals != "whole" or not self.aligned.regions
+        require(learns, f"alignment={self.alignment!r} learns proposals: PROPOSALS=whole has none")
         for name in self.recompute:
             one_of("recompute", name, STAGES)
         excluded = self.compile and self.recompute

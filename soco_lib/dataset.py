@@ -5,6 +5,7 @@ B images of a micro-batch, K proposals, S_v side of view v in pixels.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from soco_lib.data.sources import ImageSource, UnreadableImage, open_source
 from soco_lib.data.store import ProposalStore
 from soco_lib.fields import require
 from soco_lib.runs import loader
-from soco_lib.views import ViewSample, make_views
+from soco_lib.views import ViewSample, all_in_first, make_views
 
 #: ImageNet mean and standard deviation of RGB in 0..255.
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -51,11 +52,13 @@ class Batch:
     valid: list[Tensor]  # (B, K) bool
     unreadable: int = 0  # samples that another image stands in for
     counted: Any = None  # what a step needs to know of boxes and flags: a model.Counted
+    regions: list[Tensor] | None = None  # every proposal in V1, B tensors (n_i, 4); None where no RPN learns them
 
     def pin_memory(self) -> Batch:
         """Called by DataLoader(pin_memory=True)."""
         counted = self.counted and self.counted.moved(Tensor.pin_memory)
-        return Batch([x.pin_memory() for x in self.images], self.boxes, self.valid, self.unreadable, counted)
+        images = [x.pin_memory() for x in self.images]
+        return dataclasses.replace(self, images=images, counted=counted)
 
     def images_on(self, device: torch.device) -> list[Tensor]:
         """The images, copied without waiting where their memory is pinned."""
@@ -71,7 +74,8 @@ def collate(samples: list[tuple[list[ViewSample], bool]], count: Callable | None
     views = list(zip(*(views for views, _ in samples)))
     stack = lambda name: [torch.from_numpy(np.stack([getattr(v, name) for v in view])) for view in views]
     boxes, valid = stack("boxes"), stack("valid")
-    return Batch(stack("image"), boxes, valid, sum(bad for _, bad in samples), count and count(boxes, valid))
+    regions = None if views[0][0].regions is None else [torch.from_numpy(v.regions) for v in views[0]]
+    return Batch(stack("image"), boxes, valid, sum(bad for _, bad in samples), count and count(boxes, valid), regions)
 
 
 def choose(rng: np.random.Generator, count: int, k: int) -> np.ndarray:
@@ -117,6 +121,8 @@ class ProposalViews(Dataset):
                 boxes = self.boxes(int(index), size)
                 views = make_views(rng, image, boxes[choose(rng, len(boxes), self.cfg.k)], self.cfg, size)
                 if all(view.valid.any() for view in views):  # else there is nothing to compare
+                    if self.cfg.aligned.regions:
+                        views[0] = all_in_first(views[0], rng.permutation(boxes), size)
                     return views, attempt > 0
                 key = self.source.keys[int(index)]
                 reason = BookError(f"every proposal drawn of {key} is under a pixel in some view")

@@ -14,6 +14,7 @@ from contextlib import redirect_stderr
 from torch import nn
 
 from soco_lib import BookError, locate
+from soco_lib.config import Alignment
 from soco_lib.fields import one_of, require
 
 logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)  # warns whenever fvcore is imported
@@ -23,7 +24,7 @@ with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
 
     from detectron2.config import CfgNode, get_cfg
     from detectron2.layers import DeformConv, ShapeSpec
-    from detectron2.modeling import build_backbone, build_roi_heads
+    from detectron2.modeling import build_backbone, build_proposal_generator, build_roi_heads
     from detectron2.modeling.backbone import Backbone
 
 logging.getLogger("fvcore.common.checkpoint").setLevel(logging.WARNING)
@@ -147,8 +148,8 @@ def architecture(d2: CfgNode) -> str:
     return d2.MODEL.LAZY.ARCHITECTURE if is_lazy(d2) else d2.MODEL.META_ARCHITECTURE
 
 
-def begins_new(d2: CfgNode, head: bool) -> list[str]:
-    """What of a detector is not pretrained beside its backbone; head: whether its box head is."""
+def begins_new(d2: CfgNode, aligned: Alignment) -> list[str]:
+    """What of a detector an alignment does not pretrain beside the backbone."""
     regions, boxes, semantic = "region proposals", "class and box layers", "semantic head"
     parts = {
         "GeneralizedRCNN": [regions, boxes],
@@ -156,9 +157,9 @@ def begins_new(d2: CfgNode, head: bool) -> list[str]:
         "ProposalNetwork": [regions],
         "SemanticSegmentor": [semantic],
     }.get(architecture(d2), [boxes])
-    own = [] if head or regions not in parts or boxes not in parts else ["box head"]
+    own = [] if aligned.head or regions not in parts or boxes not in parts else ["box head"]
     more = [f"{kind.lower()} head" for kind in ("MASK", "KEYPOINT") if boxes in parts and d2.MODEL[f"{kind}_ON"]]
-    return own + parts + more
+    return own + [part for part in parts if part != regions or not aligned.regions] + more
 
 
 def is_lazy(d2: CfgNode) -> bool:
@@ -180,6 +181,14 @@ def roi_heads(d2: CfgNode, shapes: dict[str, ShapeSpec]) -> nn.Module | None:
     if is_lazy(d2):
         return lazy.part(d2, "roi_heads")
     return build_roi_heads(d2, shapes) if architecture(d2) in ("GeneralizedRCNN", "PanopticFPN") else None
+
+
+def region_proposals(d2: CfgNode, shapes: dict[str, ShapeSpec]) -> nn.Module | None:
+    """A detector's RPN over maps of these shapes; None for one without."""
+    if _python(d2):
+        return lazy.part(d2, "proposal_generator")
+    found = architecture(d2) in ("GeneralizedRCNN", "PanopticFPN", "ProposalNetwork")
+    return build_proposal_generator(d2, shapes) if found else None
 
 
 def for_finetuning(d2: CfgNode, synchronised: bool) -> None:

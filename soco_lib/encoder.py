@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from soco_lib.config import Pretrain
-from soco_lib.detector import backbone, begins_new, detector_config, roi_heads
+from soco_lib.detector import backbone, begins_new, detector_config, region_proposals, roi_heads
 from soco_lib.fields import require
 from soco_lib.parts.pyramids import below, levels, pyramid
 from soco_lib.runs.processes import send
@@ -84,11 +84,14 @@ class Encoder(nn.Module):
         refused = f"detector={cfg.detector!r} has no backbone that boxes can be pooled from: "
         require(isinstance(self.backbone, Backbone), f"{refused}it is no Backbone of Detectron2")
         self.below = below(self.backbone)
+        if aligned.regions:
+            self.proposal_generator = region_proposals(d2, self.backbone.output_shape())
+            require(self.proposal_generator is not None, f"alignment={cfg.alignment!r}: {cfg.detector!r} has no RPN")
         self.neck = bool(self.below) and aligned.neck
-        self.new = ["pyramid"] * (bool(self.below) and not self.neck) + begins_new(d2, aligned.head)
+        self.new = ["pyramid"] * (bool(self.below) and not self.neck) + begins_new(d2, aligned)
         if self.below:  # what is not pretrained is not kept, so that an export cannot claim it
-            unused = ["top_block"] if self.neck else [n for n, _ in self.backbone.named_children() if n != self.below]
-            for name in unused:
+            others = [name for name, _ in self.backbone.named_children() if name != self.below]
+            for name in ["top_block"] * (not aligned.regions) if self.neck else others:
                 delattr(self.backbone, name)
         shapes = levels(self.backbone) if self.neck else self.trunk.output_shape()
         if not aligned.neck:
@@ -134,7 +137,8 @@ class Encoder(nn.Module):
         heads = [name.replace("_", " ") for name, _ in self.roi_heads.named_children()]
         shared = len(heads) and isinstance(next(self.roi_heads.children()), nn.ModuleList)
         heads = [f"{heads[0]}, one that all stages share"] if shared else heads
-        return f"pretrained: {', '.join(parts + heads)}; begins new in the detector: {', '.join(self.new)}"
+        regions = ["region proposals"] * hasattr(self, "proposal_generator")
+        return f"pretrained: {', '.join(parts + heads + regions)}; begins new in the detector: {', '.join(self.new)}"
 
     @property
     def box_head(self) -> nn.Module:
@@ -166,11 +170,14 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor, boxes: RoIs | Sequence[Tensor]) -> Tensor:
         """images (N, 3, S, S), normalised; boxes: `levels_of_boxes.rois` or N tensors (m_i, 4). Returns (M, D)."""
-        maps = self.maps(images)
+        return self.objects(self.maps(images), boxes)
+
+    def objects(self, maps: dict[str, Tensor], boxes: RoIs | Sequence[Tensor]) -> Tensor:
+        """`forward` from the images' maps on."""
         if self.pooler is None:
             return maps[self.levels[0]].mean((2, 3))
         if not isinstance(boxes, RoIs):
-            boxes = self.levels_of_boxes.rois([b.cpu() for b in boxes]).moved(send(images.device))
+            boxes = self.levels_of_boxes.rois([b.cpu() for b in boxes]).moved(send(maps[self.levels[0]].device))
         x = self.pool(maps, boxes)
         if hasattr(self.roi_heads, "box_head"):
             return self.box_head(x)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from soco_lib.config import Pretrain
 from soco_lib.encoder import Encoder, Levels, Movable, RoIs
 from soco_lib.loss import box_weights, pair_loss
+from soco_lib.parts.regions import region_term
 
 
 def mlp(d_in: int, hidden: int, d_out: int) -> nn.Sequential:
@@ -86,14 +87,17 @@ class SoCo(nn.Module):
         """z of every view, (M_j, E), without a graph. images: (B, 3, S_j, S_j) normalised, one a view."""
         return [self.target(x, r) for x, r in zip(images, rois)]
 
-    def forward(self, j: int, images: Tensor, rois: RoIs, pairs: list[Pair], z: list[Tensor]) -> Tensor:
+    def forward(self, j: int, images: Tensor, rois: RoIs, pairs: list[Pair], z: list[Tensor],
+                regions: list[Tensor] | None = None) -> Tensor:  # fmt: skip
         """What view number `j` (0: V1) adds to each pair (V1, V_i) as the online network's view: the sum over all j and
-        pairs is loss.soco_loss. Returns (P,) for P extra views.
+        pairs is loss.soco_loss. Returns (P,) for P extra views; with V1's `regions`, (P + 1,): last the RPN's loss.
 
         images (B, 3, S_j, S_j) normalised and rois of view j; z: `targets` of every view. One view a call, so that a
         caller can go backward before the next one and holds the activations of a single view.
         """
-        v = self.predictor(self.online(images, rois))
+        encoder = self.online.encoder
+        maps = encoder.maps(images)
+        v = self.predictor(self.online.projector(encoder.objects(maps, rois)))
         none = v.new_zeros((), dtype=torch.promote_types(v.dtype, torch.float32))
         terms = [none] * len(pairs)
         for i, pair in enumerate(pairs, start=1):
@@ -101,6 +105,8 @@ class SoCo(nn.Module):
                 terms[i - 1] = pair_loss(v.index_select(0, pair.first), z[i].index_select(0, pair.other), pair.weight)
             elif j == i:  # L~: V_i online, V1 in the target network
                 terms[i - 1] = pair_loss(v.index_select(0, pair.other), z[0].index_select(0, pair.first), pair.weight)
+        if regions is not None:
+            terms.append(region_term(encoder, maps, images.shape[-1], regions if j == 0 else None))
         return torch.stack(terms)
 
     @torch.no_grad()

@@ -77,7 +77,7 @@ class Trainer:
             shares = self.process.world == 1 or (last and j == count - 1)
             with contextlib.nullcontext() if shares else self.parallel.no_sync():
                 with processes.autocast(precision, device):
-                    added = self.parallel(j, images[j], counted.rois[j], counted.pairs, z)
+                    added = self.parallel(j, images[j], counted.rois[j], counted.pairs, z, batch.regions)
                 self.scaler.scale(added.sum() / self.plan.accumulate).backward()  # and the view's graph is freed
             pairs = pairs + added.detach()
         return {"loss": pairs.sum(), "pairs": pairs, "embeddings": z[0]}

@@ -6,6 +6,7 @@ Every random number comes from the numpy Generator that is passed in.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -42,6 +43,7 @@ class ViewSample:
     valid: np.ndarray  # (K,) bool: the proposal overlaps this view
     crop: tuple[int, int, int, int]  # x1, y1, x2, y2 that it shows, whole pixels of V1 before its flip
     flip: bool
+    regions: np.ndarray | None = None  # (n, 4) float32: every proposal of the image in V1, where an RPN learns them
 
 
 def resize(image: np.ndarray, side: int) -> np.ndarray:
@@ -202,3 +204,11 @@ def make_views(rng: Generator, image: np.ndarray, boxes: np.ndarray, cfg: Pretra
         plain[f"V{number}"] = (resize(pixels, view.size), mapped, valid, crop)
         samples.append(_finish(rng, *plain[f"V{number}"], SECOND, cfg))
     return samples
+
+
+def all_in_first(first: ViewSample, boxes: np.ndarray, frame: tuple[int, int]) -> ViewSample:
+    """V1 with every proposal of its image as `regions`: boxes (n, 4) in pixels of `frame` = (width, height)."""
+    side = first.image.shape[0]
+    mapped = box_math.clip(box_math.crop_resize(boxes, (0, 0, *frame), (side, side)), side, side)
+    mapped = mapped[box_math.valid(mapped, side, side)]
+    return dataclasses.replace(first, regions=box_math.hflip(mapped, side) if first.flip else mapped)

@@ -4,5 +4,6 @@ coordinates  boxes in float32, whatever the type of the feature maps
 heads        FCOS from a config, the C4 head's last norm
 lazy         models of Python (lazy) configs, whole or by parts
 pyramids     FPN and a ViT's pyramid for views of any side
+regions      the loss that pretrains an RPN
 zoo          config files: of Detectron2's zoo, of its projects, by path, of a finished run
 """

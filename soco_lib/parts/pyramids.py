@@ -43,3 +43,12 @@ def pyramid(backbone: FPN | SimpleFeaturePyramid, x: Tensor) -> dict[str, Tensor
         top_down = side if top_down is None else side + F.interpolate(top_down, size=side.shape[-2:], mode="nearest")
         features[name] = output(top_down)
     return features
+
+
+def with_top(backbone: nn.Module, maps: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`pyramid`'s maps and those of the top block above them, P6 for an RPN; the maps of a backbone without one."""
+    top = getattr(backbone, "top_block", None)
+    if top is None:
+        return maps
+    above = list(backbone.output_shape())[len(maps) :]
+    return {**maps, **dict(zip(above, top(maps[top.in_feature])))}

@@ -58,10 +58,11 @@ def verdict(spread_now: float, pairs: Sequence[float]) -> str:
 
 def line(row: dict, steps: int) -> str:
     """A row on one line; after the loss that of each pair of views, after the rate the range of LARS's trust ratios."""
+    regions = f"  rpn {row['regions']:.2f}" if "regions" in row else ""
     trust = "  trust {:.0e}..{:.0e}".format(*row["trust"]) if "trust" in row else ""
     eta = f"{row['eta_s']:.0f} s" if row["eta_s"] < 7200 else f"{row['eta_s'] / 3600:.1f} h"
     return (
-        f"step {row['step']}/{steps}  loss {row['loss']:.2f} ({' '.join(f'{p:.2f}' for p in row['pairs'])})  "
+        f"step {row['step']}/{steps}  loss {row['loss']:.2f} ({' '.join(f'{p:.2f}' for p in row['pairs'])}){regions}  "
         f"spread {row['spread']:.2f}  rank {row['effective_rank']:.3g}  lr {row['lr']:.2g}{trust}  "
         f"tau {row['tau']:.4f}  {row['images_per_s']:.1f} img/s  data {row['data_wait']:.0%}  "
         f"{row['memory_gb']:.0f} GB  eta {eta}"
@@ -101,7 +102,7 @@ class Log:
             "step": done,
             "epoch": round(done / self.plan.steps_per_epoch, 4),
             "loss": sum(pairs),
-            "pairs": [round(p, 5) for p in pairs],
+            "pairs": [round(p, 5) for p in pairs[: len(self.cfg.views)]],
             "spread": round(spread(out["embeddings"]), 5),
             "effective_rank": round(effective_rank(out["embeddings"]), 3),
             "lr": out["lr"],
@@ -112,6 +113,8 @@ class Log:
             "eta_s": round((self.plan.steps - done) * seconds / self.steps, 1),
             "unreadable": self.unreadable,
         }
+        if self.cfg.aligned.regions:
+            row["regions"] = round(pairs[-1], 5)  # the RPN's loss
         if self.cfg.precision == "fp16":
             row["skipped"] = self.skipped  # updates whose gradient overflowed
         if out["trust"] is not None:

@@ -13,7 +13,8 @@ from soco_lib.fields import require
 from soco_lib.runs.folder import read_json
 
 #: Parts that a pretraining may have trained. If it reached them, all their keys must come from it.
-PRETRAINED = {"neck": r"backbone\.(fpn_(lateral|output)|simfp_)\d\.", "head": r"roi_heads\.(box_head|res5)\."}
+PRETRAINED = {"neck": r"backbone\.(fpn_(lateral|output)|simfp_)\d\.", "head": r"roi_heads\.(box_head|res5)\.",
+              "regions": r"proposal_generator\.rpn_head\."}  # fmt: skip
 #: Parts that no object-level pretraining trains: new in the detector, unless a trained detector brings them.
 ALWAYS_NEW = {
     "region proposals": r"proposal_generator\.|anchor_generator\.",
@@ -67,6 +68,8 @@ def why_new(name: str, reach: tuple[str, ...], given: Collection[str]) -> str:
     """
     if not reach:
         return "not pretrained"
+    if "regions" in reach and _without(name, given) == "regions":
+        return ""
     if found := _without(name, given, ALWAYS_NEW):
         return found
     if name.endswith(COUNTER) and _no_counters(given):
