@@ -185,7 +185,7 @@ def roi_heads(d2: CfgNode, shapes: dict[str, ShapeSpec]) -> nn.Module | None:
 
 def region_proposals(d2: CfgNode, shapes: dict[str, ShapeSpec]) -> nn.Module | None:
     """A detector's RPN over maps of these shapes; None for one without."""
-    if _python(d2):
+    if is_lazy(d2):
         return lazy.part(d2, "proposal_generator")
     found = architecture(d2) in ("GeneralizedRCNN", "PanopticFPN", "ProposalNetwork")
     return build_proposal_generator(d2, shapes) if found else None

@@ -5,8 +5,7 @@ N images, M boxes of all images, C channels, S view side in pixels, D object fea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +14,11 @@ from soco_lib.config import Pretrain
 from soco_lib.detector import backbone, begins_new, detector_config, region_proposals, roi_heads
 from soco_lib.fields import require
 from soco_lib.parts.pyramids import below, levels, pyramid
+from soco_lib.parts.rois import Levels, RoIs
 from soco_lib.runs.processes import send
 
 from detectron2.modeling.backbone import Backbone, ViT
-from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels, convert_boxes_to_pooler_format
+from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels
 from detectron2.structures import Boxes
 
 
@@ -30,42 +30,6 @@ def canonical_size(cfg: Pretrain) -> float:
 def assign_levels(boxes, cfg: Pretrain) -> Tensor:
     """Pyramid level of each box (N, 4) in view pixels, array or tensor: (N,) int64 in 2..5."""
     return assign_boxes_to_levels([Boxes(torch.as_tensor(boxes))], 2, 5, canonical_size(cfg), 4) + 2
-
-
-class Movable:
-    """A dataclass of tensors and lists of Movables."""
-
-    def moved(self, move: Callable[[Tensor], Tensor]):
-        """The same with every tensor moved: to pinned memory, to a device."""
-        part = lambda x: move(x) if isinstance(x, Tensor) else [y.moved(move) for y in x] if isinstance(x, list) else x
-        return type(self)(*map(part, vars(self).values()))
-
-
-@dataclass(frozen=True)
-class RoIs(Movable):
-    """A batch's boxes as RoIAlign takes them, counted and sorted by level on the CPU: no GPU is waited for."""
-
-    rows: Tensor  # (M, 5) float32, level after level: image number, x1 y1 x2 y2 in view pixels
-    counts: tuple[int, ...]  # rows of each level
-    order: Tensor | None  # (M,) int64: the row of each box, image after image; None: the rows are in this order
-
-
-@dataclass(frozen=True)
-class Levels:
-    """Pyramid levels that boxes are pooled from, numbered and assigned as by Detectron2's ROIPooler."""
-
-    lowest: int
-    highest: int
-    canonical: float  # side in pixels above which a box goes to level 4
-
-    def rois(self, boxes: Sequence[Tensor]) -> RoIs:
-        """Boxes of N images, N tensors (m_i, 4) on the CPU, x1 y1 x2 y2 in view pixels, for `Encoder.forward`."""
-        rows, count = convert_boxes_to_pooler_format([Boxes(b) for b in boxes]), self.highest - self.lowest + 1
-        if count == 1:
-            return RoIs(rows, (len(rows),), None)
-        level = assign_boxes_to_levels([Boxes(rows[:, 1:])], self.lowest, self.highest, self.canonical, 4)
-        by_level = level.argsort(stable=True)
-        return RoIs(rows[by_level], tuple(level.bincount(minlength=count).tolist()), by_level.argsort())
 
 
 class Encoder(nn.Module):

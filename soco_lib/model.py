@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from soco_lib.config import Pretrain
-from soco_lib.encoder import Encoder, Levels, Movable, RoIs
+from soco_lib.encoder import Encoder
 from soco_lib.loss import box_weights, pair_loss
 from soco_lib.parts.regions import region_term
+from soco_lib.parts.rois import Levels, Movable, RoIs
 
 
 def mlp(d_in: int, hidden: int, d_out: int) -> nn.Sequential:

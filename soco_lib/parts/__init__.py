@@ -5,5 +5,6 @@ heads        FCOS from a config, the C4 head's last norm
 lazy         models of Python (lazy) configs, whole or by parts
 pyramids     FPN and a ViT's pyramid for views of any side
 regions      the loss that pretrains an RPN
+rois         boxes counted and sorted on the CPU
 zoo          config files: of Detectron2's zoo, of its projects, by path, of a finished run
 """
