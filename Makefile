@@ -194,7 +194,7 @@ STUDY_FLAGS = $(if $(PLAN),--plan) $(if $(MEASURE),--measure) $(if $(RECORDED),-
 STUDY = @status=0; $(PY) -m soco_lib.studies $(1) --profile '$(PROFILE)' --seeds '$(SEEDS)' --jobs '$(or $(JOBS),1)' --launch $(call q,$(HOW)) \
     --variants $(call q,$(VARIANTS)) --benchmarks $(call q,$(BENCHMARKS)) $(STUDY_FLAGS) || status=$$?; \
     $(if $(PLAN),exit $$status,$(PY) -m soco_lib.book.study $(1) --profile '$(PROFILE)' $(IN) --after $$status)
-##: ablation-NAME labels growth photographs longer detectors alignment viewsize batchsize proposals momentum (notebooks/studies says which tables)
+##: ablation-NAME labels growth regions photographs longer detectors alignment viewsize batchsize proposals momentum (notebooks/studies says which tables)
 ablation-%: $(TOY_DATA) | $(READY)
 	$(call STUDY,$*)
 ##: pretrain-soco-NAME 100 400 star-400 c4-100 c4-400: the paper's pretrainings, with the transfers that score them
