@@ -35,7 +35,7 @@ def a_study(folder, pictures):
 
 def proposals_of_a_study(folder, pictures):
     cfg = Pretrain(str(pictures), str(folder / "proposals"))
-    study = SimpleNamespace(lists={}, stores={cfg.proposals: {"generator": "random", "count": 2}})
+    study = SimpleNamespace(scenes={}, lists={}, stores={cfg.proposals: {"generator": "random", "count": 2}})
     prepare.prepare(study, [cfg], lambda line: None)
 
 
