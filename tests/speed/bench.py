@@ -16,6 +16,7 @@ from soco_lib.data.sources import open_source
 from soco_lib.fields import one_of
 from soco_lib.figures import speed
 from soco_lib.tables import pages
+from tests.speed.timing import Bench
 
 NAMES = ("views", "step", "proposals", "store", "readers", "startup", "threads")
 SCENES = "coco:data/scenes/annotations/instances_train.json"
@@ -29,13 +30,15 @@ def default_images() -> str:
 
 
 def goals(folder: Path) -> str:
-    """Every goal of the records in a folder, and the machines, as Markdown."""
+    """Every goal of the records in a folder, and the machines, then each benchmark's tables, as Markdown."""
     found = speed.records(folder)
     machines = {
         f"{record['hardware']['cores']} x {record['hardware']['cpu']}, {record['measured']}"
         for record in found.values()
     }
-    return f"{pages.markdown(speed.goals(found), 3)}\n\nMeasured by `make bench` on {'; '.join(sorted(machines))}.\n"
+    each = [f"\n{Bench.of(record).markdown(record['hardware'])}".replace("\n#", "\n##") for record in found.values()]
+    first = f"{pages.markdown(speed.goals(found), 3)}\n\nMeasured by `make bench` on {'; '.join(sorted(machines))}.\n"
+    return "".join([first, *each])
 
 
 @one_line_errors

@@ -2,7 +2,7 @@
 kept.
 
     results/bench/NAME.json    machine, versions, commit, data, every repetition, goals
-                  NAME.md      the same as tables
+                  goals.md     all goals, then every benchmark's tables (bench.py)
 
 A noisy machine is why: of two ways that take turns both meet the same noise, and a median of repetitions stands beside
 its range.
@@ -159,8 +159,14 @@ class Bench:
         """Hold a measured value against a limit."""
         self.goals.append(Goal(what, float(value), limit, unit, at_least))
 
-    def markdown(self) -> str:
-        """Everything as tables."""
+    @classmethod
+    def of(cls, record: Mapping) -> Bench:
+        """From what `write` wrote."""
+        rows, goals = ([kind(**item) for item in record[name]] for kind, name in ((Row, "rows"), (Goal, "goals")))
+        return cls(record["name"], record["title"], record["data"], rows, goals, record["notes"], record["tables"])
+
+    def markdown(self, hardware: Mapping | None = None) -> str:
+        """Everything as tables; hardware: what it was measured on, None for this machine."""
         number = lambda v: "" if v is None else f"{v:.4g}"
         rows = [
             {
@@ -189,15 +195,14 @@ class Bench:
         for title, table in self.tables.items():
             parts.append(f"## {title}\n\n{pd.DataFrame(table).to_markdown(index=False)}")
         parts += [f"- {note}" for note in self.notes]
-        machine = provenance()["hardware"]
-        parts.append(f"Machine: {machine}. Versions and every repetition: {self.name}.json.")
+        parts.append(
+            f"Machine: {hardware or provenance()['hardware']}. Versions and every repetition: {self.name}.json."
+        )
         return "\n\n".join(part for part in parts if part) + "\n"
 
     def write(self, folder: Path = ROOT / "results/bench") -> str:
-        """Write NAME.json and NAME.md below `folder`; returns the markdown."""
+        """Write NAME.json below `folder`; returns the markdown."""
         folder.mkdir(parents=True, exist_ok=True)
-        text = self.markdown()
         record = {**dataclasses.asdict(self), **provenance(), "measured": time.strftime("%F")}
         write_json(folder / f"{self.name}.json", record)
-        (folder / f"{self.name}.md").write_text(text)
-        return text
+        return self.markdown()
