@@ -21,7 +21,7 @@ from tests.speed.timing import Bench
 
 RATE = "images/s"
 #: Steps of a run, of which the first is not counted, and how often each way is taken.
-STEPS, REPETITIONS = 13, 3
+STEPS, REPETITIONS = 8, 3
 NOTES = (
     "a run: the toy profile's pretraining as `make pretrain` starts it, median speed of its steps after the first",
     "chosen: as many threads as cores are free when the run starts; others: OMP_NUM_THREADS",
@@ -62,6 +62,7 @@ def run(images: str, quick: bool) -> Bench:
                 for way in list(ways)[:: -1 if number % 2 else 1]:
                     with busy(others):
                         rates[way].append(speed(cfg, Path(scratch), f"{others}-{way}-{number}", ways[way]))
+                    print(f"beside {others} busy, {way}: {rates[way][-1]:.1f} {RATE}", flush=True)
             bench.add(f"a run beside {others} busy", RATE, rates)
             medians = {way: statistics.median(values) for way, values in rates.items()}
             share = medians["chosen"] / max(medians["one"], medians["all"])
