@@ -13,6 +13,7 @@ from soco_lib.encoder import Encoder
 from soco_lib.fields import from_dict
 from soco_lib.model import SoCo
 from soco_lib.parts.regions import region_loss, region_term
+from soco_lib.runs import launch
 from soco_lib.runs.folder import Run, read_json
 from soco_lib.transfer import run as transfer
 from soco_lib.transfer.benchmarks import Transfer
@@ -111,3 +112,9 @@ def test_what_has_no_rpn_and_what_has_nothing_to_learn(cfg):
         Encoder(dataclasses.replace(cfg, alignment="rpn", detector="retinanet-r50-fpn", overrides=()))
     with pytest.raises(BookError, match="learns proposals: PROPOSALS=whole has none"):
         dataclasses.replace(cfg, alignment="rpn", proposals="whole")
+
+
+def test_two_processes_train_it(with_rpn, tmp_path):
+    run = Run.start("two", "pretrain", with_rpn, tmp_path)
+    metrics = launch.launch(run, launch.Launch(2), say=lambda line: None)
+    assert metrics["processes"] == 2 and all(row["regions"] > 0 for row in Run.read(run.folder).rows())

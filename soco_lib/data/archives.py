@@ -53,9 +53,8 @@ class Archive:
 
     def read(self, index: int) -> bytes:
         """The bytes of image `index`. Raises OSError, or zlib.error when they are damaged."""
-        opened = _opened(
-            *self.files[self.file[index]]
-        )  # kept here: two threads may open it, and one lets go of its own
+        # Kept here: two threads may open it, and one lets go of its own.
+        opened = _opened(*self.files[self.file[index]])
         file = opened.number
         offset, size, form = int(self.offset[index]), int(self.size[index]), self.form[index]
         if form == BARE:

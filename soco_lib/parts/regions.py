@@ -23,8 +23,8 @@ def region_loss(rpn: RPN, maps: dict[str, Tensor], side: int, boxes: Sequence[Te
     """The RPN's two losses on N square images of `side` pixels, added up as in fine-tuning: a scalar, float32 at least.
 
     maps: level name -> (N, C, h, w), all that the RPN reads; boxes: N tensors (m_i, 4), every proposal of the image,
-    x1 y1 x2 y2 in its pixels, on the CPU. Which anchors of an image are looked at is drawn, from its boxes and their
-    order alone, whoever else is in the batch.
+    x1 y1 x2 y2 in its pixels, on any device (DDP moves what it is given). Which anchors of an image are looked at is
+    drawn, from its boxes and their order alone, whoever else is in the batch.
     """
     features = [maps[name] for name in rpn.in_features]
     anchors, (scores, deltas), device = rpn.anchor_generator(features), rpn.rpn_head(features), features[0].device
@@ -33,7 +33,7 @@ def region_loss(rpn: RPN, maps: dict[str, Tensor], side: int, boxes: Sequence[Te
     labels, matched = [], []
     with EventStorage(), torch.random.fork_rng([device] if device.type == "cuda" else []):
         for own in boxes:
-            torch.manual_seed(zlib.crc32(own.numpy().tobytes()))
+            torch.manual_seed(zlib.crc32(own.cpu().numpy().tobytes()))
             objects = Instances((side, side), gt_boxes=Boxes(own.to(device, non_blocking=True)))
             for found, these in zip((labels, matched), rpn.label_and_sample_anchors(anchors, [objects])):
                 found += these

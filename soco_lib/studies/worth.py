@@ -270,9 +270,10 @@ def _seen(source: ImageSource, test: DetectionData) -> str:
 
 def _proposals(asked: Asked, source: ImageSource) -> str:
     """How long the proposals of IMAGES will take on this machine's cores, from a few that are made here."""
-    if asked.proposals == "whole" or (locate(asked.proposals) / "store.json").is_file():
-        if asked.proposals != "whole":
-            ProposalStore.open(asked.proposals).check(source)
+    there = (locate(asked.proposals) / "store.json").is_file()
+    if there:
+        ProposalStore.open(asked.proposals).check(source)
+    if there or asked.proposals == "whole":
         return f"proposals: {asked.proposals}, which are there"
     took, config = [], ProposalConfig()
     for index in range(0, len(source), -(-len(source) // TIMED)):

@@ -24,20 +24,19 @@ def arm_of(variant: str) -> str:
 
 
 def scores(rows: Sequence[Row]) -> pd.DataFrame:
-    """A row a finished score: arm, images seen, seed, score (a probe, or benchmark and metric), value in percent; an
+    """A row a finished score: arm, images seen, seed, score (a probe, or box AP on a benchmark), value in percent; an
     arm "" has no pretraining, and has seen 0 images. No row where no arm has two lengths.
     """
     found = []
     for row in rows:
-        arm, metrics = arm_of(row.variant.name), ("AP_bb",)
+        arm = arm_of(row.variant.name)
         for seed, cell in row.cells.items():
             pretrained = cell.pretrain.run if cell.pretrain and cell.pretrain.state.word == "done" else None
             said = records.numbers(pretrained) if pretrained and arm else {}
             about = {"arm": arm, "images": said.get("images_seen", 0), "seed": seed}
             found += [about | {"score": name, "value": 100 * said[key]} for key, name in PROBES.items() if key in said]
-            for metric in metrics if arm or row.variant.scratch else ():
-                value = row.scores(metric).get(seed)
-                found += [about | {"score": f"{row.benchmark}, {metric}", "value": value}] * (value is not None)
+            ap = row.scores("AP_bb").get(seed) if arm or row.variant.scratch else None
+            found += [about | {"score": f"{row.benchmark}, AP_bb", "value": ap}] * (ap is not None)
     frame = pd.DataFrame(found, columns=["arm", "images", "seed", "score", "value"]).drop_duplicates()
     frame = frame.sort_values("score", key=lambda names: ~names.isin(PROBES.values()), kind="stable")
     lengths = frame[frame["arm"] != ""].groupby("arm")["images"].nunique()
