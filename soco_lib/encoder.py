@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from soco_lib.config import Pretrain
 from soco_lib.detector import backbone, begins_new, detector_config, region_proposals, roi_heads
 from soco_lib.fields import require
-from soco_lib.parts.pyramids import below, levels, pyramid
+from soco_lib.parts.pyramids import below, left_out, levels, pyramid
 from soco_lib.parts.rois import Levels, RoIs
 from soco_lib.runs.processes import send
 
@@ -122,14 +122,29 @@ class Encoder(nn.Module):
         """The network below the pyramid, or the whole backbone: a ResNet, a RegNet, a ViT."""
         return getattr(self.backbone, self.below) if self.below else self.backbone
 
-    def maps(self, images: Tensor) -> dict[str, Tensor]:
-        """images (N, 3, S, S), normalised. Returns level name -> (N, C, h, w)."""
-        return pyramid(self.backbone, images) if self.neck else self.trunk(images)
+    def maps(self, images: Tensor, rois: RoIs | None = None) -> dict[str, Tensor]:
+        """images (N, 3, S, S), normalised. Returns level name -> (N, C, h, w); of a pyramid with `rois` only those that
+        they are pooled from: batch norms of the others see nothing of these images.
+        """
+        return pyramid(self.backbone, images, self._needed(rois)) if self.neck else self.trunk(images)
+
+    def left_out(self, rois: RoIs) -> list[nn.Parameter]:
+        """The weights of `levels` that `maps` with these rois does without."""
+        if not self.neck:
+            return []
+        unused = left_out(self.backbone, self._needed(rois)) if len(self.levels) > 1 else []
+        return [weight for part in unused for weight in part.parameters()]
+
+    def _needed(self, rois: RoIs | None) -> list[str]:
+        """The levels that have boxes, the coarsest if none has; []: all."""
+        if rois is None:
+            return []
+        return [name for name, there in zip(self.levels, rois.reached) if there] or self.levels[-1:]
 
     def pool(self, maps: dict[str, Tensor], rois: RoIs) -> Tensor:
         """As Detectron2's ROIPooler, which would ask the device for the boxes of each level. Returns (M, C, s, s)."""
-        parts = rois.rows.split(rois.counts)
-        x = [align(maps[name], part) for name, align, part in zip(self.levels, self.pooler.level_poolers, parts)]
+        parts = zip(self.levels, self.pooler.level_poolers, rois.rows.split(rois.counts))
+        x = [align(maps[name], part) for name, align, part in parts if name in maps]
         return x[0] if rois.order is None else torch.cat(x).index_select(0, rois.order)
 
     def forward(self, images: Tensor, boxes: RoIs | Sequence[Tensor]) -> Tensor:

@@ -6,6 +6,7 @@ B images, K proposals an image, S view side in pixels, E embedding dimension, M 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -36,7 +37,8 @@ class Network(nn.Module):
 
     def forward(self, images: Tensor, boxes: RoIs | Sequence[Tensor]) -> Tensor:
         """images and boxes of one view as the encoder takes them. Returns (M, E)."""
-        return self.projector(self.encoder(images, boxes))
+        maps = self.encoder.maps(images, boxes if isinstance(boxes, RoIs) else None)
+        return self.projector(self.encoder.objects(maps, boxes))
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,12 @@ class Counted(Movable):
         present = [b[v].split(v.sum(1).tolist()) for b, v in zip(boxes, valid)]
         return cls([levels.rois(b) for b in present], [Pair.of(valid[0], v) for v in valid[1:]])
 
+    def reaching(self, agree: Callable[[list[bool]], list[bool]]) -> Counted:
+        """The same with every view's levels in `reached` as `agree` answers to all of them, one view after another."""
+        agreed = iter(agree([flag for rois in self.rois for flag in rois.reached]))
+        rois = [dataclasses.replace(x, reached=tuple(next(agreed) for _ in x.reached)) for x in self.rois]
+        return dataclasses.replace(self, rois=rois)
+
 
 class SoCo(nn.Module):
     """Online network theta with predictor q, target network xi = EMA(theta)."""
@@ -96,8 +104,8 @@ class SoCo(nn.Module):
         images (B, 3, S_j, S_j) normalised and rois of view j; z: `targets` of every view. One view a call, so that a
         caller can go backward before the next one and holds the activations of a single view.
         """
-        encoder = self.online.encoder
-        maps = encoder.maps(images)
+        encoder, of_all = self.online.encoder, regions is not None and j == 0  # an RPN reads every level
+        maps = encoder.maps(images, None if of_all else rois)
         v = self.predictor(self.online.projector(encoder.objects(maps, rois)))
         none = v.new_zeros((), dtype=torch.promote_types(v.dtype, torch.float32))
         terms = [none] * len(pairs)
@@ -106,6 +114,8 @@ class SoCo(nn.Module):
                 terms[i - 1] = pair_loss(v.index_select(0, pair.first), z[i].index_select(0, pair.other), pair.weight)
             elif j == i:  # L~: V_i online, V1 in the target network
                 terms[i - 1] = pair_loss(v.index_select(0, pair.other), z[0].index_select(0, pair.first), pair.weight)
+        if not of_all:  # processes wait for each weight's gradient, and LARS knows no weight without one
+            terms[0] = terms[0] + 0 * sum(weight.sum() for weight in encoder.left_out(rois))
         if regions is not None:
             terms.append(region_term(encoder, maps, images.shape[-1], regions if j == 0 else None))
         return torch.stack(terms)

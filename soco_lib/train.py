@@ -69,7 +69,10 @@ class Trainer:
         ((M_1, E), the target's of V1).
         """
         device, count, precision = self.process.device, len(batch.images), self.cfg.precision
-        counted = (batch.counted or self.model.count(batch.boxes, batch.valid)).moved(send(device))
+        counted = batch.counted or self.model.count(batch.boxes, batch.valid)
+        if self.process.synchronised:  # all compute the batch norms of a level, or none does
+            counted = counted.reaching(processes.anyones)
+        counted = counted.moved(send(device))
         images, pairs = [normalize(x) for x in batch.images_on(device)], 0
         with processes.autocast(precision, device):
             z = self.model.targets(images, counted.rois)

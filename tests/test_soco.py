@@ -1,15 +1,20 @@
 """Model and objective on a tiny detector."""
 
+import copy
+
 import pytest
 import torch
 
 from soco_lib.config import Pretrain, View
 from soco_lib.detector import detector_config
-from soco_lib.encoder import Encoder, pyramid
+from soco_lib.encoder import Encoder
 from soco_lib.model import SoCo
+from soco_lib.parts.pyramids import left_out, pyramid
 from tests.conftest import TINY_DETECTOR
 
+from detectron2.layers import ShapeSpec  # isort: skip
 from detectron2.modeling import build_backbone  # isort: skip
+from detectron2.modeling.backbone import Backbone, SimpleFeaturePyramid  # isort: skip
 from detectron2.structures import Boxes  # isort: skip
 
 SIZES = (64, 64, 48)
@@ -86,6 +91,62 @@ def test_pyramid_equals_detectron2(side):
 def test_pyramid_takes_sides_that_32_does_not_divide():
     maps = pyramid(Encoder(cfg()).backbone, torch.randn(1, 3, 112, 112))
     assert [maps[f"p{i}"].shape[-1] for i in (2, 3, 4, 5)] == [28, 14, 7, 4]
+
+
+class Map(Backbone):
+    """A backbone of one map."""
+
+    def forward(self, x):
+        return {"last": x}
+
+    def output_shape(self):
+        return {"last": ShapeSpec(channels=8, stride=16)}
+
+
+@pytest.mark.parametrize("needed", [["p3"], ["p5"], ["p2", "p4"], ["p2", "p3", "p4", "p5"]])
+@pytest.mark.parametrize("kind", ["fpn", "vit"])
+def test_pyramid_computes_the_needed_levels_only(kind, needed):
+    if kind == "fpn":
+        whole, x = build_backbone(detector_config("mask-rcnn-r50-fpn", TINY_DETECTOR)), torch.randn(2, 3, 64, 64)
+    else:
+        whole, x = SimpleFeaturePyramid(Map(), "last", 8, (4.0, 2.0, 1.0, 0.5)), torch.randn(2, 8, 4, 4)
+    maps, expected = pyramid(whole, x, needed), pyramid(whole, x)
+    assert sorted(maps) == needed and all(torch.equal(maps[name], expected[name]) for name in needed)
+    sum(m.sum() for m in maps.values()).backward()
+    own = [p for name, p in whole.named_parameters() if not name.startswith("bottom_up")]
+    unused = {id(p) for part in left_out(whole, needed) for p in part.parameters()}
+    assert unused == {id(p) for p in own if p.grad is None}
+
+
+def updated(model, sizes, boxes, agree=None):
+    """Loss, gradients and buffers by name after one step on random images."""
+    images, _, valid = batch(sizes)
+    counted = model.count(boxes, valid)
+    counted = counted.reaching(agree) if agree else counted
+    z = model.targets(images, counted.rois)
+    loss = sum(model(j, images[j], counted.rois[j], counted.pairs, z) for j in range(len(images))).sum()
+    loss.backward()
+    return loss, {n: p.grad for n, p in model.named_parameters() if p.requires_grad}, dict(model.named_buffers())
+
+
+@pytest.mark.parametrize("reached", ["all", "those of another process"])
+def test_a_level_without_boxes_changes_nothing_but_its_own_statistics(reached):
+    """V1's boxes go to P3, those of the others to P2: loss and gradients to the last bit, zeros where nothing is."""
+    sizes = (128, 128, 96)
+    boxes = [torch.tensor([8.0, 8.0, 8.0 + s, 8.0 + s]).expand(3, 4, 4) for s in (64, 40, 30)]
+    torch.manual_seed(0)
+    model = SoCo(cfg(size=128, views=(View(128), View(96, "V2"))))
+    plain = copy.deepcopy(model)
+    others = (lambda flags: [True] * 12) if reached == "all" else lambda flags: [*flags[:2], True, *flags[3:]]
+    loss, grads, seen = updated(model, sizes, boxes)
+    expected, theirs, all_seen = updated(plain, sizes, boxes, others)
+    assert torch.equal(loss, expected) and list(grads) == list(theirs)
+    assert all(torch.equal(grads[name], theirs[name]) for name in grads)
+    assert not grads["online.encoder.backbone.fpn_output5.weight"].any() and grads["predictor.0.weight"].any()
+    differ = {name.split(".norm")[0] for name in seen if not torch.equal(seen[name], all_seen[name])}
+    norms = {f"fpn_output{i}" for i in ((2, 3, 4, 5) if reached == "all" else (4,))}
+    norms |= {"fpn_lateral2"} if reached == "all" else set()
+    assert differ == {f"{network}.encoder.backbone.{norm}" for norm in norms for network in ("online", "target")}
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
-"""Detectron2's pyramids for views of any side, without the levels that no object is pooled from.
+"""Detectron2's pyramids for views of any side, without the levels that no box is pooled from.
 
 N images, C channels, S view side in pixels.
 """
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,23 +28,40 @@ def levels(backbone: FPN | SimpleFeaturePyramid) -> dict[str, ShapeSpec]:
     return dict(list(backbone.output_shape().items())[:count])
 
 
-def pyramid(backbone: FPN | SimpleFeaturePyramid, x: Tensor) -> dict[str, Tensor]:
+def pyramid(backbone: FPN | SimpleFeaturePyramid, x: Tensor, needed: Collection[str] = ()) -> dict[str, Tensor]:
     """The pyramid's `forward`, but that FPN's top-down map takes the lateral map's size where Detectron2 doubles it.
 
-    x: (N, 3, S, S). Returns level name -> (N, C, ceil(S / stride), ceil(S / stride)) of `levels`. Equal to
-    `backbone(x)` wherever S is a multiple of the largest stride; 112 is not.
+    x: (N, 3, S, S); needed: names of `levels`, at least one; (): all. Returns level name ->
+    (N, C, ceil(S / stride), ceil(S / stride)) of those needed. Equal to `backbone(x)` wherever S is a multiple of the
+    largest stride; 112 is not.
     """
     if isinstance(backbone, SimpleFeaturePyramid):
         x = backbone.net(x)[backbone.in_feature]
-        return {name: stage(x) for name, stage in zip(levels(backbone), backbone.stages)}
-    bottom_up, names = backbone.bottom_up(x), reversed(levels(backbone))
-    parts = zip(names, backbone.in_features[::-1], backbone.lateral_convs, backbone.output_convs)
-    features, top_down = {}, None
-    for name, source, lateral, output in parts:
+        stages = zip(levels(backbone), backbone.stages)
+        return {name: stage(x) for name, stage in stages if not needed or name in needed}
+    bottom_up, features, top_down = backbone.bottom_up(x), {}, None
+    for name, source, lateral, output in _steps(backbone, needed):
         side = lateral(bottom_up[source])
         top_down = side if top_down is None else side + F.interpolate(top_down, size=side.shape[-2:], mode="nearest")
-        features[name] = output(top_down)
+        if not needed or name in needed:
+            features[name] = output(top_down)
     return features
+
+
+def left_out(backbone: FPN | SimpleFeaturePyramid, needed: Collection[str]) -> list[nn.Module]:
+    """What `pyramid` of the levels `needed` does not compute, of all it has for `levels`."""
+    if isinstance(backbone, SimpleFeaturePyramid):
+        return [stage for name, stage in zip(levels(backbone), backbone.stages) if name not in needed]
+    names = list(levels(backbone))[::-1]
+    outputs = [output for name, output in zip(names, backbone.output_convs) if name not in needed]
+    return outputs + list(backbone.lateral_convs)[len(_steps(backbone, needed)) :]
+
+
+def _steps(backbone: FPN, needed: Collection[str]) -> list[tuple[str, str, nn.Module, nn.Module]]:
+    """Level, its map of the network below, lateral and output convolution, coarsest first, to the finest `needed`."""
+    names = list(levels(backbone))[::-1]
+    count = max(names.index(name) for name in needed or names) + 1
+    return list(zip(names, backbone.in_features[::-1], backbone.lateral_convs, backbone.output_convs))[:count]
 
 
 def with_top(backbone: nn.Module, maps: dict[str, Tensor]) -> dict[str, Tensor]:

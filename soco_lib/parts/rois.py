@@ -27,6 +27,7 @@ class RoIs(Movable):
     rows: Tensor  # (M, 5) float32, level after level: image number, x1 y1 x2 y2 in view pixels
     counts: tuple[int, ...]  # rows of each level
     order: Tensor | None  # (M,) int64: the row of each box, image after image; None: the rows are in this order
+    reached: tuple[bool, ...]  # whether a level has rows, here or in another process that shares its batch norm
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class Levels:
         """Boxes of N images, N tensors (m_i, 4) on the CPU, x1 y1 x2 y2 in view pixels, for `Encoder.forward`."""
         rows, count = convert_boxes_to_pooler_format([Boxes(b) for b in boxes]), self.highest - self.lowest + 1
         if count == 1:
-            return RoIs(rows, (len(rows),), None)
+            return RoIs(rows, (len(rows),), None, (True,))
         level = assign_boxes_to_levels([Boxes(rows[:, 1:])], self.lowest, self.highest, self.canonical, 4)
         by_level = level.argsort(stable=True)
-        return RoIs(rows[by_level], tuple(level.bincount(minlength=count).tolist()), by_level.argsort())
+        counts = tuple(level.bincount(minlength=count).tolist())
+        return RoIs(rows[by_level], counts, by_level.argsort(), tuple(map(bool, counts)))

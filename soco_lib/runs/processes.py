@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -148,11 +148,16 @@ def mean(value: torch.Tensor) -> torch.Tensor:
 
 def anyone(flag: bool) -> bool:
     """Whether the flag is set in any process; asks no GPU."""
+    return anyones([flag])[0]
+
+
+def anyones(flags: Sequence[bool]) -> list[bool]:
+    """`anyone` of each flag, as many in every process."""
     if not dist.is_initialized():
-        return flag
-    flags = torch.tensor(flag, dtype=torch.uint8)
-    dist.all_reduce(flags, dist.ReduceOp.MAX, group=_agreeing)
-    return bool(flags)
+        return list(flags)
+    shared = torch.tensor(flags, dtype=torch.uint8)
+    dist.all_reduce(shared, dist.ReduceOp.MAX, group=_agreeing)
+    return [bool(flag) for flag in shared]
 
 
 def from_first(value: Any) -> Any:

@@ -33,11 +33,11 @@ SMALL = dataclasses.replace(
     embedding=16,
 )
 NOTES = (
-    "ours: Trainer.update: box head once a box on its own level, one view's graph at a time, channels-last, foreach "
-    "LARS and EMA",
+    "ours: Trainer.update: box head once a box on its own level, no level without a box, one view's graph at a time, "
+    "channels-last, foreach LARS and EMA",
     "plain: box head on every level and a mask, one graph over all views, contiguous, a loop over parameters",
     f"recomputing: ours with recompute: [{', '.join(AGAIN)}], for which activations of these stages are not kept",
-    "random pixels and boxes of the paper's sizes; without data loading",
+    "random pixels, boxes of the paper's sizes as the views show them; without data loading",
     "memory: largest resident bytes of a process that imports what training does and makes three updates; 'private' "
     "leaves out pages of libraries' files",
     "operations: of all convolutions and matrix products, forward and backward, a multiplication and an addition "

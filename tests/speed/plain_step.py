@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import roi_align
@@ -31,6 +32,7 @@ from soco_lib.model import SoCo
 from soco_lib.runs import processes
 from soco_lib.runs.machine import peak_memory
 from soco_lib.train import Trainer
+from soco_lib.views import make_views
 
 #: Called with a stage's name when it has ended.
 Told = Callable[[str], None]
@@ -118,13 +120,17 @@ class Clock:
 
 
 def a_batch(cfg: Pretrain, seed: int = 0) -> Batch:
-    """Random images, and boxes of 0.3 to 0.8 of the side, all there."""
-    g, n = torch.Generator().manual_seed(seed), cfg.batch
-    images = [torch.randint(0, 256, (n, s, s, 3), dtype=torch.uint8, generator=g) for s in cfg.view_sizes]
-    side = 0.3 + 0.5 * torch.rand(n, cfg.k, 1, generator=g)
-    corner = torch.rand(n, cfg.k, 2, generator=g) * (1 - side)
-    boxes = [torch.cat([corner, corner + side], 2) * s for s in cfg.view_sizes]
-    return Batch(images, boxes, [torch.ones(n, cfg.k, dtype=torch.bool) for _ in boxes])
+    """Random images, and boxes of 0.3 to 0.8 of the side as the views show them: draws in which all are there."""
+    rng, drawn = np.random.default_rng(seed), []
+    while len(drawn) < cfg.batch:
+        side = rng.uniform(0.3, 0.8, (cfg.k, 1))
+        corner = rng.random((cfg.k, 2)) * (1 - side)
+        pixels = rng.integers(0, 256, (cfg.size, cfg.size, 3), dtype=np.uint8)
+        views = make_views(rng, pixels, cfg.size * np.concatenate([corner, corner + side], 1), cfg)
+        if all(view.valid.all() for view in views):
+            drawn.append(views)
+    stacked = lambda name: [torch.from_numpy(np.stack([getattr(v, name) for v in own])) for own in zip(*drawn)]
+    return Batch(*map(stacked, ("image", "boxes", "valid")))
 
 
 def a_trainer(cfg: Pretrain) -> Trainer:
@@ -141,8 +147,8 @@ def ours(cfg: Pretrain):
 def plain(cfg: Pretrain):
     """The same."""
     cfg = dataclasses.replace(cfg, channels_last=False)
-    step = PlainStep(a_trainer(cfg).model, cfg)
-    return lambda: step.update(a_batch(cfg), 1e-4, cfg.tau)
+    step, batch = PlainStep(a_trainer(cfg).model, cfg), a_batch(cfg)
+    return lambda: step.update(batch, 1e-4, cfg.tau)
 
 
 def recomputing(cfg: Pretrain):
