@@ -51,7 +51,7 @@ class Batch:
     boxes: list[Tensor]  # (B, K, 4) float32, view pixels
     valid: list[Tensor]  # (B, K) bool
     unreadable: int = 0  # samples that another image stands in for
-    counted: Any = None  # what a step needs to know of boxes and flags: a model.Counted
+    counted: Any = None  # what a step needs to know of boxes and flags: a parts.counted.Counted
     regions: list[Tensor] | None = None  # every proposal in V1, B tensors (n_i, 4); None where no RPN learns them
 
     def pin_memory(self) -> Batch:

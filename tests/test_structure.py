@@ -24,10 +24,11 @@ scenes
 data
 views
 dataset
+loss
 parts
 detector
 encoder
-loss optim
+optim
 model
 features weights
 train

@@ -63,7 +63,7 @@ def pages(*sizes: int) -> int:
 
 def shared_bytes(cfg: Pretrain, plan: Plan) -> int:
     """Bytes that a pretraining's micro-batch takes there at most: images, boxes and flags of each view, and a
-    model.Counted, which has a row of five numbers and its place a box, and three numbers a box and pair of views.
+    parts.counted.Counted: a row of five numbers and its place a box, three numbers a box and pair of views.
     """
     n, m = plan.micro_batch, plan.micro_batch * cfg.k
     views = sum(pages(n * 3 * size**2, m * 16, m, m * 20, m * 8) for size in cfg.view_sizes)
