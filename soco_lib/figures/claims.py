@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 
 from soco_lib.figures.studies import LINES, finish
 from soco_lib.runs import records
-from soco_lib.tables.stats import bootstrap, paired
+from soco_lib.tables.stats import LEVEL, bootstrap, paired
 from soco_lib.tables.study_rows import Row
 
 VERDICTS = {"confirmed": "#009E73", "contradicted": "#D55E00", "undecided": "#888888"}
@@ -39,15 +39,16 @@ def _whiskers(values: list[float]) -> tuple[float, float, float]:
 
 def verdicts(frame: pd.DataFrame) -> Figure:
     """Every claim at a glance, a line each, of claims.table's frame: mean difference with the bootstrap's interval
-    (thick) and Student's (thin, cut at the border), coloured by verdict; at the right the paper's difference. What was
-    not run is left out.
+    (thick) and Student's (thin, cut at the border), coloured by verdict, filled where it stands among all claims (q);
+    at the right the paper's difference. What was not run is left out.
     """
     ran = frame[frame["n"] > 0].reset_index(drop=True)
     figure, ax = plt.subplots(figsize=(10, 0.24 * len(ran) + 1), layout="constrained")
     colours = ran["verdict"].map(VERDICTS)
     for low, high, width in (("low_t", "high_t", 1), ("low", "high", 4)):
         ax.hlines(ran.index, ran[low], ran[high], colors=colours, lw=width)
-    ax.scatter(ran["change"], ran.index, s=22, c=colours, edgecolors="white", zorder=3)
+    filled = colours.where(ran["q"] <= LEVEL, "white")
+    ax.scatter(ran["change"], ran.index, s=26, c=filled, edgecolors=colours, zorder=3)
     edge = 1.1 * np.nanmax(np.abs(ran[["change", "low", "high"]]), initial=0.1)
     ax.set_xlim(-edge, edge)
     ax.axvline(0, color="0.3", lw=0.8)
@@ -66,7 +67,8 @@ def verdicts(frame: pd.DataFrame) -> Figure:
     ax.tick_params(axis="y", labelsize=8)
     found = [word for word in VERDICTS if (ran["verdict"] == word).any()]
     handles = [Line2D([], [], color=VERDICTS[word], lw=4) for word in found]
-    ax.legend(handles, found, fontsize=9, frameon=False, loc="upper left")
+    handles += [Line2D([], [], color="0.3", marker="o", lw=0)]
+    ax.legend(handles, [*found, f"filled: q ≤ {LEVEL:g} among all"], fontsize=9, frameon=False, loc="upper right")
     return figure
 
 

@@ -25,7 +25,20 @@ from soco_lib.studies import study as studies
 from soco_lib.studies.paper import paper_value
 from soco_lib.studies.study import Study
 from soco_lib.tables import pages
-from soco_lib.tables.stats import FEWEST, VERDICTS, Paired, bootstrap, paired, verdict
+from soco_lib.tables.stats import (
+    FEWEST,
+    LEVEL,
+    MOST,
+    POWER,
+    VERDICTS,
+    Paired,
+    bootstrap,
+    false_discovery,
+    p_value,
+    paired,
+    seeds_needed,
+    verdict,
+)
 from soco_lib.tables.study_rows import Row, rows_of
 from soco_lib.transfer import benchmarks
 
@@ -126,7 +139,7 @@ def find(claim: Claim, study: Study, rows: list[Row]) -> Found:
 
 def table(found: list[Found]) -> pd.DataFrame:
     """A row a claim: its words and place, the paper's difference, ours with both 95 % intervals, n, both scores,
-    verdict, mixed.
+    verdict, mixed, Student's p-value, the same adjusted for all claims (q), seeds that a verdict would take.
     """
     lines = []
     for each in found:
@@ -137,8 +150,11 @@ def table(found: list[Found]) -> pd.DataFrame:
         line |= {"n": ours.n, "change": ours.mean} | dict(zip(("low", "high"), bootstrap(values)))
         line |= {"low_t": ours.low, "high_t": ours.high}
         expected = 1.0 if each.paper is None else each.paper
-        lines.append(line | {"verdict": verdict(values, expected) if values else "not run", "mixed": each.mixed})
-    return pd.DataFrame(lines).rename(columns={"says": "claim"}).round(4)
+        line |= {"verdict": verdict(values, expected) if values else "not run", "mixed": each.mixed}
+        lines.append(line | {"p": p_value(values), "needs": seeds_needed(values)})
+    frame = pd.DataFrame(lines).rename(columns={"says": "claim"})
+    frame.insert(frame.columns.get_loc("needs"), "q", false_discovery(frame["p"]))
+    return frame.astype({"needs": "Int64"}).round(4)
 
 
 def shown(frame: pd.DataFrame) -> pd.DataFrame:
@@ -156,9 +172,18 @@ def shown(frame: pd.DataFrame) -> pd.DataFrame:
             "bootstrap 95 %": number("[{:+.2f}, {:+.2f}]", line.low, line.high),
             "Student 95 %": number("[{:+.2f}, {:+.2f}]", line.low_t, line.high_t),
             "n": line.n,
+            "q": number("{:.3f}", line.q),
             "verdict": f"**{line.verdict}**" if line.verdict in VERDICTS[:2] else line.verdict,
+            "needs seeds": _needs(line),
         })  # fmt: skip
     return pd.DataFrame(lines)
+
+
+def _needs(line) -> str:
+    """Seeds that an undecided claim would take, in words."""
+    if line.verdict != "undecided" or line.n < FEWEST:
+        return ""
+    return f"more than {MOST}" if pd.isna(line.needs) else str(line.needs)
 
 
 def counted(frame: pd.DataFrame) -> str:
@@ -176,11 +201,23 @@ def reading(frame: pd.DataFrame) -> str:
             f"{mixed['mixed'].sum()} of {frame['n'].sum()} differences are between runs on two kinds of processor, "
             f"which changes scores by itself: {'; '.join(mixed['claim'])}."
         )
+    weak = frame[frame["verdict"].isin(VERDICTS[:2]) & ~(frame["q"] <= LEVEL)]
+    fallen = f"; not: {'; '.join(weak['claim'])}" if len(weak) else ""
     return (
         f"{len(frame)} comparisons: {counted(frame)}. A verdict needs {FEWEST} seeds and both 95 % intervals of the "
         f"mean difference on one side of 0. Each of the {judged} judged is for itself: were there no effect anywhere, "
-        f"up to {0.05 * judged:.1f} would still get a verdict by chance. {kinds}"
+        f"up to {LEVEL * judged:.1f} would still get a verdict by chance. q is Student's p-value adjusted for all of "
+        f"them (Benjamini and Hochberg): {standing(frame)}{fallen}. Needs seeds: with so many, a difference as large "
+        f"and as scattered as the measured one is found {POWER:.0%} of the time; from three seeds this is a rough "
+        f"guess. {kinds}"
     )
+
+
+def standing(frame: pd.DataFrame) -> str:
+    """How many verdicts are left with false discoveries controlled over the whole table, in words."""
+    decided = frame[frame["verdict"].isin(VERDICTS[:2])]
+    stand = f"{(decided['q'] <= LEVEL).sum()} of {len(decided)} verdicts stand"
+    return f"{stand} where at most {100 * LEVEL:.0f} % false ones are expected among them"
 
 
 #: (study, benchmark) -> a row of the README's first table, in words.
@@ -225,7 +262,8 @@ def headline(frame: pd.DataFrame) -> str:
     return (
         f"{scale}: that a detector learns better from SoCo's weights than from random ones is "
         f"**{said(found['scratch'])}**; that SoCo is better than pretraining on whole images, the paper's baseline, is "
-        f"**{said(found['whole-image'])}**.\n\n{pages.markdown(pd.DataFrame(rows).fillna(''))}\n\n"
+        f"**{said(found['whole-image'])}**. Judged together with all other claims, {standing(frame)}.\n\n"
+        f"{pages.markdown(pd.DataFrame(rows).fillna(''))}\n\n"
         "AP^bb, means over seeds; differences are paired over seeds, with the bootstrap's 95 % interval; a verdict "
         f"asks Student's as well. Of {len(frame)} comparisons that the paper makes, the small runs leave "
         f"{counted(frame)}: [the table](results/tables/claims.md).\n"

@@ -1,4 +1,6 @@
-"""What a few seeds say of a difference: the paired difference, two intervals of its mean, a verdict."""
+"""What a few seeds say of a difference: the paired difference, two intervals of its mean, a verdict; of many
+differences, how many verdicts chance would give; and how many seeds another one would take.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,8 @@ import numpy as np
 #: Fewest seeds of which a verdict is given, and resamples of the bootstrap.
 FEWEST, RESAMPLES = 3, 10000
 VERDICTS = ("confirmed", "contradicted", "undecided")
+#: Chance of a false verdict, and of a verdict where there is a difference, of `seeds_needed`; the most seeds it tries.
+LEVEL, POWER, MOST = 0.05, 0.8, 999
 
 
 @dataclass(frozen=True)
@@ -70,3 +74,44 @@ def verdict(differences: Sequence[float], expected: float = 1.0) -> str:
     if low <= 0 <= high:
         return "undecided"
     return "confirmed" if (low > 0) == (expected > 0) else "contradicted"
+
+
+def p_value(differences: Sequence[float]) -> float:
+    """Student's two-sided p-value of no mean difference; NaN for fewer than FEWEST, 0 where all agree on another."""
+    if len(differences) < FEWEST:
+        return math.nan
+    if np.ptp(differences) == 0:
+        return float(differences[0] == 0)
+    from scipy import stats
+
+    return float(stats.ttest_1samp(differences, 0).pvalue)
+
+
+def false_discovery(p_values: Sequence[float]) -> np.ndarray:
+    """Benjamini and Hochberg's adjusted p-values in the same order, NaN where p is: of the differences at or below 0.05
+    no more than 5 % are expected to be none.
+    """
+    adjusted = np.array(p_values, float)
+    known = ~np.isnan(adjusted)
+    if known.any():
+        from scipy import stats
+
+        adjusted[known] = stats.false_discovery_control(adjusted[known])
+    return adjusted
+
+
+def seeds_needed(differences: Sequence[float]) -> int | None:
+    """Fewest seeds, FEWEST to MOST, with which Student's test at LEVEL finds with probability POWER a difference as
+    large as the mean here and as scattered as these; None: more than MOST, or fewer than FEWEST differences to go by.
+    """
+    if len(differences) < FEWEST or not np.mean(differences):
+        return None
+    spread = np.std(differences, ddof=1)
+    if spread == 0:
+        return FEWEST
+    from scipy import stats
+
+    n = np.arange(FEWEST, MOST + 1)
+    bound, shift = stats.t.isf(LEVEL / 2, n - 1), abs(np.mean(differences)) / spread * np.sqrt(n)
+    found = n[stats.nct.sf(bound, n - 1, shift) >= POWER]  # the other sign's chance is nothing beside it
+    return int(found[0]) if len(found) else None
