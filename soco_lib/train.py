@@ -24,7 +24,7 @@ from soco_lib.features import probe
 from soco_lib.fields import from_dict, to_dict
 from soco_lib.model import SoCo
 from soco_lib.optim import build_optimizer, learning_rate, target_momentum
-from soco_lib.runs import checkpoint, loader, processes, reasons, session, stop
+from soco_lib.runs import checkpoint, loader, machine, processes, reasons, session, stop
 from soco_lib.runs.folder import Run
 from soco_lib.runs.log import Log
 from soco_lib.runs.recompute import recompute
@@ -220,6 +220,7 @@ def train(run: Run, process: processes.Process, stop_requests: Sequence = ()) ->
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status (see session.main)."""
+    machine.give_back_freed()
     return session.main(__doc__, train, arguments, fixed_sizes=True)
 
 

@@ -22,8 +22,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-import pandas as pd
-
 from soco_lib import BookError, locate
 from soco_lib.runs import locks
 from soco_lib.runs.files import unwritable
@@ -249,15 +247,16 @@ def cost(run: Run) -> dict:
     ones), hardware and commit those of the last.
     """
     last, metrics, state = run.last_session, numbers(run), state_of(run)
-    time = pd.Series([minutes(session) for session in run.record["sessions"]], dtype=float)
+    time = [minutes(session) for session in run.record["sessions"]]
+    known = [each for each in time if not math.isnan(each)]
     seen = metrics.get("images_seen") or metrics.get("iterations", 0) * metrics.get("batch", 0)
-    spent = f"{'≥' * bool(time.isna().any())}{time.sum():.1f}"
+    spent = f"{'≥' * (len(known) < len(time))}{sum(known):.1f}"
     where = hardware(last), last.get("processes")
     return dict(zip(COST, (run.name, state.text or state.word, *where, spent, seen or None, commit(last))))
 
 
-def together(spent: pd.DataFrame) -> str:
-    """The title of a table of costs: how many runs, and their minutes in all."""
+def together(spent) -> str:
+    """The title of a table of costs, a frame of rows of `cost`: how many runs, and their minutes in all."""
     known = spent["minutes"].str.lstrip("≥").astype(float).sum()
     some = "≥" * bool(spent["minutes"].str.startswith("≥").any())
     return f"Cost and provenance of {len(spent)} run{'s' * (len(spent) != 1)}, {some}{known:.1f} minutes together"

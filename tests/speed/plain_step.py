@@ -30,7 +30,7 @@ from soco_lib.fields import from_dict
 from soco_lib.loss import soco_loss
 from soco_lib.model import SoCo
 from soco_lib.runs import processes
-from soco_lib.runs.machine import peak_memory
+from soco_lib.runs.machine import give_back_freed, peak_memory
 from soco_lib.train import Trainer
 from soco_lib.views import make_views
 
@@ -162,6 +162,7 @@ WAYS = {"ours": ours, "recomputing": recomputing, "plain": plain}
 def main(arguments: list[str]) -> None:
     """Command line."""
     way, config = arguments
+    give_back_freed()
     update = WAYS[way](from_dict(Pretrain, json.loads(config)))
     for _ in range(3):
         update()
