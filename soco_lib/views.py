@@ -91,7 +91,7 @@ def crop_with_boxes(rng, boxes: np.ndarray, side: int, view: View) -> tuple[tupl
 
 # --- photometry: each function is one of torchvision's operations on uint8, rounded where torchvision cuts off -------
 
-_GRAY = np.array([0.299, 0.587, 0.114], np.float32)
+_SAME, _GRAY = np.eye(3, dtype=np.float32), np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def brightness(image: np.ndarray, factor: float) -> np.ndarray:
@@ -107,7 +107,7 @@ def contrast(image: np.ndarray, factor: float) -> np.ndarray:
 
 def saturation(image: np.ndarray, factor: float) -> np.ndarray:
     """Blend each pixel with its gray level; factor >= 0, 1 changes nothing."""
-    return cv2.transform(image, np.eye(3, dtype=np.float32) * factor + (1 - factor) * _GRAY)
+    return cv2.transform(image, _SAME * factor + (1 - factor) * _GRAY)
 
 
 def hue(image: np.ndarray, shift: float) -> np.ndarray:
@@ -174,7 +174,7 @@ def _finish(rng, image, boxes, valid, crop, branch: Branch, cfg: Pretrain) -> Vi
     flip = bool(rng.random() < 0.5)
     if flip:
         image, boxes = cv2.flip(image, 1), box_math.hflip(boxes, side)
-    boxes = np.where(valid[:, None], box_math.clip(boxes, side, side), 0).astype(np.float32)
+    boxes = np.where(valid[:, None], box_math.clip(boxes, side, side), np.float32(0))
     if cfg.cutout_p > 0:
         image = cutout(rng, image, boxes[valid], cfg.cutout_p)
     return ViewSample(photometry(rng, image, branch), boxes, valid, crop, flip)
