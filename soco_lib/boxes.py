@@ -38,7 +38,7 @@ def iou(a, b) -> np.ndarray:
 
 def clip(boxes, width: float, height: float) -> np.ndarray:
     """(N, 4) the parts inside a frame of `width` x `height`; a box outside becomes an empty one on the border."""
-    return np.clip(as_boxes(boxes), 0, np.array([width, height, width, height], np.float32))
+    return as_boxes(boxes).clip(0, np.array([width, height, width, height], np.float32))
 
 
 def crop_resize(boxes, crop, size) -> np.ndarray:
@@ -52,8 +52,9 @@ def crop_resize(boxes, crop, size) -> np.ndarray:
 
 def hflip(boxes, width: float) -> np.ndarray:
     """(N, 4) boxes after a left-right flip of a frame `width` pixels wide."""
-    boxes = as_boxes(boxes)
-    return np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1).astype(np.float32)
+    boxes = as_boxes(boxes).copy()
+    boxes[:, ::2] = width - boxes[:, 2::-2]
+    return boxes
 
 
 def jitter(boxes, rng: np.random.Generator, amount: float = 0.1, p: float = 0.5) -> np.ndarray:

@@ -21,6 +21,8 @@ from soco_lib.config import Pretrain, View
 CROP_TRIES = 5
 #: The ImageNet mean colour, which normalises to zero: what cutout fills with.
 MEAN_COLOUR = (124, 116, 104)
+#: Ranges of the factors of brightness, contrast and saturation, and of the turn of hue.
+LOW, HIGH = np.array([0.6, 0.6, 0.8, -0.1]), np.array([1.4, 1.4, 1.2, 0.1])
 
 
 @dataclass(frozen=True)
@@ -71,28 +73,30 @@ def draw_crop(rng: Generator, side: int, view: View) -> tuple[int, int, int, int
     return 0, 0, side, side
 
 
-def crop_with_boxes(rng, boxes: np.ndarray, side: int, view: View) -> tuple[int, int, int, int]:
-    """A crop that keeps at least half of the boxes, else the best of CROP_TRIES; the whole if none keeps any."""
-    best, kept_by_best = (0, 0, side, side), 0
-    for _ in range(CROP_TRIES):
-        crop = draw_crop(rng, side, view)
+def crop_with_boxes(rng, boxes: np.ndarray, side: int, view: View) -> tuple[tuple[int, ...], np.ndarray, np.ndarray]:
+    """A crop that keeps at least half of the boxes, else the best of CROP_TRIES; the whole if none keeps any. With it
+    the boxes in the view, unclipped, and which of them overlap it.
+    """
+    best, kept = (0, 0, side, side), 0
+    for number in range(CROP_TRIES + 1):
+        crop = draw_crop(rng, side, view) if number < CROP_TRIES else best
         mapped = box_math.crop_resize(boxes, crop, (view.size, view.size))
-        kept = int(box_math.valid(mapped, view.size, view.size).sum())
-        if kept > kept_by_best:
-            best, kept_by_best = crop, kept
-        if 2 * kept >= len(boxes):
+        valid = box_math.valid(mapped, view.size, view.size)
+        if 2 * (found := np.count_nonzero(valid)) >= len(boxes):
             break
-    return best
+        if found > kept:
+            best, kept = crop, found
+    return crop, mapped, valid
 
 
 # --- photometry: each function is one of torchvision's operations on uint8, rounded where torchvision cuts off -------
 
-_GRAY = np.array([0.299, 0.587, 0.114], np.float32)
+_SAME, _GRAY = np.eye(3, dtype=np.float32), np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def brightness(image: np.ndarray, factor: float) -> np.ndarray:
     """factor >= 0; 1 changes nothing."""
-    return cv2.addWeighted(image, factor, image, 0, 0)
+    return cv2.convertScaleAbs(image, alpha=factor)
 
 
 def contrast(image: np.ndarray, factor: float) -> np.ndarray:
@@ -103,15 +107,16 @@ def contrast(image: np.ndarray, factor: float) -> np.ndarray:
 
 def saturation(image: np.ndarray, factor: float) -> np.ndarray:
     """Blend each pixel with its gray level; factor >= 0, 1 changes nothing."""
-    return cv2.transform(image, np.eye(3, dtype=np.float32) * factor + (1 - factor) * _GRAY)
+    return cv2.transform(image, _SAME * factor + (1 - factor) * _GRAY)
 
 
 def hue(image: np.ndarray, shift: float) -> np.ndarray:
     """Turn the colour circle by `shift` of its round, in [-0.5, 0.5], in steps of 1/256."""
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
-    turn = np.array([round(shift * 256) % 256, 0, 0], np.uint8)  # uint8 wraps around, as hue does
     rows = hsv.reshape(len(hsv), -1)  # H S V H S V ...: a long row is added to fast, a channel of three is not
-    rows += np.tile(turn, hsv.shape[1])
+    turn = np.zeros(rows.shape[1], np.uint8)
+    turn[::3] = round(shift * 256) % 256
+    rows += turn  # uint8 wraps around, as hue does
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
 
 
@@ -128,19 +133,17 @@ def blur(image: np.ndarray, sigma: float) -> np.ndarray:
     return cv2.sepFilter2D(image, -1, taps, taps, borderType=cv2.BORDER_REFLECT_101)
 
 
-def solarize(image: np.ndarray, threshold: int = 128) -> np.ndarray:
-    """Invert levels at or above the threshold."""
-    levels = np.arange(256, dtype=np.uint8)
-    return cv2.LUT(image, np.where(levels >= threshold, 255 - levels, levels))
+def solarize(image: np.ndarray) -> np.ndarray:
+    """Invert levels from 128 on: of a level and its inverse, the lower."""
+    return cv2.min(image, cv2.bitwise_not(image))
 
 
 def photometry(rng: Generator, image: np.ndarray, branch: Branch) -> np.ndarray:
     """BYOL's colour jitter (0.4, 0.4, 0.2, 0.1) in random order with p 0.8, grayscale 0.2, blur, solarize."""
-    jitter = ((brightness, 0.6, 1.4), (contrast, 0.6, 1.4), (saturation, 0.8, 1.2), (hue, -0.1, 0.1))
     if rng.random() < 0.8:
-        values = [rng.uniform(low, high) for _, low, high in jitter]
+        jitter, values = (brightness, contrast, saturation, hue), (LOW + (HIGH - LOW) * rng.random(4)).tolist()
         for i in rng.permutation(4):
-            image = jitter[i][0](image, values[i])
+            image = jitter[i](image, values[i])
     if rng.random() < 0.2:
         image = grayscale(image)
     if rng.random() < branch.blur:
@@ -171,7 +174,7 @@ def _finish(rng, image, boxes, valid, crop, branch: Branch, cfg: Pretrain) -> Vi
     flip = bool(rng.random() < 0.5)
     if flip:
         image, boxes = cv2.flip(image, 1), box_math.hflip(boxes, side)
-    boxes = np.where(valid[:, None], box_math.clip(boxes, side, side), 0).astype(np.float32)
+    boxes = np.where(valid[:, None], box_math.clip(boxes, side, side), np.float32(0))
     if cfg.cutout_p > 0:
         image = cutout(rng, image, boxes[valid], cfg.cutout_p)
     return ViewSample(photometry(rng, image, branch), boxes, valid, crop, flip)
@@ -194,10 +197,8 @@ def make_views(rng: Generator, image: np.ndarray, boxes: np.ndarray, cfg: Pretra
     plain = {"V1": (base, boxes, everywhere, whole)}  # before flip and photometry: what later views derive from
     for number, view in enumerate(cfg.views, start=2):
         if view.source == "crop":
-            crop = crop_with_boxes(rng, boxes, cfg.size, view)
+            crop, mapped, valid = crop_with_boxes(rng, boxes, cfg.size, view)
             pixels = base[crop[1] : crop[3], crop[0] : crop[2]]
-            mapped = box_math.crop_resize(boxes, crop, (view.size, view.size))
-            valid = box_math.valid(mapped, view.size, view.size)
         else:
             pixels, parent, valid, crop = plain[view.source]
             mapped = parent * np.float32(view.size / pixels.shape[0])

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from soco_lib import BookError, dataset
 from soco_lib.config import Pretrain
 from soco_lib.data import shards
-from soco_lib.data.decoding import READER, decode, decode_near, header_size
+from soco_lib.data.decoding import READER, _jpeg_head, decode, decode_near, header_size
 from soco_lib.data.proposals import ProposalConfig
 from soco_lib.data.sources import open_source
 from soco_lib.data.store import ProposalStore, build_store
@@ -193,6 +193,16 @@ def test_plain_files_are_what_they_were():
         plain = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
         assert np.array_equal(decode(data), cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1])
         assert np.array_equal(decode(data), plain)
+
+
+def test_a_jpegs_head_says_what_pillow_reads():
+    """And in a file that is cut short, no size or the right one."""
+    image = Image.fromarray(RGB).resize((331, 257))
+    for mode, options in (("RGB", {}), ("L", {}), ("CMYK", {}), ("RGB", {"progressive": True, "comment": b"\xff\xc0"})):
+        plain, turned = (encoded(image.convert(mode), "JPEG", orientation, **options) for orientation in (1, 6))
+        assert _jpeg_head(plain) == ((331, 257), False) and _jpeg_head(turned) == ((331, 257), True)
+    ends = [_jpeg_head(plain[:end])[0] for end in range(plain.find(b"\xff\xda") + 2)]
+    assert set(ends) == {None, (331, 257)} and ends == sorted(ends, key=bool)
 
 
 def test_a_store_of_the_earlier_reader(tmp_path):
