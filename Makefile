@@ -24,7 +24,7 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 #:   NODES=1 RENDEZVOUS= RESTARTS=0  launch options: machines; host:port that all reach; times that all processes start anew after one died
 #:   LAUNCHER=local PARTITION= MINUTES=240 CPUS=  launch options: local or slurm; of SLURM: minutes a job (requeued, it goes on), cores a node
 #:   PYTHON= DETECTRON2=  of set-up: Python 3.11 to 3.13 (default: the first found); any pip specification; `pinned` goes back to the pinned one
-#:   DEEP= QUICK= ARGS=  1: `make data-check` decodes all pictures; 1: `make check-gpu` is short; passed on by make test, lab, proposals-import
+#:   DEEP= QUICK= ARGS=  1: `make data-check` decodes all pictures; 1: `make check-gpu` is short; passed on by make test, lab, proposals, proposals-import
 # The defaults, which hold unless make is given a value: a shell's own variable of such a name is not meant.
 DEFAULTS := PROFILE=toy INIT=scratch SEED=0 SEEDS=0 RESULTS=results SCORE=0.5 $(addsuffix =,MODEL RUN IMAGES SET GPUS LAUNCH PROPOSALS BENCHMARK \
     TRAIN TEST VOC_TRAIN VOC_TEST LVIS_TRAIN LVIS_TEST RUNS A B NAMES JOBS PLAN MEASURE RECORDED VARIANTS BENCHMARKS FRACTIONS STARTS \
@@ -133,7 +133,7 @@ $(SCENES)-test/scenes.json: | $(READY)
 $(SCENES)-lvis/lvis_val.json: $(SCENES)/scenes.json | $(READY) # the same in LVIS layout
 	@$(PY) -m soco_lib.transfer.make_lvis
 proposals: $(TOY_DATA) | $(READY) ## proposals of IMAGES, and a look at them; proposals-import, proposals-export: other programs' files (variables)
-	@$(call NOTEBOOK,01_proposals,$(notdir $(STORE))) $(DATA_FLAGS) -p generator found
+	@$(if $(ARGS),$(patsubst %&&,% $(ARGS_TAKEN) &&,$(PROPOSE))) $(call NOTEBOOK,01_proposals,$(notdir $(STORE))) $(DATA_FLAGS) -p generator found
 proposals-%: $(TOY_DATA) | $(READY)
 	@$(PY) -m soco_lib.data.interchange $* $(foreach name,STORE FROM TO LAYOUT GENERATOR PICTURES,--$(name) $(call q,$($(name)))) $(ARGS_TAKEN)
 views: $(TOY_DATA) | $(READY) ## the views that pretraining sees of IMAGES

@@ -145,12 +145,14 @@ def tradeoff(record: dict) -> Figure | None:
     figure, axes = plt.subplots(1, len(panels), figsize=(11, 3.8), layout="constrained")
     for ax, (score, limit) in zip(axes, panels.items()):
         for (mode, group), colour in zip(frame.groupby("mode", sort=False), WAYS[:1] + WAYS[2:]):
-            for (base_k, points), marker in zip(group.groupby("base k"), "os^"):
+            for (base_k, points), marker in zip(group.groupby("base k"), "os^v"):
                 full = points["images"] == frame["images"].max()
                 style = {"s": 22, "marker": marker, "ec": colour, "label": f"{mode}, base k {base_k}"}
                 fill = [colour if whole else "none" for whole in full]
                 ax.scatter(points["s an image"], points[score], c=fill, **style)
-            for _, point in group[group["base k"] == frame["base k"].median()].iterrows():
+            for _, point in group[
+                group["base k"].eq(frame["base k"].median()) | (group["base k"].nunique() == 1)
+            ].iterrows():
                 place = (point["s an image"], point[score])
                 ax.annotate(point["side"], place, (3, 3), textcoords="offset points", fontsize=7, color=colour)
         default = frame[frame["default"] == "yes"]
