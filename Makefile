@@ -94,8 +94,8 @@ $(PY):
 lab: | $(READY) ## open JupyterLab on notebooks/
 	@JUPYTER_PREFER_ENV_PATH=1 PATH="$(abspath $(ENV))/bin:$$PATH" $(PY) -m jupyterlab $(ARGS_TAKEN) \
 	    --ServerApp.root_dir=$(call q,$(CURDIR)) --LabApp.default_url=/lab/tree/notebooks # with this environment's kernel, not the home's
-# A notebook's product is its HTML: it is rendered last and put in place by a rename, so it stands for the whole run.
 IN := --results $(call q,$(RESULTS))
+# A notebook's product is its HTML, rendered last and put in place by a rename: it stands for the whole run.
 NOTEBOOK = $(PY) -m soco_lib.book notebooks/$(1).ipynb $(IN) --run-name $(call q,$(or $(RUN),$(2)))
 PROPOSE = $(if $(filter whole,$(STORE)),,$(PY) -m soco_lib.data.store --images $(call q,$(PICTURES)) --out $(call q,$(STORE)) &&)
 DATA_FLAGS = -p images $(call q,$(PICTURES)) -p proposals $(call q,$(STORE))
@@ -192,13 +192,14 @@ gallery: quickstart claims | $(READY) ## put the quickstart's and the claims' fi
 ##@ studies
 STUDY_FLAGS = $(if $(PLAN),--plan) $(if $(MEASURE),--measure) $(if $(RECORDED),--recorded) $(IN)
 STUDY = @status=0; $(PY) -m soco_lib.studies $(1) --profile '$(PROFILE)' --seeds '$(SEEDS)' --jobs '$(or $(JOBS),1)' --launch $(call q,$(HOW)) \
-    --variants $(call q,$(VARIANTS)) --benchmarks $(call q,$(BENCHMARKS)) $(STUDY_FLAGS) || status=$$?; \
+    --variants $(call q,$(VARIANTS)) --benchmarks $(call q,$(or $(BENCHMARKS),$(if $(filter evidence-%,$@),none))) $(STUDY_FLAGS) || status=$$?; \
     $(if $(PLAN),exit $$status,$(PY) -m soco_lib.book.study $(1) --profile '$(PROFILE)' $(IN) --after $$status)
 ##: ablation-NAME labels growth regions photographs longer detectors alignment viewsize batchsize proposals momentum (notebooks/studies says which tables)
 ablation-%: $(TOY_DATA) | $(READY)
 	$(call STUDY,$*)
 ##: pretrain-soco-NAME 100 400 star-400 c4-100 c4-400: the paper's pretrainings, with the transfers that score them
-pretrain-soco-%: $(TOY_DATA) | $(READY)
+##: evidence-gpu the study growth at a GPU's scale, in minutes: three arms, two lengths, scored by the object probe
+pretrain-soco-% evidence-%: $(TOY_DATA) | $(READY)
 	$(call STUDY,$@)
 table9: $(TOY_DATA) | $(READY) ## study of Table 9: pretraining data
 	$(call STUDY,$@)
@@ -226,5 +227,4 @@ bench: $(TOY_DATA) | $(READY) ## time every part beside its plain formulation, o
 bench-%: $(TOY_DATA) | $(READY)
 	@$(BENCH) $*
 clean: ## remove caches; results and the environment stay
-	@find . \( -path ./.venv -o -path ./.git -o -path ./data \) -prune -o -type d \
-	    \( -name __pycache__ -o -name .pytest_cache -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
+	@rm -rf .pytest_cache .ruff_cache; find * -path data -prune -o -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
