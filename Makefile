@@ -192,13 +192,12 @@ gallery: quickstart claims | $(READY) ## put the quickstart's and the claims' fi
 ##@ studies
 STUDY_FLAGS = $(if $(PLAN),--plan) $(if $(MEASURE),--measure) $(if $(RECORDED),--recorded) $(IN)
 STUDY = @status=0; $(PY) -m soco_lib.studies $(1) --profile '$(PROFILE)' --seeds '$(SEEDS)' --jobs '$(or $(JOBS),1)' --launch $(call q,$(HOW)) \
-    --variants $(call q,$(VARIANTS)) --benchmarks $(call q,$(or $(BENCHMARKS),$(if $(filter evidence-%,$@),none))) $(STUDY_FLAGS) || status=$$?; \
+    --variants $(call q,$(VARIANTS)) --benchmarks $(call q,$(or $(BENCHMARKS),$(if $(filter %evidence-gpu,$@),none))) $(STUDY_FLAGS) || status=$$?; \
     $(if $(PLAN),exit $$status,$(PY) -m soco_lib.book.study $(1) --profile '$(PROFILE)' $(IN) --after $$status)
-##: ablation-NAME labels growth regions photographs longer detectors alignment viewsize batchsize proposals momentum (notebooks/studies says which tables)
+##: ablation-NAME labels growth evidence-gpu regions photographs longer detectors alignment viewsize batchsize proposals momentum (notebooks/studies says which tables)
 ablation-%: $(TOY_DATA) | $(READY)
 	$(call STUDY,$*)
 ##: pretrain-soco-NAME 100 400 star-400 c4-100 c4-400: the paper's pretrainings, with the transfers that score them
-##: evidence-gpu the study growth at a GPU's scale, in minutes: three arms, two lengths, scored by the object probe
 pretrain-soco-% evidence-%: $(TOY_DATA) | $(READY)
 	$(call STUDY,$@)
 table9: $(TOY_DATA) | $(READY) ## study of Table 9: pretraining data

@@ -32,21 +32,27 @@ MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 def normalize(images: Tensor) -> Tensor:
     """(B, S, S, 3) uint8 on any device to (B, 3, S, S) float32, channels-last in memory, normalised by MEAN and STD."""
-    if images.device.type == "cpu":  # by a table: the same numbers in one pass, where torch takes three
-        x = torch.empty(images.shape)
-        for image, out in zip(images.numpy(), x.numpy()):
-            cv2.LUT(image, _levels(), out)
-    else:
-        mean, scale = _rows(images.shape[2], images.device)
-        x = torch.sub(images.flatten(2), mean).mul_(scale).view(images.shape)
-    return x.permute(0, 3, 1, 2)
+    return (_by_table if images.device.type == "cpu" else _by_formula)(images).permute(0, 3, 1, 2)
+
+
+def _by_formula(images: Tensor) -> Tensor:
+    """What a GPU computes."""
+    mean, scale = _rows(images.shape[2], images.device)
+    return torch.sub(images.flatten(2), mean).mul_(scale).view(images.shape)
+
+
+def _by_table(images: Tensor) -> Tensor:
+    """The same numbers, on the CPU in one pass where torch takes three."""
+    x = torch.empty(images.shape)
+    for image, out in zip(images.numpy(), x.numpy()):
+        cv2.LUT(image, _levels(), out)
+    return x
 
 
 @functools.cache
 def _levels() -> np.ndarray:
     """What each level becomes in each channel: (1, 256, 3) float32."""
-    mean, scale = _rows(1, torch.device("cpu"))
-    return torch.sub(torch.arange(256)[None, :, None], mean).mul_(scale).numpy()
+    return _by_formula(torch.arange(256).view(1, 1, 256, 1).expand(-1, -1, -1, 3))[0].numpy()
 
 
 @functools.cache

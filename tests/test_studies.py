@@ -82,6 +82,11 @@ PAPER = {
         for number, epochs in enumerate((25.0, 100.0, 400.0), start=1)
         for arm in ({**PLAIN, "alignment": "whole", "proposals": "whole", "k": 1}, {**PLAIN, "alignment": "c5"}, {})
     },
+    "evidence-gpu": {  # the same at a GPU's scale, two lengths
+        ("", -10 * number - len(arm)): {**arm, "epochs": epochs}
+        for number, epochs in enumerate((100.0, 400.0), start=1)
+        for arm in ({**PLAIN, "alignment": "whole", "proposals": "whole", "k": 1}, {**PLAIN, "alignment": "c5"}, {})
+    },
     "regions": {("", -1): {}, ("", -2): {"alignment": "rpn"}},  # not the paper's either
     "detectors": {("Scratch", 0): None, ("SoCo", 100, "coco-fpn-1x"): {}, ("SoCo", 100, "coco-c4-1x"): C4},
     "pretrain-soco-100": {("SoCo", 100): {}},
