@@ -44,7 +44,7 @@ def finish(ax, title: str, x: str = "", y: str = "", grid: str = "both") -> None
 
 
 def draw(study: Study, rows: list[Row], frame: pd.DataFrame, profile: str) -> Figure:
-    """A row of three panels a benchmark, each with a scale of its own, the base in bold; frame: study_table.table's.
+    """A row of three panels a benchmark (two where the paper prints nothing), each with a scale of its own, the base in bold; frame: study_table.table's.
 
     Ours: a dot a seed, their mean and standard deviation. Ours minus the base: paired over seeds, with the 95 %
     interval where there are two. The paper's: as printed, "NaN" where it diverged. A variant without a number has its
@@ -55,8 +55,9 @@ def draw(study: Study, rows: list[Row], frame: pd.DataFrame, profile: str) -> Fi
     names, found = [v.name for v in study.variants], list(frame.groupby("benchmark", sort=False))
     figure = Figure(figsize=(max(10.5, 1.6 * len(names)), 3.5 * len(found) + 0.5), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)
-    panels = figure.subplots(len(found), 3, squeeze=False)
-    for (ours, change, theirs), (benchmark, lines) in zip(panels, found):
+    printed = bool(frame["paper"].fillna("").astype(bool).any())  # else the paper has no panel
+    panels = figure.subplots(len(found), 2 + printed, squeeze=False)
+    for (ours, change, *paper), (benchmark, lines) in zip(panels, found):
         metrics = [metric for metric in study.metrics if metric in set(lines["metric"])]
         for i, metric in enumerate(metrics):
             part = lines[lines["metric"] == metric].set_index("variant").reindex(names)
@@ -69,11 +70,12 @@ def draw(study: Study, rows: list[Row], frame: pd.DataFrame, profile: str) -> Fi
                 ours.plot(x, scores, ".", ms=4, color="0.25", alpha=0.7)
             middle, low, high = (part[name].astype(float) for name in ("change", "low", "high"))
             change.errorbar(places, middle, [middle - low, high - middle], capsize=3, **style)
-            theirs.plot(places, [float(text) if text else math.nan for text in part["paper"].fillna("")], **style)
-            for x, text in enumerate(part["paper"] if i == 0 else ()):
-                if text == "NaN":
-                    place = dict(transform=theirs.get_xaxis_transform(), ha="center")
-                    theirs.text(x, 0.03, "NaN", fontsize=9, color="0.4", **place)
+            for theirs in paper:
+                theirs.plot(places, [float(text) if text else math.nan for text in part["paper"].fillna("")], **style)
+                for x, text in enumerate(part["paper"] if i == 0 else ()):
+                    if text == "NaN":
+                        place = dict(transform=theirs.get_xaxis_transform(), ha="center")
+                        theirs.text(x, 0.03, "NaN", fontsize=9, color="0.4", **place)
         change.axhline(0, color="0.4", lw=0.8)
         least, most = (int(end) for end in lines.loc[lines["n"] > 0, "n"].agg(["min", "max"]).fillna(0))
         seeds = f"{least} to {most} seeds" if least < most else f"{most} seed{'s' * (most != 1)}"
@@ -81,12 +83,13 @@ def draw(study: Study, rows: list[Row], frame: pd.DataFrame, profile: str) -> Fi
         above = f"{benchmark}\n" * (len(found) > 1)
         finish(ours, f"ours, scale '{profile}', {seeds}", "", f"{above}AP (%)", "y")
         finish(change, f"ours minus {study.baseline}{several}", "", "points of AP", "y")
-        finish(theirs, f"the paper, Table {study.tables or 'none'}", "", "AP (%)", "y")
-        for ax in (ours, change, theirs):
+        for theirs in paper:
+            finish(theirs, f"the paper, Table {study.tables}", "", "AP (%)", "y")
+        for ax in (ours, change, *paper):
             ax.set_xticks(range(len(names)), names, rotation=30, ha="right", rotation_mode="anchor", fontsize=9)
             ax.get_xticklabels()[names.index(study.baseline)].set_fontweight("bold")
             ax.set_xlim(-0.5, len(names) - 0.5)
-    handles = panels[0][2].get_legend_handles_labels()
+    handles = panels[0][-1].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=6, fontsize=9, frameon=False)
     return figure
 
