@@ -68,7 +68,7 @@ def verdicts(frame: pd.DataFrame) -> Figure:
     found = [word for word in VERDICTS if (ran["verdict"] == word).any()]
     handles = [Line2D([], [], color=VERDICTS[word], lw=4) for word in found]
     handles += [Line2D([], [], color="0.3", marker="o", lw=0)]
-    ax.legend(handles, [*found, f"filled: q ≤ {LEVEL:g} among all"], fontsize=9, frameon=False, loc="upper right")
+    ax.legend(handles, [*found, f"filled: q ≤ {LEVEL:g}"], fontsize=9, frameon=False, loc="upper left")
     return figure
 
 

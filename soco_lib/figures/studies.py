@@ -44,7 +44,8 @@ def finish(ax, title: str, x: str = "", y: str = "", grid: str = "both") -> None
 
 
 def draw(study: Study, rows: list[Row], frame: pd.DataFrame, profile: str) -> Figure:
-    """A row of three panels a benchmark (two where the paper prints nothing), each with a scale of its own, the base in bold; frame: study_table.table's.
+    """A row of three panels a benchmark (two where the paper prints nothing), each with a scale of its own, the base in
+    bold; frame: study_table.table's.
 
     Ours: a dot a seed, their mean and standard deviation. Ours minus the base: paired over seeds, with the 95 %
     interval where there are two. The paper's: as printed, "NaN" where it diverged. A variant without a number has its
