@@ -129,10 +129,12 @@ class Encoder(nn.Module):
         return pyramid(self.backbone, images, self._needed(rois)) if self.neck else self.trunk(images)
 
     def left_out(self, rois: RoIs) -> list[nn.Parameter]:
-        """The weights of `levels` that `maps` with these rois does without."""
-        if not self.neck:
+        """The weights of `levels` that `maps` with these rois does without; none where one level is fixed, whose
+        pyramid's others are never trained.
+        """
+        if not self.neck or len(self.levels) == 1:
             return []
-        unused = left_out(self.backbone, self._needed(rois)) if len(self.levels) > 1 else []
+        unused = left_out(self.backbone, self._needed(rois))
         return [weight for part in unused for weight in part.parameters()]
 
     def _needed(self, rois: RoIs | None) -> list[str]:
